@@ -1,0 +1,1 @@
+"""Images: source formats, conversion, the cache and its reaper."""
