@@ -1,0 +1,210 @@
+"""Typed bindings to the kernel calls that Python's os module lacks. Nothing else in the package uses ctypes.
+
+Every function raises OSError with the errno and, where there is one, the path. Descriptors returned are
+close-on-exec and belong to the caller. Numbers are those of the generic syscall table (Linux 5.1 and later),
+the same on every architecture since.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from typing import Any
+
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+OPEN_TREE_CLONE = 1
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_NOSYMFOLLOW = 0x200000
+MS_REC = 0x4000
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+
+_FSCONFIG_SET_FLAG = 0
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_CMD_CREATE = 6
+_FSOPEN_CLOEXEC = 1
+_FSMOUNT_CLOEXEC = 1
+_OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+_SYS_MOVE_MOUNT = 429
+_SYS_OPEN_TREE = 428
+_SYS_FSOPEN = 430
+_SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
+_SYS_OPENAT2 = 437
+_SYS_MOUNT_SETATTR = 442
+
+_LOOP_SET_STATUS64 = 0x4C04
+_LOOP_GET_STATUS64 = 0x4C05
+_LOOP_CONFIGURE = 0x4C0A
+_LOOP_CTL_GET_FREE = 0x4C82
+LO_FLAGS_READ_ONLY = 1
+LO_FLAGS_AUTOCLEAR = 4
+# struct loop_info64 of linux/loop.h: device, inode, rdevice, offset, sizelimit; number, encrypt type, key size,
+# flags; file name, crypt name, key; init.
+_LOOP_INFO64 = struct.Struct("<5Q4I64s64s32s2Q")
+# struct loop_config: fd, block size, loop_info64, 64 reserved bytes.
+_LOOP_CONFIG = struct.Struct(f"<2I{_LOOP_INFO64.size}s64x")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+
+def _checked(result: int, path: bytes | str | None = None) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return result
+
+
+def _long(value: int) -> ctypes.c_long:
+    return ctypes.c_long(value)
+
+
+def openat2(dir_fd: int, path: bytes, flags: int, *, resolve: int = 0, mode: int = 0) -> int:
+    """openat2(2): open with restrictions on how the path may resolve. Linux 5.6."""
+    how = struct.pack("<QQQ", flags | os.O_CLOEXEC, mode, resolve)
+    for _ in range(100):
+        try:
+            return _checked(_syscall(_long(_SYS_OPENAT2), _long(dir_fd), path, how, _long(len(how))), path)
+        except OSError as error:
+            # RESOLVE_BENEATH and RESOLVE_IN_ROOT answer EAGAIN when a rename ran beside them: openat2(2), "try again".
+            if error.errno != errno.EAGAIN:
+                raise
+    raise OSError(errno.EAGAIN, "the path keeps changing", path)
+
+
+def open_tree(dir_fd: int, path: bytes, flags: int) -> int:
+    """open_tree(2): with OPEN_TREE_CLONE a detached copy of the mount. Linux 5.2."""
+    return _checked(_syscall(_long(_SYS_OPEN_TREE), _long(dir_fd), path, _long(flags | _OPEN_TREE_CLOEXEC)), path)
+
+
+def clone_mount(fd: int, *, recursive: bool) -> int:
+    """A detached clone of the mount tree that the directory `fd` is in, rooted at that directory."""
+    return open_tree(fd, b"", AT_EMPTY_PATH | OPEN_TREE_CLONE | (AT_RECURSIVE if recursive else 0))
+
+
+def move_mount(from_fd: int, to_fd: int) -> None:
+    """move_mount(2), both sides by descriptor only. Linux 5.2."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    _checked(_syscall(_long(_SYS_MOVE_MOUNT), _long(from_fd), b"", _long(to_fd), b"", _long(flags)))
+
+
+def mount_setattr(fd: int, *, set_attrs: int = 0, propagation: int = 0, recursive: bool = True) -> None:
+    """mount_setattr(2) on the mount of `fd`. Linux 5.12."""
+    attr = struct.pack("<QQQQ", set_attrs, 0, propagation, 0)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    _checked(_syscall(_long(_SYS_MOUNT_SETATTR), _long(fd), b"", _long(flags), attr, _long(len(attr))))
+
+
+def make_mount(fstype: bytes, options: list[tuple[bytes, bytes | None]], attrs: int) -> int:
+    """A new detached mount: fsopen, fsconfig, fsmount (Linux 5.2). An option without a value is a flag.
+
+    Raises OSError with the kernel's own explanation in `strerror` where it gives one.
+    """
+    context = _checked(_syscall(_long(_SYS_FSOPEN), fstype, _long(_FSOPEN_CLOEXEC)), fstype)
+    try:
+        for key, value in options:
+            command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
+            _fsconfig(context, command, key, value)
+        _fsconfig(context, _FSCONFIG_CMD_CREATE, None, None)
+        return _checked(_syscall(_long(_SYS_FSMOUNT), _long(context), _long(_FSMOUNT_CLOEXEC), _long(attrs)), fstype)
+    except OSError as error:
+        raise OSError(error.errno, _explain(context) or error.strerror, fstype) from None
+    finally:
+        os.close(context)
+
+
+def _fsconfig(context: int, command: int, key: bytes | None, value: bytes | None) -> None:
+    _checked(_syscall(_long(_SYS_FSCONFIG), _long(context), _long(command), key, value, _long(0)))
+
+
+def _explain(context: int) -> str:
+    """The kernel's error lines on a file system context ("e overlay: ..."), see fsopen(2)."""
+    lines = []
+    while True:
+        try:
+            line = os.read(context, 1024)
+        except OSError:
+            return "; ".join(lines)
+        if line.startswith(b"e "):
+            lines.append(line[2:].decode("utf-8", "replace").strip())
+
+
+def set_propagation(path: bytes, flags: int) -> None:
+    """mount(2) used for nothing but the propagation of an existing mount tree."""
+    _checked(_libc.mount(None, path, None, ctypes.c_ulong(flags), None), path)
+
+
+def unmount(fd: int) -> None:
+    """Detach the mount whose root is `fd` from the tree (umount2(2) with MNT_DETACH)."""
+    path = b"/proc/self/fd/%d" % fd
+    _checked(_libc.umount2(path, MNT_DETACH), path)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _checked(_libc.unshare(ctypes.c_int(flags)))
+
+
+def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:
+    """renameat2(2). Linux 3.15; EINVAL where the filesystem lacks a flag."""
+    _checked(_libc.renameat2(old_dir, old, new_dir, new, ctypes.c_uint(flags)), new)
+
+
+class LoopStatus:
+    """What LOOP_GET_STATUS64 says of a device (loop(4))."""
+
+    __slots__ = ("dev", "flags", "ino", "offset", "size_limit")
+
+    def __init__(self, raw: bytes) -> None:
+        fields = _LOOP_INFO64.unpack(raw)
+        self.dev, self.ino, self.offset, self.size_limit, self.flags = (*fields[:2], *fields[3:5], fields[8])
+
+    def backs(self, dev: int, ino: int) -> bool:
+        """Whether the device shows this whole file, read-only, and goes away by itself."""
+        wanted = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR
+        whole = self.offset == 0 and self.size_limit == 0
+        return (self.dev, self.ino) == (dev, ino) and whole and self.flags & wanted == wanted
+
+
+def loop_status(loop_fd: int) -> LoopStatus:
+    """Raises OSError ENXIO when nothing is attached."""
+    return LoopStatus(fcntl.ioctl(loop_fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64.size)))
+
+
+def loop_get_free(control_fd: int) -> int:
+    """The number of a loop device that was free a moment ago (LOOP_CTL_GET_FREE)."""
+    return fcntl.ioctl(control_fd, _LOOP_CTL_GET_FREE)
+
+
+def loop_configure(loop_fd: int, backing_fd: int) -> None:
+    """Attach `backing_fd`, whole, read-only, autoclear (LOOP_CONFIGURE, Linux 5.8). EBUSY: somebody was faster."""
+    flags = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR
+    info = _LOOP_INFO64.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, b"", b"", b"", 0, 0)
+    fcntl.ioctl(loop_fd, _LOOP_CONFIGURE, _LOOP_CONFIG.pack(backing_fd, 0, info))
+
+
+def statfs_type(fd: int) -> int:
+    """`f_type` of the filesystem that `fd` is on (statfs(2))."""
+    buffer: Any = ctypes.create_string_buffer(256)
+    _checked(_libc.fstatfs(fd, buffer))
+    return int(struct.unpack_from("<l", buffer)[0]) & 0xFFFFFFFF
