@@ -1,0 +1,182 @@
+"""Fixtures for every test. tests/support/__init__.py lists the helpers behind them.
+
+A test that starts the command asks for `run_sandbox`, and for `who` when it should run once as root and once as an
+ordinary user:
+
+    def test_exit_code(run_sandbox, who):
+        assert run_sandbox(["run", "--", "sh", "-c", "exit 42"], as_user=who.as_user).returncode == 42
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import prctl
+import pytest
+
+from tests.support import install, leaks, modes, users, wheels
+from tests.support.runner import Area, Runner
+from tests.support.users import Identity
+
+_RAN = pytest.StashKey[set[modes.Pair]]()
+_EXPECTED = pytest.StashKey[set[modes.Pair]]()
+_COMPLETE = pytest.StashKey[bool]()
+
+
+def remove_tree(path: Path) -> None:
+    """Also with 0555 directories in it, when the suite does not run as root."""
+    if os.geteuid() != 0:
+        for directory, _, _ in os.walk(path):
+            os.chmod(directory, 0o700)
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def session_area() -> Iterator[Path]:
+    """This session's own directory on a disk, that every identity can reach (0755). Gone at the end."""
+    path = Path("/var/tmp") / f"sbx-tests-{secrets.token_hex(4)}"
+    path.mkdir(mode=0o755)
+    # Orphans of what the tests start come to this process, where the leak check sees them.
+    prctl.set_child_subreaper(1)
+    yield path
+    mounted = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(path) in line]
+    assert not mounted, f"still mounted, so nothing is removed: {mounted}"
+    remove_tree(path)
+
+
+@pytest.fixture(scope="session")
+def identities(session_area: Path) -> Iterator[Mapping[bool, Identity]]:
+    """Identity by `as_user`. Root has both; an ordinary user has only itself."""
+    if os.geteuid() != 0:
+        yield {True: users.current()}
+        return
+    with users.unprivileged(session_area / "home") as user:
+        yield {False: users.current(), True: user}
+
+
+@pytest.fixture(scope="session")
+def user(identities: Mapping[bool, Identity]) -> Identity:
+    """An unprivileged account with two supplementary groups (when not root: the caller's own)."""
+    return identities[True]
+
+
+@pytest.fixture(params=["root", "user"])
+def who(request: pytest.FixtureRequest, identities: Mapping[bool, Identity]) -> Identity:
+    """Root, then an ordinary user."""
+    as_user = request.param == "user"
+    if as_user not in identities:
+        pytest.skip("the suite was not started as root")
+    return identities[as_user]
+
+
+@pytest.fixture(scope="session")
+def installed(identities: Mapping[bool, Identity], session_area: Path) -> Path:
+    """The `sandbox` command, executable by every identity."""
+    return install.command_for(list(identities.values()), session_area)
+
+
+@pytest.fixture
+def area(identities: Mapping[bool, Identity], session_area: Path) -> Iterator[Area]:
+    """Directories of this test: `area.path` (root's, 0755), `area.dir(as_user)`, `area.home(as_user)`."""
+    path = session_area / secrets.token_hex(4)
+    path.mkdir(mode=0o755)
+    yield Area(path, identities)
+    remove_tree(path)
+
+
+@pytest.fixture
+def run_sandbox(
+    request: pytest.FixtureRequest,
+    installed: Path,
+    identities: Mapping[bool, Identity],
+    area: Area,
+    session_area: Path,
+) -> Iterator[Runner]:
+    """`run_sandbox(args, as_user=..., env=..., input=..., cwd=..., timeout=...) -> CompletedProcess[str]`.
+
+    Each test has an own $SANDBOX_HOME per identity. What the test leaves on the host fails it.
+    """
+    uid = identities[True].uid if os.geteuid() == 0 else None
+    before = leaks.Snapshot.take(session_area, uid)
+    runner = Runner(installed, identities, area)
+    yield runner
+    runner.finish()
+    left = leaks.appeared_since(before, session_area, uid)
+    if not request.node.get_closest_marker("leaves_procdirs"):
+        left += [f"procdir: {entry}" for entry in runner.left_procdirs()]
+    if left:
+        pytest.fail("left behind:\n" + "\n".join(left), pytrace=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _module_leaves_nothing(session_area: Path) -> Iterator[None]:
+    """The same check for tests that call the code without the command."""
+    before = leaks.Snapshot.take(session_area, None)
+    yield
+    left = leaks.appeared_since(before, session_area, None)
+    leaks.reap_orphans()
+    if left:
+        pytest.fail("this module left behind:\n" + "\n".join(left), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def zig_wheel(session_area: Path) -> Path:
+    """The ziglang wheel (101 MB, 375 MB unpacked), readable by every identity. Do not change it."""
+    return wheels.place(wheels.zig_wheel(), session_area)
+
+
+@pytest.fixture
+def fuse_for_users() -> Iterator[None]:
+    """/dev/fuse as most distributions ship it: 0666. Skips without root or the device."""
+    device = Path("/dev/fuse")
+    if os.geteuid() != 0 or not device.exists():
+        pytest.skip("needs root and /dev/fuse")
+    mode = device.stat().st_mode & 0o7777
+    device.chmod(0o666)
+    yield
+    device.chmod(mode)
+
+
+@pytest.fixture(scope="session")
+def ran(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """`ran(engine, mode)`: record that a conformance case ran with this engine in this mode."""
+    seen = request.config.stash[_RAN]
+    return lambda engine, mode: seen.add((engine, mode))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _expected_modes(request: pytest.FixtureRequest, identities: Mapping[bool, Identity]) -> None:
+    """Probed while the test account exists; judged when the session ends."""
+    request.config.stash[_EXPECTED] = modes.expected(identities[True])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_RAN] = set()
+    config.stash[_EXPECTED] = set()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Only a run of the whole suite can be blamed for what it did not run."""
+    option = session.config.option
+    whole = session.config.args == session.config.getini("testpaths") and not option.keyword and not option.markexpr
+    session.config.stash[_COMPLETE] = whole and not option.collectonly
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A mode that this machine supports and that no conformance case ran in fails the suite."""
+    if _missing(session.config) and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for engine, mode in sorted(_missing(config)):
+        terminalreporter.write_line(f"FAILED: engine {engine} in mode {mode} works here, and no test ran it", red=True)
+
+
+def _missing(config: pytest.Config) -> set[modes.Pair]:
+    if not config.stash.get(_COMPLETE, False):
+        return set()
+    return config.stash[_EXPECTED] - config.stash[_RAN]

@@ -1,0 +1,10 @@
+"""Helpers for tests; the fixtures built on them are in tests/conftest.py.
+
+users      an unprivileged account made for one test session, and who a command runs as
+install    a `sandbox` command that this account can execute
+runner     run_sandbox: start that command with a clean environment and a home of its own
+archives   small zip, tar, squashfs, AppImage-like and base64 files with exactly the entries a test wants
+leaks      what a run may leave on the host (mounts, loop devices, processes, files), compared before and after
+modes      which (engine, mode) pairs this machine supports, and whether each of them ran
+wheels     the ziglang wheel, downloaded once into a cache outside the tree
+"""

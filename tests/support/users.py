@@ -1,0 +1,96 @@
+"""An unprivileged account for one test session."""
+
+import contextlib
+import os
+import pwd
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Identity(NamedTuple):
+    """Who a command runs as. `groups` are the supplementary ones."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: Path
+
+    @property
+    def as_user(self) -> bool:
+        """True for an ordinary user, False for root."""
+        return self.uid != 0
+
+    def popen_options(self) -> dict[str, object]:
+        """Keyword arguments that make subprocess start a process as this identity."""
+        if os.geteuid() != 0 or self.uid == 0:
+            return {}
+        return {"user": self.uid, "group": self.gid, "extra_groups": list(self.groups)}
+
+
+def current() -> Identity:
+    entry = pwd.getpwuid(os.geteuid())
+    return Identity(entry.pw_name, entry.pw_uid, entry.pw_gid, tuple(os.getgroups()), Path(entry.pw_dir))
+
+
+def _account_tool(*command: str) -> str:
+    """useradd and its kin fail when another session holds the lock on /etc/passwd: try again for a while."""
+    for attempt in range(20):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return done.stdout
+        if "lock" not in done.stderr:
+            break
+        time.sleep(0.1 * (attempt + 1))
+    raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+@contextlib.contextmanager
+def unprivileged(home: Path) -> Iterator[Identity]:
+    """A new account with two supplementary groups. Needs root. It goes with its processes and its home's content."""
+    name = f"sbx-test-{secrets.token_hex(2)}"
+    groups = [f"{name}-{suffix}" for suffix in "ab"]
+    with contextlib.ExitStack() as undo:
+        for group in groups:
+            _account_tool("groupadd", group)
+            undo.callback(_account_tool, "groupdel", group)
+        _account_tool("useradd", "-M", "-d", str(home), "-s", "/bin/sh", "-U", "-G", ",".join(groups), name)
+        undo.callback(_account_tool, "userdel", name)
+        entry = pwd.getpwnam(name)
+        undo.callback(end_processes, entry.pw_uid)
+        home.mkdir(mode=0o755)
+        os.chown(home, entry.pw_uid, entry.pw_gid)
+        supplementary = tuple(g for g in os.getgrouplist(name, entry.pw_gid) if g != entry.pw_gid)
+        yield Identity(name, entry.pw_uid, entry.pw_gid, supplementary, home)
+
+
+def processes_of(uid: int) -> dict[int, str]:
+    """pid and command line of every live process of `uid` (zombies are not live)."""
+    found = {}
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            # Not st_uid of the directory: a process that is not dumpable shows as root's there (proc(5)).
+            fields = dict(line.split(":", 1) for line in Path(entry.path, "status").read_text().splitlines())
+            if int(fields["Uid"].split()[0]) == uid and not fields["State"].strip().startswith("Z"):
+                command = Path(entry.path, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found[int(entry.name)] = command.strip() or fields["Name"].strip()
+    return found
+
+
+def end_processes(uid: int) -> None:
+    """Kill what the test account still runs, until nothing is left."""
+    for _ in range(50):
+        pids = processes_of(uid)
+        if not pids:
+            return
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
