@@ -45,14 +45,21 @@ def make_new_dir(parent: int, name: bytes, mode: int = 0o700) -> int:
     return open_dir(parent, name)
 
 
-def make_dirs_at(path: bytes, mode: int) -> None:
-    """The directory at an absolute path and its missing parents."""
-    fd = os.open(b"/", _DIR | os.O_PATH)
+def open_path(parent: int, path: bytes) -> int:
+    """An O_PATH handle of a directory beneath `parent`: no symlink, no way out, mounts may be crossed."""
+    resolve = sys.RESOLVE_BENEATH | sys.RESOLVE_NO_SYMLINKS | sys.RESOLVE_NO_MAGICLINKS
+    return sys.openat2(parent, path, os.O_PATH | os.O_DIRECTORY, resolve=resolve)
+
+
+def make_dirs(start: int, path: bytes, mode: int, *, follow: bool) -> None:
+    """The directory `path` below `start`, which is closed, and its missing parents; links only with `follow`."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    fd = start
     for part in filter(None, path.split(b"/")):
         with closing(fd):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(part, mode, dir_fd=fd)
-            fd = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+            fd = os.open(part, flags, dir_fd=fd)
     os.close(fd)
 
 

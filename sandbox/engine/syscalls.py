@@ -12,6 +12,7 @@ import os
 import struct
 from typing import Any
 
+AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 OPEN_TREE_CLONE = 1

@@ -1,0 +1,94 @@
+"""`sandbox`: finds the command's module and turns errors into one line and an exit code."""
+
+import os
+import signal
+import sys
+from typing import NoReturn
+
+from sandbox import __version__
+from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError
+
+_COMMANDS = {
+    "run": "run a command in a sandbox",
+    "cache": "list and clean converted images",
+    "doctor": "what this host can do, and the remedy for what it cannot",
+}
+_USAGE = "usage: sandbox COMMAND ...\n\n" + "".join(f"  {name:8} {text}\n" for name, text in _COMMANDS.items())
+
+
+def main() -> NoReturn:
+    """Entry point of the `sandbox` command."""
+    _reserve_standard_descriptors()
+    try:
+        code = _dispatch([os.fsencode(word) for word in sys.argv[1:]])
+    except SandboxError as error:
+        complain(str(error))
+        code = error.exit_code
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:
+        code = 128 + signal.SIGPIPE
+    _flush()
+    os._exit(code)
+
+
+def _reserve_standard_descriptors() -> None:
+    """Closed standard descriptors must not be taken by ours; close-on-exec, so the command finds them closed."""
+    while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
+        pass
+    os.close(fd)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            pass
+
+
+def complain(text: str) -> None:
+    """One line on stderr."""
+    line = "sandbox: " + " ".join(text.split("\n")) + "\n"
+    try:
+        os.write(2, line.encode("utf-8", "surrogateescape"))
+    except OSError:
+        pass
+
+
+def _dispatch(argv: list[bytes]) -> int:
+    name = os.fsdecode(argv[0]) if argv else ""
+    if name in ("-h", "--help", "help", ""):
+        print(_USAGE, end="")
+        return 0 if name else EXIT_LAUNCHER_FAILED
+    if name in ("-V", "--version"):
+        print(f"sandbox {__version__}")
+        return 0
+    if name == "run":
+        from sandbox.cli import run
+
+        return run.main(argv[1:])
+    if name not in _COMMANDS:
+        raise UsageError(f"there is no command {name!r}", hint=f"one of: {', '.join(_COMMANDS)}")
+    return _other(name, [os.fsdecode(word) for word in argv[1:]])
+
+
+def _other(name: str, argv: list[str]) -> int:
+    import argparse
+    import importlib
+
+    from sandbox.cli.parser import Parser
+
+    module = importlib.import_module(f"sandbox.cli.{name}")
+    parser = Parser(prog="sandbox", allow_abbrev=False)
+    module.register(parser.add_subparsers(parser_class=Parser, required=True))
+    args: argparse.Namespace = parser.parse_args([name, *argv])
+    if name == "doctor":
+        return int(module.main(args))
+    from sandbox.home import open_home
+
+    with open_home(dict(os.environb), say=lambda _: None) as home:
+        return int(module.main(args, home))

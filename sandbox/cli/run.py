@@ -1,0 +1,131 @@
+"""`sandbox run`: parse, run, leave as the command left."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from sandbox import launch
+from sandbox.cli.main import complain
+from sandbox.cli.parser import Parser
+from sandbox.engine.supervisor import end_like
+from sandbox.errors import UsageError
+from sandbox.spec import DEFAULT_MAX_UNPACKED, ENGINES, MODES, Spec, Tree, TreeKind, parse_size, parse_symlinks
+
+_EPILOG = """\
+SRC is a squashfs image, a zip (also .whl, .jar), a tar (plain, gzip, bzip2, xz, zstd), a directory, an AppImage, or
+base64 text of a zip or squashfs. The kind is told by content. Exit codes: 125 sandbox itself failed, 126 the command
+cannot be executed, 127 it was not found, otherwise the command's own."""
+
+
+class _AddTree(argparse.Action):
+    """--static and --dynamic go into one list: mounts are made in the order given."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        trees = [*(getattr(namespace, "trees", None) or []), Tree(self.const, os.fsencode(values))]
+        namespace.trees = trees
+
+
+def _parser() -> tuple[Parser, list[argparse.Action]]:
+    parser = Parser(
+        prog="sandbox run",
+        usage="sandbox run [options] [--] COMMAND [ARGUMENT ...]",
+        description="Run a command with private, throw-away filesystems.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add, actions = parser.add_argument, []
+
+    def option(*names: str, **settings: Any) -> None:
+        actions.append(add(*names, **settings))
+
+    tree = {"action": _AddTree, "dest": "trees", "default": []}
+    option("-s", "--static", metavar="[NAME:]SRC", const=TreeKind.STATIC, help="SRC read-only at $SANDBOX_STATIC/NAME, or at NAME if that is absolute", **tree)
+    option("-d", "--dynamic", metavar="[NAME:]SRC", const=TreeKind.DYNAMIC, help="SRC writable at $SANDBOX_DYNAMIC/NAME; changes vanish", **tree)
+    option("--dynamic-empty", metavar="NAME", const=TreeKind.EMPTY, help="an empty writable tree", **tree)
+    option("--cache", action="store_true", help="keep converted images in $SANDBOX_HOME/cache")
+    option("--run", metavar="NAME/PATH", help="start this executable of a mounted tree; COMMAND is then its arguments")
+    option("--mode", choices=MODES, default="auto", help="where the right to mount comes from")
+    option("--engine", choices=ENGINES, default="auto", help="who carries out the plan")
+    option("-e", "--env", metavar="K[=V]", action="append", default=[], help="set a variable; K alone takes the caller's value")
+    option("--env-file", metavar="FILE", action="append", default=[], help="K=V lines")
+    option("--unset-env", metavar="K", action="append", default=[], help="remove a variable")
+    option("--chdir", metavar="DIR", help="working directory: a path, or NAME[/PATH] of a mounted tree")
+    option("--mkdir", action="store_true", help="make missing mount points of absolute NAMEs (they stay)")
+    option("--scratch", metavar="tmpfs|DIR", default="tmpfs", help="where changes go: RAM, or a private directory in DIR")
+    option("--tmpfs-size", metavar="SIZE", help="limit of each tmpfs (bytes, or with K, M, G; default half of RAM)")
+    option("--max-unpacked", metavar="SIZE", help=f"refuse archives that unpack to more (default {DEFAULT_MAX_UNPACKED >> 30}G)")
+    option("--symlinks", metavar="[NAME=]follow|deny", action="append", default=[], help="whether links in a tree are followed")
+    option("--leave-running", action="store_true", help="do not end what the command leaves behind")
+    option("--explain", action="store_true", help="print the plan and run nothing")
+    option("-v", "--verbose", action="store_true", help="say what is being done")
+    return parser, actions
+
+
+def split_command(argv: Sequence[str], actions: Sequence[argparse.Action]) -> tuple[list[str], list[str]]:
+    """Options, and the command: the first word that is no option ends them, as does `--`."""
+    takes_value = {name: action.nargs != 0 for action in actions for name in action.option_strings}
+    at = 0
+    while at < len(argv):
+        word = argv[at]
+        if word == "--":
+            return list(argv[:at]), list(argv[at + 1 :])
+        if not word.startswith("-") or word == "-":
+            break
+        at += 1
+        if word.startswith("--"):
+            at += "=" not in word and takes_value.get(word, False)
+            continue
+        for position, letter in enumerate(word[1:], 1):
+            if takes_value.get(f"-{letter}", False):
+                at += position == len(word) - 1
+                break
+    return list(argv[:at]), list(argv[at:])
+
+
+def parse(argv: list[bytes]) -> tuple[Spec, argparse.Namespace]:
+    """The spec of a command line. Raises UsageError."""
+    parser, actions = _parser()
+    options, command = split_command([os.fsdecode(word) for word in argv], actions)
+    args = parser.parse_args(options)
+    raw = os.fsencode
+    spec = Spec(
+        command=tuple(map(raw, command)),
+        trees=tuple(args.trees),
+        run=None if args.run is None else raw(args.run),
+        mode=args.mode,
+        engine=args.engine,
+        cache=args.cache,
+        env=tuple(map(raw, args.env)),
+        env_files=tuple(map(raw, args.env_file)),
+        unset_env=tuple(map(raw, args.unset_env)),
+        chdir=None if args.chdir is None else raw(args.chdir),
+        mkdir=args.mkdir,
+        scratch=None if args.scratch == "tmpfs" else raw(args.scratch),
+        tmpfs_size=args.tmpfs_size and parse_size(args.tmpfs_size, option="--tmpfs-size"),
+        max_unpacked=DEFAULT_MAX_UNPACKED
+        if args.max_unpacked is None
+        else parse_size(args.max_unpacked, option="--max-unpacked"),
+        symlinks=tuple(parse_symlinks(raw(text)) for text in args.symlinks),
+        leave_running=args.leave_running,
+    )
+    return spec, args
+
+
+def main(argv: list[bytes]) -> int:
+    """Run, and end like the command. Returns only for --explain."""
+    spec, args = parse(argv)
+    say = complain if args.verbose else _silent
+    if args.explain:
+        for line in launch.explain(spec, dict(os.environb), say=say):
+            print(line)
+        return 0
+    hint = complain if args.verbose or os.isatty(2) else _silent
+    end_like(launch.run(spec, dict(os.environb), say=say, hint=hint))
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+__all__ = ["UsageError", "main", "parse", "split_command"]

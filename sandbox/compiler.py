@@ -1,0 +1,279 @@
+"""Spec + Host -> Plan. The only place that decides what is done; engines only know how."""
+
+import enum
+import os
+import signal
+from typing import NamedTuple
+
+from sandbox.engine.syscalls import CLONE_NEWNS, CLONE_NEWUSER
+from sandbox.errors import UsageError, printable
+from sandbox.host import TMPFS_USER_XATTR, Host
+from sandbox.images.formats import Kind
+from sandbox.plan import (
+    Attach,
+    Attr,
+    Base,
+    Chdir,
+    DeathSignal,
+    Extract,
+    Fuse,
+    Guard,
+    IdMap,
+    Image,
+    Mkdir,
+    Mode,
+    NoNewPrivs,
+    Overlay,
+    OverlayOption,
+    Place,
+    PlaceEnv,
+    Plan,
+    PlanFlag,
+    Propagation,
+    Run,
+    Scratch,
+    SetPropagation,
+    Source,
+    Step,
+    Tmpfs,
+    UnsetEnv,
+    Unshare,
+)
+from sandbox.plan import Tree as CloneTree
+from sandbox.sources import Opened
+from sandbox.spec import Spec, TreeKind
+
+_SAFE = Attr.NOSUID | Attr.NODEV
+_COPY = (b"/bin/cp", b"-a", b"--", b"/proc/self/fd/0/.", b"/proc/self/fd/3/")
+TMPDIR = b"tmp"
+_VARIABLES = {TreeKind.STATIC: b"SANDBOX_STATIC", TreeKind.DYNAMIC: b"SANDBOX_DYNAMIC"}
+
+
+class Treatment(enum.Enum):
+    """What becomes of a tree's source."""
+
+    EMPTY = "an empty tmpfs"
+    DIRECTORY = "the directory itself"
+    IMAGE = "a squashfs image, mounted by the kernel"
+    FUSE = "a squashfs image, served by squashfuse_ll"
+    EXTRACT = "extracted into a tmpfs"
+    KEPT = "a kept tree of the cache"
+
+
+class Material(NamedTuple):
+    """A tree and what there is to mount: `source` is None for an empty tree; `fd` is handed over beside the plan."""
+
+    tree: Opened
+    treatment: Treatment
+    source: Source | None
+    fd: int | None
+
+
+class Target(NamedTuple):
+    """An absolute mount point as it is on the host before the run; None inside an earlier mount or yet to be made."""
+
+    path: bytes
+    status: os.stat_result | None
+
+
+def treatment(tree: Opened, spec: Spec, mode: Mode, *, fuse: bool) -> Treatment:
+    """What to make of a tree's source in this mode."""
+    if tree.kind is TreeKind.EMPTY:
+        return Treatment.EMPTY
+    if tree.is_directory and not spec.cache:
+        return Treatment.DIRECTORY
+    if mode is not Mode.USERNS:
+        return Treatment.IMAGE
+    if tree.is_directory:
+        return Treatment.FUSE if fuse else Treatment.DIRECTORY
+    if fuse and (spec.cache or tree.format in (Kind.SQUASHFS, Kind.ELF, Kind.TEXT)):
+        return Treatment.FUSE
+    if fuse and tree.kind is TreeKind.STATIC:
+        return Treatment.FUSE
+    return Treatment.KEPT if spec.cache else Treatment.EXTRACT
+
+
+def mounted_name(tree: Opened) -> Place:
+    """Where a tree appears."""
+    if tree.name.startswith(b"/"):
+        return Place(Base.ROOT, tree.name)
+    directory = "static" if tree.kind is TreeKind.STATIC else "dynamic"
+    return Place(Base.PROCDIR, directory.encode() + b"/" + tree.name)
+
+
+class _Builder:
+    """Collects steps and hands out slots and source numbers."""
+
+    def __init__(self, spec: Spec, host: Host, mode: Mode, extract_argv: tuple[bytes, ...]) -> None:
+        self.spec, self.host, self.mode, self.extract_argv = spec, host, mode, extract_argv
+        self.steps: list[Step] = []
+        self.sources: list[Source] = []
+        self.fds: dict[int, int] = {}
+        self.slots = 0
+        self.tmpfs_size = spec.tmpfs_size or max(host.memory // 2, 1 << 20)
+        self.upper: int | None = None
+
+    def slot(self) -> int:
+        self.slots += 1
+        return self.slots - 1
+
+    def source(self, material: Material) -> int:
+        assert material.source is not None
+        self.sources.append(material.source)
+        if material.fd is not None:
+            self.fds[len(self.sources) - 1] = material.fd
+        return len(self.sources) - 1
+
+    def tmpfs(self, *, mode: int = 0o700) -> int:
+        self.steps.append(Tmpfs(slot := self.slot(), self.tmpfs_size, 0, mode))
+        return slot
+
+    def namespaces(self) -> None:
+        userns = self.mode is Mode.USERNS
+        self.steps.append(Unshare(CLONE_NEWNS | (CLONE_NEWUSER if userns else 0)))
+        if userns:
+            uid, gid = self.host.uid, self.host.gid
+            self.steps.append(IdMap(uid, uid, gid, gid))
+        self.steps.append(SetPropagation(Propagation.SLAVE))
+
+    def procdir(self, scratch: Source | None, kinds: set[TreeKind]) -> None:
+        self.steps.append(Guard())
+        if scratch is None:
+            slot = self.tmpfs()
+        else:
+            self.sources.append(scratch)
+            slot, self.upper = self.slot(), self.slot()
+            self.steps.append(Scratch(len(self.sources) - 1, slot, self.upper))
+        self.steps.append(Attach(slot, Place(Base.PROCDIR, b""), _SAFE))
+        self.directory(TMPDIR, b"SANDBOX_TMPDIR")
+        for kind, variable in _VARIABLES.items():
+            if kind in kinds:
+                self.directory(kind.value.encode(), variable)
+            else:
+                self.steps.append(UnsetEnv(variable))
+
+    def directory(self, name: bytes, variable: bytes) -> None:
+        place = Place(Base.PROCDIR, name)
+        self.steps += [Mkdir(place, 0o700), PlaceEnv(variable, place)]
+
+    def tree(self, material: Material, target: Target | None, *, deny_symlinks: bool) -> None:
+        tree = material.tree
+        writable = tree.kind is not TreeKind.STATIC
+        slot = self.content(material, writable=writable)
+        attrs = _SAFE | (Attr(0) if writable else Attr.READ_ONLY) | (Attr.NOSYMFOLLOW if deny_symlinks else Attr(0))
+        place = mounted_name(tree)
+        if target is None or (target.status is None and self.spec.mkdir):
+            self.steps.append(Mkdir(place, 0o755))
+        elif target.status is not None:
+            place = place._replace(dev=target.status.st_dev, ino=target.status.st_ino)
+        self.steps.append(Attach(slot, place, attrs))
+
+    def content(self, material: Material, *, writable: bool) -> int:
+        """The slot of the mount that shows the tree."""
+        if material.treatment is Treatment.EMPTY:
+            return self.tmpfs()
+        source = self.source(material)
+        if material.treatment is Treatment.EXTRACT:
+            return self.copied(source, self.extract_argv)
+        directory = material.treatment in (Treatment.DIRECTORY, Treatment.KEPT)
+        if directory and writable and not self.overlays():
+            return self.copied(source, _COPY)
+        lower = self.slot()
+        if directory:
+            self.steps.append(CloneTree(lower, source, 1))
+        elif material.treatment is Treatment.IMAGE:
+            self.steps.append(Image(lower, source))
+        else:
+            self.steps.append(Fuse(lower, source, b"/usr/bin/squashfuse_ll"))
+        return self.overlay(lower) if writable else lower
+
+    def copied(self, source: int, argv: tuple[bytes, ...]) -> int:
+        slot = self.tmpfs(mode=0o755)
+        self.steps.append(Extract(slot, source, argv))
+        return slot
+
+    def overlays(self) -> bool:
+        """Whether an overlay can be had: in a user namespace its upper must hold user.* attributes."""
+        return self.mode is not Mode.USERNS or self.upper is not None or self.host.kernel >= TMPFS_USER_XATTR
+
+    def overlay(self, lower: int) -> int:
+        if self.upper is None:
+            self.upper = self.tmpfs()
+        # The kernel forbids redirect_dir together with userxattr: a rename of a lower directory is EXDEV there.
+        option = OverlayOption.USERXATTR if self.mode is Mode.USERNS else OverlayOption.REDIRECT_DIR
+        self.steps.append(Overlay(slot := self.slot(), (lower,), self.upper, option))
+        return slot
+
+    def command(self, trees: list[Opened]) -> None:
+        spec = self.spec
+        if spec.chdir is not None:
+            self.steps.append(Chdir(_chdir_place(spec.chdir, trees)))
+        if spec.run is not None:
+            self.steps.append(Run(*find_in_trees(spec.run, trees, option="--run")))
+        if self.mode is not Mode.ROOT:
+            self.steps.append(NoNewPrivs())
+        self.steps.append(DeathSignal(signal.SIGKILL))
+
+
+class Compiled(NamedTuple):
+    """A plan, and the descriptors that go with it by source number."""
+
+    plan: Plan
+    fds: dict[int, int]
+
+
+def compile_plan(
+    spec: Spec,
+    host: Host,
+    mode: Mode,
+    home: Source,
+    materials: list[Material],
+    targets: dict[bytes, Target],
+    *,
+    scratch: Source | None,
+    extract_argv: tuple[bytes, ...],
+) -> Compiled:
+    """The plan for one launch. Pure: everything it needs to know is in its arguments."""
+    builder = _Builder(spec, host, mode, extract_argv)
+    trees = [material.tree for material in materials]
+    inside = [tree for tree in trees if not tree.name.startswith(b"/")]
+    kinds = {TreeKind.DYNAMIC if tree.kind is TreeKind.EMPTY else tree.kind for tree in inside}
+    builder.namespaces()
+    builder.procdir(scratch, kinds)
+    policies = {policy.name: policy.deny for policy in spec.symlinks}
+    for name in policies.keys() - {tree.name for tree in trees} - {b""}:
+        raise UsageError(f"--symlinks: no tree is named {printable(name)!r}")
+    for material in materials:
+        name = material.tree.name
+        deny = policies.get(name, policies.get(b"", False))
+        builder.tree(material, targets.get(name), deny_symlinks=deny)
+    builder.command(trees)
+    flags = PlanFlag.LEAVE_RUNNING if spec.leave_running else PlanFlag(0)
+    plan = Plan(mode, flags, host.uid, host.gid, home, tuple(builder.sources), tuple(builder.steps))
+    return Compiled(plan, builder.fds)
+
+
+def find_in_trees(path: bytes, trees: list[Opened], *, option: str) -> tuple[Place, bytes]:
+    """The place of the tree that `path` starts with, and the rest. Raises UsageError."""
+    for tree in sorted(trees, key=lambda t: -len(t.name)):
+        if path.startswith(tree.name + b"/") and path[len(tree.name) + 1 :].strip(b"/"):
+            return mounted_name(tree), path[len(tree.name) + 1 :]
+    names = ", ".join(printable(tree.name) for tree in trees) or "none"
+    raise UsageError(
+        f"{option}: {printable(path)}: its first component names no mounted tree",
+        hint=f"NAME/PATH, where NAME is one of: {names}",
+    )
+
+
+def _chdir_place(path: bytes, trees: list[Opened]) -> Place:
+    """A directory of a mounted tree (NAME or NAME/PATH), else an ordinary path."""
+    if not path.startswith((b"/", b"./", b"../")):
+        first, _, rest = path.partition(b"/")
+        for tree in trees:
+            if tree.name == first:
+                place = mounted_name(tree)
+                parts = [part for part in rest.split(b"/") if part not in (b"", b".")]
+                if b".." in parts:
+                    raise UsageError(f"--chdir: {printable(path)}: '..' is not allowed inside a tree")
+                return place._replace(path=b"/".join([place.path, *parts]))
+    return Place(Base.ROOT, path if path.startswith(b"/") else os.path.join(os.getcwdb(), path))

@@ -1,0 +1,115 @@
+"""The Python engine: the readable reference. Executes a plan in this process and a forked child."""
+
+import contextlib
+import os
+import signal
+
+import prctl
+
+from sandbox import fsops, home
+from sandbox.engine import steps, supervisor
+from sandbox.engine.steps import Child, Launch
+from sandbox.engine.supervisor import Result
+from sandbox.errors import CommandError, SandboxError, SourceError, StepError, printable, reason
+from sandbox.home import Home, RunRecord
+from sandbox.plan import Plan, PlanFlag, Scratch, SourceKind
+
+
+def run(plan: Plan, launch: Launch, where: Home) -> Result:
+    """Launch the command, supervise it, clean up. Raises SandboxError when it never started."""
+    if (plan.uid, plan.gid) != (os.getuid(), os.getgid()):
+        raise StepError(f"the plan is for uid {plan.uid}, this is {os.getuid()}", hint="compile it again")
+    with contextlib.ExitStack() as stack:
+        fds = {**_open_files(plan, launch.fds, stack), **launch.fds}
+        parents = [plan.sources[step.source].path for step in plan.steps if isinstance(step, Scratch)]
+        record = home.new_record(where, launch.command, plan.mode.name.lower(), parents)
+        inherited = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            _make_scratch(plan, record)
+            return _run_child(plan, launch._replace(fds=fds), where, record, inherited)
+        finally:
+            record.remove()
+            # What arrived meanwhile was meant for the command, which is gone.
+            while signal.sigtimedwait(signal.valid_signals(), 0):
+                pass
+            signal.pthread_sigmask(signal.SIG_SETMASK, inherited)
+
+
+def _open_files(plan: Plan, given: dict[int, int], stack: contextlib.ExitStack) -> dict[int, int]:
+    """Descriptors of the file sources that were not handed over, checked against the plan."""
+    fds = {}
+    for index, source in enumerate(plan.sources):
+        if index in given or source.kind == SourceKind.DIRECTORY:
+            continue
+        if source.kind == SourceKind.MEMORY:
+            raise StepError(f"the descriptor of source {index} is missing")
+        try:
+            fd = os.open(source.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise SourceError(f"cannot open {printable(source.path)}: {reason(error)}") from None
+        fds[index] = stack.enter_context(fsops.closing(fd))
+        status = os.fstat(fd)
+        found = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if found != source[2:]:
+            raise SourceError(f"{printable(source.path)} has changed since the plan was compiled", hint="try again")
+    return fds
+
+
+def _make_scratch(plan: Plan, record: RunRecord) -> None:
+    for path in record.scratch:
+        parent, name = os.path.split(path)
+        try:
+            with fsops.closing(os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as directory:
+                with fsops.closing(fsops.make_new_dir(directory, name)) as fd:
+                    for part in (b"procdir", b"overlay"):
+                        os.mkdir(part, 0o700, dir_fd=fd)
+        except OSError as error:
+            raise StepError(
+                f"--scratch: cannot make a directory in {printable(parent)}: {reason(error)}",
+                hint="name a directory that you may write to",
+            ) from None
+
+
+def _run_child(plan: Plan, launch: Launch, where: Home, record: RunRecord, inherited: object) -> Result:
+    prctl.set_child_subreaper(1)
+    supervisor_pid = os.getpid()
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    with fsops.closing(reader):
+        command = os.fork()
+        if command == 0:
+            _become_command(Child(plan, launch, where, record, supervisor_pid), writer, inherited)
+        os.close(writer)
+        result = supervisor.supervise(command)
+        if not plan.flags & PlanFlag.LEAVE_RUNNING:
+            supervisor.end_leftovers()
+        _raise_failure(reader)
+        return result
+
+
+def _become_command(child: Child, writer: int, inherited: object) -> None:
+    """Never returns: becomes the command, or reports through the pipe why it could not."""
+    code = 125
+    try:
+        prctl.set_pdeathsig(signal.SIGKILL)
+        steps.restore_signals(inherited)
+        try:
+            child.execute()
+            failure = steps.execute(child)
+        except SandboxError as error:
+            failure = error
+        except Exception as error:  # a bug; still one line, never a second copy of the launcher
+            failure = StepError(f"internal error while setting up: {type(error).__name__}: {error}")
+        code = failure.exit_code
+        os.write(writer, b"%d\0%s\0%s" % (code, failure.message.encode(errors="surrogateescape"), failure.hint.encode(errors="surrogateescape")))
+    finally:
+        os._exit(code)
+
+
+def _raise_failure(reader: int) -> None:
+    try:
+        data = os.read(reader, 65536)
+    except BlockingIOError:
+        return
+    if data:
+        code, message, hint = (part.decode("utf-8", "surrogateescape") for part in data.split(b"\0"))
+        raise CommandError(message, exit_code=int(code), hint=hint)

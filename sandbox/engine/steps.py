@@ -1,0 +1,452 @@
+"""The child's side of a launch: every step of a plan, one small function each."""
+
+import contextlib
+import errno
+import os
+import signal
+import stat
+from typing import Any, NamedTuple
+
+import prctl
+
+from sandbox import fsops
+from sandbox.engine import loop
+from sandbox.engine import syscalls as sys
+from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, SandboxError, StepError, printable, reason
+from sandbox.home import Home, RunRecord
+from sandbox.host import userns_remedy
+from sandbox.plan import (
+    Attach,
+    Attr,
+    Base,
+    Chdir,
+    DeathSignal,
+    Extract,
+    Fuse,
+    Guard,
+    IdMap,
+    Image,
+    Mkdir,
+    NoNewPrivs,
+    Overlay,
+    OverlayOption,
+    Place,
+    PlaceEnv,
+    Plan,
+    Propagation,
+    Run,
+    Scratch,
+    SetPropagation,
+    Source,
+    SourceKind,
+    Tmpfs,
+    Tree,
+    UnsetEnv,
+    Unshare,
+)
+
+_SAFE = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV
+_ATTRS = {
+    Attr.READ_ONLY: sys.MOUNT_ATTR_RDONLY,
+    Attr.NOSUID: sys.MOUNT_ATTR_NOSUID,
+    Attr.NODEV: sys.MOUNT_ATTR_NODEV,
+    Attr.NOEXEC: sys.MOUNT_ATTR_NOEXEC,
+    Attr.NOSYMFOLLOW: sys.MOUNT_ATTR_NOSYMFOLLOW,
+}
+_BUILDER_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+_PROC_FD = b"/proc/self/fd/%d"
+
+
+class Launch(NamedTuple):
+    """What a plan needs beside itself: the command, its environment, and open sources by number."""
+
+    command: tuple[bytes, ...]
+    env: dict[bytes, bytes]
+    fds: dict[int, int]
+
+
+class Child:
+    """Executes the steps of one plan in the process that becomes the command."""
+
+    def __init__(self, plan: Plan, launch: Launch, home: Home, record: RunRecord, parent: int) -> None:
+        self.plan, self.home, self.record, self.parent = plan, home, record, parent
+        self.fds = launch.fds
+        self.env = dict(launch.env)
+        self.argv = list(launch.command)
+        self.executable: bytes | None = None
+        self.mounts: dict[int, int] = {}
+        self.attached: set[int] = set()
+        self.procdir = -1
+        self.procdir_path = os.path.join(home.run_path, b"procdirs", record.name)
+
+    def execute(self) -> None:
+        """Every step in order. Raises StepError with the step, the thing and the remedy."""
+        for step in self.plan.steps:
+            try:
+                _DO[type(step)](self, step)
+            except OSError as error:
+                raise StepError(f"{_describe(self, step)}: {_why(error)}", hint=_remedy(step, error)) from None
+
+    # -- namespaces -------------------------------------------------------------------------------------------
+
+    def unshare(self, step: Unshare) -> None:
+        sys.unshare(step.flags)
+
+    def id_map(self, step: IdMap) -> None:
+        # gid_map can be written without privilege only after setgroups is denied: user_namespaces(7).
+        for name, line in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{step.uid_inside} {step.uid_outside} 1"),
+            ("gid_map", f"{step.gid_inside} {step.gid_outside} 1"),
+        ):
+            with fsops.closing(os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)) as fd:
+                os.write(fd, line.encode())
+
+    def set_propagation(self, step: SetPropagation) -> None:
+        kind = sys.MS_SLAVE if step.kind == Propagation.SLAVE else sys.MS_PRIVATE
+        sys.set_propagation(b"/", kind | sys.MS_REC)
+
+    def guard(self, _: Guard) -> None:
+        path = os.path.join(self.home.run_path, b"procdirs")
+        with fsops.closing(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)) as fd:
+            _check_same(fd, os.fstat(self.home.procdirs_fd), path)
+            with fsops.closing(sys.clone_mount(fd, recursive=False)) as clone:
+                sys.mount_setattr(clone, set_attrs=sys.MOUNT_ATTR_RDONLY, propagation=sys.MS_SLAVE)
+                sys.move_mount(clone, fd)
+        with fsops.closing(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)) as fd:
+            self.procdir = fsops.open_path(fd, self.record.name)
+
+    # -- what can be mounted ----------------------------------------------------------------------------------
+
+    def tmpfs(self, step: Tmpfs) -> None:
+        options: list[tuple[bytes, bytes | None]] = [
+            (b"source", b"sandbox:" + self.record.id.encode()),
+            (b"size", b"%d" % step.size),
+            (b"mode", b"%o" % step.mode),
+            (b"uid", b"%d" % self.plan.uid),
+            (b"gid", b"%d" % self.plan.gid),
+        ]
+        if step.inodes:
+            options.append((b"nr_inodes", b"%d" % step.inodes))
+        self.mounts[step.slot] = sys.make_mount(b"tmpfs", options, _SAFE)
+
+    def scratch(self, step: Scratch) -> None:
+        index = [s.source for s in self.plan.steps if isinstance(s, Scratch)].index(step.source)
+        with fsops.closing(os.open(self.record.scratch[index], os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)) as fd:
+            for name, slot in ((b"procdir", step.slot), (b"overlay", step.overlay_slot)):
+                with fsops.closing(fsops.open_path(fd, name)) as directory:
+                    self.mounts[slot] = self.clone(directory, recursive=False)
+
+    def clone(self, fd: int, *, recursive: bool) -> int:
+        clone = sys.clone_mount(fd, recursive=recursive)
+        # Slave before it is attached anywhere: a mount that still belongs to a shared peer group leaks to the host.
+        sys.mount_setattr(clone, propagation=sys.MS_SLAVE)
+        return clone
+
+    def tree(self, step: Tree) -> None:
+        with self.directory(step.source) as fd:
+            self.mounts[step.slot] = self.clone(fd, recursive=bool(step.recursive))
+
+    @contextlib.contextmanager
+    def directory(self, index: int) -> Any:
+        """A directory source, opened now: a descriptor from before the unshare cannot be cloned (EINVAL)."""
+        source = self.plan.sources[index]
+        with fsops.closing(os.open(source.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+            _check_identity(fd, source.dev, source.ino, source.path)
+            yield fd
+
+    def image(self, step: Image) -> None:
+        source, fd = self.plan.sources[step.source], self.fds[step.source]
+        locks = None
+        with contextlib.ExitStack() as stack:
+            if source.kind == SourceKind.FILE:
+                locks = stack.enter_context(fsops.closing(fsops.make_dir(self.home.run_fd, b"locks")))
+            device = stack.enter_context(loop.attached(fd, locks))
+            # Without `ro` before create the kernel asks for a writable device: EACCES.
+            options = [(b"ro", None), (b"source", device)]
+            self.mounts[step.slot] = sys.make_mount(b"squashfs", options, _SAFE | sys.MOUNT_ATTR_RDONLY)
+
+    def fuse(self, step: Fuse) -> None:
+        # The kernel wants /dev/fuse opened in the user namespace that mounts.
+        with fsops.closing(os.open(b"/dev/fuse", os.O_RDWR | os.O_CLOEXEC)) as fd:
+            options: list[tuple[bytes, bytes | None]] = [
+                (b"source", b"sandbox"),
+                (b"fd", b"%d" % fd),
+                (b"rootmode", b"40000"),
+                (b"user_id", b"%d" % self.plan.uid),
+                (b"group_id", b"%d" % self.plan.gid),
+                (b"default_permissions", None),
+            ]
+            self.mounts[step.slot] = sys.make_mount(b"fuse", options, _SAFE | sys.MOUNT_ATTR_RDONLY)
+            argv = [step.program, b"-f", b"-o", b"ro", b"/dev/fd/4", b"/dev/fd/3"]
+            # Reparented to the supervisor, which reaps it; it ends when its mount does.
+            if (middle := os.fork()) == 0:
+                with _exit_always():
+                    _spawn(argv, {3: fd, 4: self.fds[step.source], 1: os.open(os.devnull, os.O_WRONLY)})
+            os.waitpid(middle, 0)
+
+    def extract(self, step: Extract) -> None:
+        with contextlib.ExitStack() as stack:
+            if self.plan.sources[step.source].kind == SourceKind.DIRECTORY:
+                source = stack.enter_context(self.directory(step.source))
+            else:
+                source = self.fds[step.source]
+                os.lseek(source, 0, os.SEEK_SET)
+            output = os.memfd_create("sandbox-message", os.MFD_CLOEXEC)
+            stack.enter_context(fsops.closing(output))
+            root = stack.enter_context(fsops.closing(os.open(b".", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.mounts[step.slot])))
+            status = os.waitpid(_spawn(list(step.argv), {0: source, 1: output, 3: root}), 0)[1]
+            if status:
+                message = os.pread(output, 4096, 0).decode("utf-8", "replace").strip()
+                raise StepError(message or f"unpacking {_label(self, step)} failed with status {status}")
+
+    def overlay(self, step: Overlay) -> None:
+        layers = [*step.lowers, step.upper]
+        with contextlib.ExitStack() as stack:
+            for number, slot in enumerate(layers):
+                if slot not in self.attached:
+                    self.attach_for_a_moment(number, slot, stack)
+            upper = self.mounts[step.upper]
+            own = stack.enter_context(fsops.closing(fsops.make_new_dir(upper, b"%d" % step.slot)))
+            top = os.fstat(self.mounts[step.lowers[-1]])
+            data = stack.enter_context(fsops.closing(fsops.make_new_dir(own, b"upper")))
+            os.fchmod(data, stat.S_IMODE(top.st_mode) & 0o777)
+            work = stack.enter_context(fsops.closing(fsops.make_new_dir(own, b"work")))
+            lowers = b":".join(_PROC_FD % self.mounts[slot] for slot in reversed(step.lowers))
+            options: list[tuple[bytes, bytes | None]] = [
+                (b"source", b"sandbox"),
+                (b"lowerdir", lowers),
+                (b"upperdir", _PROC_FD % data),
+                (b"workdir", _PROC_FD % work),
+            ]
+            if step.options & OverlayOption.USERXATTR:
+                options.append((b"userxattr", None))
+            if step.options & OverlayOption.REDIRECT_DIR:
+                options.append((b"redirect_dir", b"on"))
+            self.mounts[step.slot] = sys.make_mount(b"overlay", options, _SAFE)
+
+    def attach_for_a_moment(self, number: int, slot: int, stack: contextlib.ExitStack) -> None:
+        """Kernels before 6.13, and all in a user namespace, refuse detached layers; the overlay keeps its own clone."""
+        name = b".layer%d" % number
+        os.mkdir(name, 0o700, dir_fd=self.procdir)
+        stack.callback(os.rmdir, name, dir_fd=self.procdir)
+        with fsops.closing(fsops.open_path(self.procdir, name)) as point:
+            sys.move_mount(self.mounts[slot], point)
+        stack.callback(sys.unmount, self.mounts[slot])
+
+    # -- where things appear ----------------------------------------------------------------------------------
+
+    def open_place(self, place: Place) -> int:
+        if place.base == Base.ROOT:
+            fd = sys.openat2(
+                sys.AT_FDCWD, place.path, os.O_PATH | os.O_DIRECTORY, resolve=sys.RESOLVE_NO_MAGICLINKS
+            )
+        else:
+            fd = fsops.open_path(self.procdir, place.path) if place.path else os.dup(self.procdir)
+        if place.dev or place.ino:
+            try:
+                _check_identity(fd, place.dev, place.ino, place.path)
+            except BaseException:
+                os.close(fd)
+                raise
+        return fd
+
+    def attach(self, step: Attach) -> None:
+        mount = self.mounts[step.slot]
+        attrs = sum(bit for flag, bit in _ATTRS.items() if step.attrs & flag)
+        sys.mount_setattr(mount, set_attrs=attrs, propagation=sys.MS_SLAVE)
+        with fsops.closing(self.open_place(step.place)) as target:
+            sys.move_mount(mount, target)
+        self.attached.add(step.slot)
+        if step.place.base == Base.PROCDIR and not step.place.path:
+            # A descriptor means the mount it was opened on: from now on the one on top is wanted.
+            os.close(self.procdir)
+            self.procdir = os.open(b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+
+    def mkdir(self, step: Mkdir) -> None:
+        place = step.place
+        if place.base == Base.ROOT:
+            fsops.make_dirs(os.open(b"/", os.O_PATH | os.O_CLOEXEC), place.path, step.mode, follow=True)
+        else:
+            fsops.make_dirs(os.dup(self.procdir), place.path, step.mode, follow=False)
+
+    def path_of(self, place: Place) -> bytes:
+        return place.path if place.base == Base.ROOT else os.path.join(self.procdir_path, place.path)
+
+    def place_env(self, step: PlaceEnv) -> None:
+        self.env[step.name] = self.path_of(step.place)
+
+    def unset_env(self, step: UnsetEnv) -> None:
+        self.env.pop(step.name, None)
+
+    # -- the command ------------------------------------------------------------------------------------------
+
+    def chdir(self, step: Chdir) -> None:
+        with fsops.closing(self.open_place(step.place)) as fd:
+            os.fchdir(fd)
+
+    def run(self, step: Run) -> None:
+        shown = printable(step.path)
+        with fsops.closing(self.open_place(step.place)) as tree:
+            try:
+                fd = sys.openat2(tree, step.path, os.O_PATH, resolve=sys.RESOLVE_IN_ROOT | sys.RESOLVE_NO_MAGICLINKS)
+            except OSError as error:
+                code = EXIT_NOT_FOUND if error.errno == errno.ENOENT else EXIT_NOT_EXECUTABLE
+                raise CommandError(f"--run: cannot open {shown} in its tree: {reason(error)}", exit_code=code) from None
+            with fsops.closing(fd):
+                self.executable = os.readlink(_PROC_FD % fd)
+                if not stat.S_ISREG(os.fstat(fd).st_mode) or not os.access(_PROC_FD % fd, os.X_OK):
+                    raise CommandError(
+                        f"--run: {shown} is not an executable file",
+                        exit_code=EXIT_NOT_EXECUTABLE,
+                        hint="name a regular file with an execute bit",
+                    )
+        self.argv.insert(0, os.path.join(self.path_of(step.place), step.path))
+
+    def no_new_privs(self, _: NoNewPrivs) -> None:
+        prctl.set_no_new_privs(1)
+
+    def death_signal(self, step: DeathSignal) -> None:
+        prctl.set_pdeathsig(step.signal)
+        if os.getppid() != self.parent:
+            os._exit(1)
+
+
+_DO: dict[type[Any], Any] = {
+    Unshare: Child.unshare,
+    IdMap: Child.id_map,
+    SetPropagation: Child.set_propagation,
+    Guard: Child.guard,
+    Tmpfs: Child.tmpfs,
+    Scratch: Child.scratch,
+    Tree: Child.tree,
+    Image: Child.image,
+    Fuse: Child.fuse,
+    Extract: Child.extract,
+    Overlay: Child.overlay,
+    Attach: Child.attach,
+    Mkdir: Child.mkdir,
+    PlaceEnv: Child.place_env,
+    UnsetEnv: Child.unset_env,
+    Chdir: Child.chdir,
+    Run: Child.run,
+    NoNewPrivs: Child.no_new_privs,
+    DeathSignal: Child.death_signal,
+}
+
+
+@contextlib.contextmanager
+def _exit_always() -> Any:
+    try:
+        yield
+    finally:
+        os._exit(0)
+
+
+def _spawn(argv: list[bytes], fds: dict[int, int]) -> int:
+    """Start a program of the plan with these descriptors and a clean environment; its own signals at default."""
+    # Out of the way first: a target number must not overwrite a descriptor that is still to be moved.
+    moved = {target: _above(fd) for target, fd in fds.items()}
+    actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in moved.items()]
+    try:
+        return os.posix_spawn(argv[0], argv, _BUILDER_ENV, file_actions=actions)
+    finally:
+        for fd in moved.values():
+            os.close(fd)
+
+
+def _above(fd: int) -> int:
+    import fcntl
+
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
+
+
+def _check_identity(fd: int, dev: int, ino: int, path: bytes) -> None:
+    status = os.fstat(fd)
+    if (status.st_dev, status.st_ino) != (dev, ino):
+        raise StepError(
+            f"{printable(path)} was replaced while the sandbox was being set up",
+            hint="another process changes it; try again when it is done",
+        )
+
+
+def _check_same(fd: int, expected: os.stat_result, path: bytes) -> None:
+    _check_identity(fd, expected.st_dev, expected.st_ino, path)
+
+
+def _why(error: OSError) -> str:
+    """The errno's text, and what the kernel itself says of a mount that failed."""
+    text = reason(error)
+    return text if error.strerror in (None, "", text) else f"{text} ({error.strerror})"
+
+
+def _label(child: Child, step: Any) -> str:
+    source: Source = child.plan.sources[step.source]
+    return printable(source.path) if source.path else "the converted archive"
+
+
+def _describe(child: Child, step: Any) -> str:
+    match step:
+        case Unshare():
+            return "cannot make the namespaces"
+        case Image() | Fuse() | Tree() | Extract():
+            return f"cannot mount {_label(child, step)}"
+        case Attach() | Mkdir() | Chdir():
+            verb = {Attach: "mount on", Mkdir: "make the directory", Chdir: "change to the directory"}[type(step)]
+            return f"cannot {verb} {printable(child.path_of(step.place))}"
+        case Guard() | Scratch():
+            return f"cannot set up {printable(child.procdir_path)}"
+        case _:
+            return f"step {type(step).__name__} failed"
+
+
+def _remedy(step: Any, error: OSError) -> str:
+    match step, error.errno:
+        case Unshare(), number:
+            return userns_remedy(number or 0)
+        case Attach(), errno.ENOENT:
+            return "create the directory, or let --mkdir do it"
+        case Image(), errno.ENODEV:
+            return "the kernel has no squashfs: modprobe squashfs, or use --mode userns"
+        case (Overlay() | Tmpfs()), errno.ENODEV:
+            return "the kernel has no such filesystem: modprobe overlay"
+        case Image(), errno.EINVAL:
+            return "is the image damaged, or compressed in a way that this kernel lacks?"
+        case _:
+            return ""
+
+
+def restore_signals(inherited: Any) -> None:
+    """The command starts with the mask that the launcher was started with, and Python's own changes undone."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, inherited)
+
+
+def execute(child: Child) -> SandboxError:
+    """Become the command. Returns only when that fails."""
+    name = child.argv[0]
+    if child.executable is not None:
+        candidates = [child.executable]
+    elif b"/" in name:
+        candidates = [name]
+    else:
+        path = child.env.get(b"PATH", b"/usr/local/bin:/usr/bin:/bin")
+        candidates = [os.path.join(directory or b".", name) for directory in path.split(b":")]
+    failure: OSError | None = None
+    for candidate in candidates:
+        try:
+            os.execve(candidate, child.argv, child.env)
+        except OSError as error:
+            # As a shell does: what was found but cannot be executed is remembered over what was not found.
+            if failure is None or failure.errno in (errno.ENOENT, errno.ENOTDIR):
+                failure = error
+    if failure is None or failure.errno in (errno.ENOENT, errno.ENOTDIR):
+        if failure is not None and os.path.exists(candidates[0]):
+            return CommandError(
+                f"cannot run {printable(name)}: its interpreter does not exist", exit_code=EXIT_NOT_FOUND
+            )
+        return CommandError(f"cannot run {printable(name)}: command not found", exit_code=EXIT_NOT_FOUND)
+    return CommandError(f"cannot run {printable(name)}: {reason(failure)}", exit_code=EXIT_NOT_EXECUTABLE)

@@ -1,0 +1,41 @@
+"""The environment of the command: the caller's, then --env-file, --env, --unset-env."""
+
+from sandbox.errors import UsageError, printable, reason
+from sandbox.spec import Spec
+
+
+def build(spec: Spec, caller: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """The command's environment. Raises UsageError for an unreadable file or a variable that is not set."""
+    env = dict(caller)
+    for path in spec.env_files:
+        for item in _read(path):
+            _apply(env, item, caller, where=f"--env-file {printable(path)}")
+    for item in spec.env:
+        _apply(env, item, caller, where="--env")
+    for name in spec.unset_env:
+        env.pop(name, None)
+    return env
+
+
+def _apply(env: dict[bytes, bytes], item: bytes, caller: dict[bytes, bytes], *, where: str) -> None:
+    name, equals, value = item.partition(b"=")
+    if not name:
+        raise UsageError(f"{where}: {printable(item)!r} has no variable name", hint="NAME=VALUE, or NAME alone")
+    if not equals:
+        if name not in caller:
+            raise UsageError(f"{where}: {printable(name)} is not set", hint="export it first, or give NAME=VALUE")
+        value = caller[name]
+    env[name] = value
+
+
+def _read(path: bytes) -> list[bytes]:
+    """NAME=VALUE lines; blank ones and those that start with # do not count."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise UsageError(f"--env-file: cannot read {printable(path)}: {reason(error)}") from None
+    if b"\0" in data:
+        raise UsageError(f"--env-file: {printable(path)} holds a NUL byte", hint="NAME=VALUE lines, as text")
+    stripped = (line.lstrip() for line in data.splitlines())
+    return [line for line in stripped if line and not line.startswith(b"#")]

@@ -1,0 +1,107 @@
+"""A plan as a person reads it."""
+
+from sandbox.errors import printable
+from sandbox.plan import (
+    Attach,
+    Attr,
+    Base,
+    Chdir,
+    DeathSignal,
+    Extract,
+    Fuse,
+    Guard,
+    IdMap,
+    Image,
+    Mkdir,
+    Mode,
+    NoNewPrivs,
+    Overlay,
+    Place,
+    PlaceEnv,
+    Plan,
+    Run,
+    Scratch,
+    SetPropagation,
+    SourceKind,
+    Step,
+    Tmpfs,
+    Tree,
+    UnsetEnv,
+    Unshare,
+)
+
+_MODES = {
+    Mode.ROOT: "root: real root mounts",
+    Mode.SETUID: "setuid: the setuid helper mounts",
+    Mode.USERNS: "userns: a user namespace of your own, no privilege",
+}
+_NAMESPACES = {0x00020000: "mount", 0x10000000: "user", 0x20000000: "pid", 0x40000000: "net"}
+
+
+def lines(plan: Plan, command: tuple[bytes, ...]) -> list[str]:
+    """One line of text per step, after a header."""
+    out = [f"mode     {_MODES[plan.mode]}", f"home     {printable(plan.home.path)}"]
+    for number, step in enumerate(plan.steps, 1):
+        out.append(f"{number:4}  {_line(plan, step)}")
+    out.append(f"      run {' '.join(printable(word) for word in command)}".rstrip())
+    return out
+
+
+def _source(plan: Plan, number: int) -> str:
+    source = plan.sources[number]
+    return "memory" if source.kind == SourceKind.MEMORY else printable(source.path)
+
+
+def _place(place: Place) -> str:
+    if place.base == Base.ROOT:
+        return printable(place.path)
+    return printable(b"/".join(filter(None, (b"PROCDIR", place.path))))
+
+
+def _attrs(attrs: int) -> str:
+    names = [flag.name.lower().replace("_", "-") for flag in Attr if attrs & flag and flag.name]
+    return ",".join(names) or "none"
+
+
+def _line(plan: Plan, step: Step) -> str:
+    match step:
+        case Unshare(flags):
+            kinds = [name for bit, name in _NAMESPACES.items() if flags & bit]
+            return f"new namespaces: {', '.join(kinds)}"
+        case IdMap(inside, outside, gid_inside, gid_outside):
+            return f"map uid {outside} to {inside}, gid {gid_outside} to {gid_inside}"
+        case SetPropagation():
+            return "no mount of this run reaches the host (propagation slave, recursively)"
+        case Guard():
+            return "guard: procdirs/ read-only beneath what follows"
+        case Tmpfs(slot, size):
+            return f"[{slot}] tmpfs of at most {size >> 20} MiB"
+        case Scratch(source, slot, overlay):
+            return f"[{slot}] [{overlay}] a private directory in {_source(plan, source)}"
+        case Tree(slot, source):
+            return f"[{slot}] the directory {_source(plan, source)}"
+        case Image(slot, source):
+            return f"[{slot}] squashfs image {_source(plan, source)} through a loop device, read-only"
+        case Fuse(slot, source, program):
+            return f"[{slot}] squashfs image {_source(plan, source)} through {printable(program)}"
+        case Extract(slot, source):
+            return f"unpack {_source(plan, source)} into [{slot}]"
+        case Overlay(slot, lowers, upper):
+            return f"[{slot}] overlay of {', '.join(f'[{n}]' for n in lowers)}, changes go to [{upper}]"
+        case Attach(slot, place, attrs):
+            return f"mount [{slot}] on {_place(place)} ({_attrs(attrs)})"
+        case Mkdir(place):
+            return f"make the directory {_place(place)}"
+        case PlaceEnv(name, place):
+            return f"set {printable(name)}={_place(place)}"
+        case UnsetEnv(name):
+            return f"unset {printable(name)}"
+        case Chdir(place):
+            return f"change to {_place(place)}"
+        case Run(place, path):
+            return f"the command is {printable(path)} in {_place(place)}, found without leaving it"
+        case NoNewPrivs():
+            return "no new privileges (setuid programs give none)"
+        case DeathSignal(number):
+            return f"signal {number} to the command when its supervisor dies"
+    raise AssertionError(step)

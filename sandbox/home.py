@@ -1,0 +1,297 @@
+"""$SANDBOX_HOME: finding and opening it, run records, procdirs, and what is stale.
+
+Liveness is the exclusive flock on a run record and nothing else. A record is linked to its name only when it is
+locked, so whoever gets the lock of a linked record knows that its run is dead (docs/plan.md, section 4).
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pwd
+import secrets
+import signal
+import stat
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from sandbox import fsops
+from sandbox.engine import syscalls as sys
+from sandbox.errors import SandboxError, printable, reason
+from sandbox.plan import Source, SourceKind
+
+# f_type of filesystems whose locks or directories are shared with other hosts: statfs(2), linux/magic.h.
+_NETWORK = {
+    0x6969: "nfs",
+    0x517B: "smb",
+    0xFF534D42: "cifs",
+    0xFE534D42: "smb2",
+    0x5346414F: "afs",
+    0x01021997: "9p",
+    0x00C36400: "ceph",
+    0x0BD00BD0: "lustre",
+    0x47504653: "gpfs",
+    0x65735546: "fuse",
+    0x19830326: "fhgfs",
+}
+Say = Callable[[str], None]
+
+
+class HomeError(SandboxError):
+    """The home cannot be used."""
+
+
+class Home(NamedTuple):
+    """Open directories: `fd` is the home; `run_fd` holds procdirs/ and records/ (elsewhere for a network home)."""
+
+    path: bytes
+    fd: int
+    run_path: bytes
+    run_fd: int
+    procdirs_fd: int
+    records_fd: int
+
+    def source(self) -> Source:
+        """The home of a plan: the directory with procdirs/ and records/."""
+        status = os.fstat(self.run_fd)
+        return Source(SourceKind.DIRECTORY, self.run_path, status.st_dev, status.st_ino)
+
+
+def locate(environ: dict[bytes, bytes], *, say: Say) -> bytes:
+    """The path of the home: $SANDBOX_HOME, inside a sandbox $SANDBOX_TMPDIR, else ~/.sandbox."""
+    if outer := environ.get(b"SANDBOX_TMPDIR"):
+        # The outer run's guard makes its procdirs/ read-only, so a sandbox inside a sandbox keeps house in its scratch.
+        return os.path.join(outer, b".sandbox")
+    if explicit := environ.get(b"SANDBOX_HOME"):
+        return os.path.abspath(explicit)
+    own = os.fsencode(_passwd_home())
+    home = environ.get(b"HOME") or own
+    with contextlib.suppress(OSError):
+        if os.getuid() == 0 and home != own and os.stat(home).st_uid != 0:
+            say(f"$HOME {printable(home)} is not root's, using {printable(own)}")
+            home = own
+    return os.path.join(os.path.abspath(home), b".sandbox")
+
+
+def _passwd_home() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return f"/tmp/sandbox-home-{os.getuid()}"
+
+
+@contextlib.contextmanager
+def open_home(environ: dict[bytes, bytes], *, say: Say) -> Iterator[Home]:
+    """The home, made if it is missing. Raises HomeError when it is not safe or not usable."""
+    path = locate(environ, say=say)
+    with contextlib.ExitStack() as stack:
+        fd = stack.enter_context(fsops.closing(_open_checked(path)))
+        run_fd = fd
+        if (kind := sys.statfs_type(fd)) in _NETWORK:
+            run_path = _runtime_dir(environ)
+            say(f"{printable(path)} is on {_NETWORK[kind]}: run directories go to {printable(run_path)}")
+            run_fd = stack.enter_context(fsops.closing(_open_checked(run_path)))
+        try:
+            procdirs = stack.enter_context(fsops.closing(fsops.make_dir(run_fd, b"procdirs")))
+            records = stack.enter_context(fsops.closing(fsops.make_dir(run_fd, b"records")))
+        except OSError as error:
+            raise _unusable(path, error) from None
+        yield Home(os.readlink(b"/proc/self/fd/%d" % fd), fd, os.readlink(b"/proc/self/fd/%d" % run_fd), run_fd, procdirs, records)
+
+
+def _runtime_dir(environ: dict[bytes, bytes]) -> bytes:
+    if runtime := environ.get(b"XDG_RUNTIME_DIR"):
+        return os.path.join(os.path.abspath(runtime), b"sandbox")
+    return b"/tmp/sandbox-%d" % os.getuid()
+
+
+def _open_checked(path: bytes) -> int:
+    """The directory, ours and writable by nobody else; checked on the descriptor."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.mkdir(path, 0o700)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unusable(path, error) from None
+    status = os.fstat(fd)
+    if status.st_uid != os.getuid():
+        why, hint = f"it belongs to uid {status.st_uid}", "set SANDBOX_HOME to a directory of your own"
+    elif status.st_mode & 0o022:
+        why, hint = f"others may write to it (mode {stat.S_IMODE(status.st_mode):04o})", f"chmod 700 {printable(path)}"
+    else:
+        return fd
+    os.close(fd)
+    raise HomeError(f"cannot use the home {printable(path)}: {why}", hint=hint)
+
+
+def _unusable(path: bytes, error: OSError) -> HomeError:
+    why = reason(error)
+    if error.errno == errno.ENOENT and os.path.islink(path):
+        why = f"it is a dangling link to {printable(os.readlink(path))}"
+    return HomeError(
+        f"cannot use the home {printable(path)}: {why}", hint="set SANDBOX_HOME to a directory of your own"
+    )
+
+
+# -- run records ----------------------------------------------------------------------------------------------
+
+
+def boot_id() -> str:
+    """Random per boot (random(4))."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def start_time(pid: int) -> int:
+    """Clock ticks after boot when the process started: field 22 of /proc/PID/stat (proc(5))."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[19])
+
+
+class RunRecord:
+    """The record and procdir of one run. Locked as long as it is open."""
+
+    def __init__(self, home: Home, facts: dict[str, Any], scratch_parents: list[bytes]) -> None:
+        self.records_fd, self.procdirs_fd = home.records_fd, home.procdirs_fd
+        self.id = secrets.token_hex(16)
+        # Recorded before they are made, so that whoever cleans up after a crash finds them.
+        self.scratch = [os.path.join(parent, f"sandbox-{self.id}".encode()) for parent in scratch_parents]
+        self.facts = {"id": self.id, **facts, "scratch": [os.fsdecode(path) for path in self.scratch]}
+        self.fd = -1
+        self.name = self._claim()
+
+    def _claim(self) -> bytes:
+        with fsops.Draft(self.records_fd) as draft:
+            fcntl.flock(draft.fd, fcntl.LOCK_EX)
+            os.write(draft.fd, json.dumps(self.facts).encode() + b"\n")
+            suffix = 0
+            while True:
+                name = b"%d" % os.getpid() + (b".%d" % suffix if suffix else b"")
+                suffix += 1
+                if _exists(self.procdirs_fd, name):
+                    continue
+                try:
+                    draft.publish(name, durable=False)
+                except FileExistsError:
+                    continue
+                try:
+                    os.mkdir(name, 0o700, dir_fd=self.procdirs_fd)
+                except FileExistsError:
+                    # Somebody's leftover appeared in between: another draft, another name.
+                    fsops.delete_file(self.records_fd, name)
+                    return self._claim()
+                self.fd = draft.keep_open()
+                return name
+
+    def remove(self) -> None:
+        """Remove scratch and procdir and then the record: what a dead run leaves must stay findable."""
+        for path in self.scratch:
+            remove_scratch(path, self.id)
+        fsops.remove_dir(self.procdirs_fd, self.name)
+        fsops.delete_file(self.records_fd, self.name)
+        os.close(self.fd)
+
+
+def _exists(parent: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def new_record(home: Home, command: tuple[bytes, ...], mode: str, scratch_parents: list[bytes]) -> RunRecord:
+    """A locked record and an empty procdir for this process; the scratch directories have names, but are not made."""
+    facts = {
+        "host": os.uname().nodename,
+        "boot_id": boot_id(),
+        "pid_namespace": os.stat("/proc/self/ns/pid").st_ino,
+        "pid": os.getpid(),
+        "start_time": start_time(os.getpid()),
+        "command": [os.fsdecode(word) for word in command],
+        "mode": mode,
+    }
+    return RunRecord(home, facts, scratch_parents)
+
+
+# -- what the dead leave --------------------------------------------------------------------------------------
+
+
+def clean_stale(home: Home, *, say: Say) -> None:
+    """Remove the records, procdirs and scratch directories of runs that are dead, and nothing of others."""
+    for name in fsops.names(home.records_fd):
+        if name.startswith((b".tmp-", b".trash")):
+            continue
+        with contextlib.suppress(OSError), _dead_record(home, name) as facts:
+            if facts is not None:
+                say(f"cleaning up after the dead run {printable(name)}")
+                _clean_after(home, name, facts)
+    with contextlib.suppress(OSError):
+        for name in fsops.names(home.procdirs_fd):
+            # A procdir is made after its record: without one it is nobody's.
+            if not _exists(home.records_fd, name):
+                fsops.remove_dir(home.procdirs_fd, name)
+
+
+@contextlib.contextmanager
+def _dead_record(home: Home, name: bytes) -> Iterator[dict[str, Any] | None]:
+    """The facts of a record whose run is dead, locked for the block; None for anybody alive or elsewhere."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with fsops.closing(os.open(name, flags, dir_fd=home.records_fd)) as fd:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield None
+            return
+        linked = os.stat(name, dir_fd=home.records_fd, follow_symlinks=False)
+        facts = _parse(os.read(fd, 1 << 20))
+        here = facts.get("boot_id") == boot_id() or (
+            facts.get("host") == os.uname().nodename and sys.statfs_type(fd) not in _NETWORK
+        )
+        yield facts if here and fsops.same_file(linked, os.fstat(fd)) else None
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    try:
+        facts = json.loads(data)
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _clean_after(home: Home, name: bytes, facts: dict[str, Any]) -> None:
+    run_id = str(facts.get("id", ""))
+    if facts.get("boot_id") == boot_id():
+        _end_orphans(run_id)
+    scratch = facts.get("scratch")
+    for path in scratch if isinstance(scratch, list) else ():
+        remove_scratch(os.fsencode(str(path)), run_id)
+    fsops.remove_dir(home.procdirs_fd, name)
+    fsops.delete_file(home.records_fd, name)
+
+
+def remove_scratch(path: bytes, run_id: str) -> None:
+    """Remove a private scratch directory of this run, and only one: its name is the run's."""
+    parent, name = os.path.split(path)
+    if not run_id or name != b"sandbox-" + run_id.encode():
+        return
+    uid = os.getuid()
+    with contextlib.suppress(OSError), fsops.closing(os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+        fsops.remove_tree(fd, name, keep=lambda status: status.st_uid != uid)
+
+
+def _end_orphans(run_id: str) -> None:
+    """Kill processes that still hold the namespaces of a dead run: its tmpfs, named after the run, is in their mounts."""
+    if len(run_id) != 32:
+        return
+    marker = f" sandbox:{run_id} ".encode()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        with contextlib.suppress(OSError), fsops.closing(os.pidfd_open(int(entry))) as pidfd:
+            with open(f"/proc/{entry}/mountinfo", "rb") as file:
+                found = marker in file.read()
+            if found:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)

@@ -1,0 +1,93 @@
+"""What this machine can do: the few facts a launch needs (the whole picture is `sandbox doctor`)."""
+
+import errno
+import os
+from typing import NamedTuple
+
+import prctl
+
+from sandbox.errors import HostError
+from sandbox.plan import Mode
+
+BASELINE = (5, 12)
+# tmpfs holds user.* extended attributes since then, which `userxattr` overlays need (tmpfs(5)).
+TMPFS_USER_XATTR = (6, 6)
+_PROGRAM_DIRS = ("/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin", "/sbin")
+
+
+class Host(NamedTuple):
+    """Facts about this host and this user. `kernel` is (major, minor); paths are absolute or empty."""
+
+    uid: int
+    gid: int
+    kernel: tuple[int, int]
+    may_mount: bool
+    memory: int
+
+
+def probe() -> Host:
+    """Ask the kernel. Raises HostError below the baseline."""
+    release = os.uname().release
+    major, _, rest = release.partition(".")
+    minor = "".join(c for c in rest.partition(".")[0] if c.isdigit())
+    kernel = (int(major), int(minor or 0))
+    if kernel < BASELINE:
+        raise HostError(
+            f"this kernel is {release}, sandbox needs {BASELINE[0]}.{BASELINE[1]} or later (mount_setattr)",
+            hint="boot a newer kernel",
+        )
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Host(os.getuid(), os.getgid(), kernel, bool(prctl.cap_effective.sys_admin), memory)
+
+
+def choose_mode(wanted: str, host: Host) -> Mode:
+    """Where the right to mount shall come from. Raises HostError with the remedies."""
+    if wanted == "root" or (wanted == "auto" and host.may_mount):
+        if not host.may_mount:
+            raise HostError(
+                "--mode root: this process may not mount (no CAP_SYS_ADMIN)",
+                hint="run as root, or let sandbox choose with --mode auto",
+            )
+        return Mode.ROOT
+    if wanted == "setuid":
+        raise HostError("--mode setuid: the setuid helper is not installed", hint="use --mode userns")
+    return Mode.USERNS
+
+
+def find_program(name: str) -> bytes:
+    """Absolute path of a program in the system's own directories (never the caller's PATH), or b""."""
+    for directory in _PROGRAM_DIRS:
+        if os.access(path := f"{directory}/{name}", os.X_OK):
+            return path.encode()
+    return b""
+
+
+def fuse_usable() -> bool:
+    """Whether this user can open /dev/fuse (the kernel also wants it opened inside the namespace)."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def _sysctl(path: str) -> str:
+    try:
+        with open(f"/proc/sys/{path}") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def userns_remedy(error_number: int) -> str:
+    """Why an unshare of a user namespace failed, and what to do, from what the kernel shows."""
+    if _sysctl("user/max_user_namespaces") == "0" or error_number == errno.ENOSPC:
+        return "raise the limit: sysctl user.max_user_namespaces=15000, run as root, or install the setuid helper"
+    if _sysctl("kernel/unprivileged_userns_clone") == "0":
+        return "allow them: sysctl kernel.unprivileged_userns_clone=1, run as root, or install the setuid helper"
+    if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
+        return (
+            "AppArmor restricts them: sysctl kernel.apparmor_restrict_unprivileged_userns=0, "
+            "run as root, or install the setuid helper"
+        )
+    return "run as root, install the setuid helper, or, in a container, allow unshare (see sandbox doctor)"

@@ -1,0 +1,251 @@
+"""One `sandbox run`, from Spec to Result: opens, asks the image services, compiles, hands over to an engine."""
+
+import contextlib
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sandbox import compiler, environment, fsops, home, host, plan, sources
+from sandbox.compiler import Compiled, Material, Target, Treatment
+from sandbox.engine.steps import Launch
+from sandbox.engine.supervisor import Result
+from sandbox.errors import SourceError, UsageError, printable, reason
+from sandbox.home import Home
+from sandbox.host import Host
+from sandbox.images import formats
+from sandbox.plan import Mode, Source, SourceKind
+from sandbox.sources import Opened
+from sandbox.spec import Spec, validate
+
+Say = Callable[[str], None]
+_HINT_AFTER_SECONDS = 0.2
+
+
+class Prepared(NamedTuple):
+    """A compiled launch; valid while the context that made it is open."""
+
+    compiled: Compiled
+    launch: Launch
+    home: Home
+
+
+def run(spec: Spec, environ: dict[bytes, bytes], *, say: Say, hint: Say) -> Result:
+    """Run the command of a spec. Raises SandboxError when it could not be started."""
+    with contextlib.ExitStack() as stack:
+        prepared = prepare(spec, environ, stack, say=say, hint=hint)
+        home.clean_stale(prepared.home, say=say)
+        result = _execute(spec, prepared)
+        if spec.cache:
+            from sandbox.images import reaper
+
+            reaper.maybe_start(prepared.home.fd)
+        return result
+
+
+def _execute(spec: Spec, prepared: Prepared) -> Result:
+    from sandbox.engine import python
+
+    return python.run(prepared.compiled.plan, prepared.launch, prepared.home)
+
+
+def prepare(
+    spec: Spec, environ: dict[bytes, bytes], stack: contextlib.ExitStack, *, say: Say, hint: Say, build: bool = True
+) -> Prepared:
+    """Open everything and compile. Without `build` nothing is converted: the plan is for reading only."""
+    validate(spec)
+    machine = host.probe()
+    mode = host.choose_mode(spec.mode, machine)
+    opened = []
+    for tree in spec.trees:
+        opened.append(item := sources.open_source(tree))
+        if item.fd >= 0:
+            stack.enter_context(fsops.closing(item.fd))
+    sources.refuse_repeated(opened)
+    command_env = environment.build(spec, environ)
+    targets = _targets(opened, spec)
+    where = stack.enter_context(home.open_home(environ, say=say))
+    maker = _Maker(spec, machine, mode, where, stack, say=say, hint=hint, build=build)
+    materials = [maker.material(item) for item in opened]
+    maker.show_hint()
+    compiled = compiler.compile_plan(
+        spec,
+        machine,
+        mode,
+        where.source(),
+        materials,
+        targets,
+        scratch=_scratch(spec),
+        extract_argv=maker.extract_argv(),
+    )
+    return Prepared(compiled, Launch(spec.command, command_env, compiled.fds), where)
+
+
+def _targets(opened: list[Opened], spec: Spec) -> dict[bytes, Target]:
+    """The host's directories that trees with an absolute name cover, as they are now."""
+    targets: dict[bytes, Target] = {}
+    for tree in opened:
+        if not tree.name.startswith(b"/"):
+            continue
+        # Inside an earlier mount only the run itself can see what is there.
+        inside = any(os.path.normpath(tree.name).startswith(os.path.normpath(other) + b"/") for other in targets)
+        status = None
+        if not inside:
+            try:
+                status = os.stat(tree.name)
+            except OSError as error:
+                if not (spec.mkdir and isinstance(error, FileNotFoundError)):
+                    hint = "create the directory, or let --mkdir do it" if not spec.mkdir else ""
+                    raise UsageError(f"cannot mount on {printable(tree.name)}: {reason(error)}", hint=hint) from None
+            if status is not None and not stat.S_ISDIR(status.st_mode):
+                raise UsageError(f"cannot mount on {printable(tree.name)}: it is not a directory")
+        targets[tree.name] = Target(tree.name, status)
+    return targets
+
+
+def _scratch(spec: Spec) -> Source | None:
+    if spec.scratch is None:
+        return None
+    try:
+        fd = os.open(spec.scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(
+            f"--scratch: cannot use {printable(spec.scratch)}: {reason(error)}",
+            hint="tmpfs, or a directory that you may write to",
+        ) from None
+    with fsops.closing(fd):
+        return sources.describe(os.readlink(b"/proc/self/fd/%d" % fd), os.fstat(fd))
+
+
+class _Maker:
+    """Turns open sources into what can be mounted, through the image services."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        machine: Host,
+        mode: Mode,
+        where: Home,
+        stack: contextlib.ExitStack,
+        *,
+        say: Say,
+        hint: Say,
+        build: bool,
+    ) -> None:
+        self.spec, self.host, self.mode, self.home, self.stack = spec, machine, mode, where, stack
+        self.say, self.hint, self.build = say, hint, build
+        self.converted: list[tuple[str, float]] = []
+        self._fuse: bool | None = None
+
+    def fuse(self) -> bool:
+        if self._fuse is None:
+            self._fuse = bool(host.find_program("squashfuse_ll")) and host.fuse_usable()
+        return self._fuse
+
+    def material(self, tree: Opened) -> Material:
+        needs_fuse = self.mode is Mode.USERNS and (tree.format is not None or self.spec.cache)
+        how = compiler.treatment(tree, self.spec, self.mode, fuse=needs_fuse and self.fuse())
+        if how is Treatment.EMPTY:
+            return Material(tree, how, None, None)
+        assert tree.status is not None
+        if how is Treatment.DIRECTORY or not self.build:
+            return Material(tree, how, sources.describe(tree.path, tree.status), None)
+        if tree.is_directory:
+            return self.directory_image(tree, how)
+        fd, kind = self.unwrapped(tree)
+        if how is Treatment.EXTRACT:
+            self.check_room(fd, kind, tree)
+            return self.from_descriptor(tree, how, fd)
+        if kind is formats.Kind.SQUASHFS and how is not Treatment.KEPT:
+            return self.from_descriptor(tree, how, fd)
+        return self.converted_archive(tree, how, fd, kind)
+
+    def unwrapped(self, tree: Opened) -> tuple[int, formats.Kind]:
+        assert tree.format is not None
+        if tree.format in (formats.Kind.ELF, formats.Kind.TEXT):
+            fd, kind = formats.unwrap(tree.fd, tree.format, tree.label, self.spec.max_unpacked)
+            return self.stack.enter_context(fsops.closing(fd)), kind
+        return tree.fd, tree.format
+
+    def from_descriptor(self, tree: Opened, how: Treatment, fd: int) -> Material:
+        """A source that is used as it is: the user's own file by its path, anything made by us as memory."""
+        status = os.fstat(fd)
+        if fd == tree.fd:
+            return Material(tree, how, sources.describe(tree.path, status), fd)
+        return Material(tree, how, Source(SourceKind.MEMORY, b""), fd)
+
+    def converted_archive(self, tree: Opened, how: Treatment, fd: int, kind: formats.Kind) -> Material:
+        from sandbox.images import cache, convert
+
+        started = time.monotonic()
+        limits = {"label": tree.label, "max_unpacked": self.spec.max_unpacked}
+        if not self.spec.cache:
+            image = convert.image_in_memory(fd, kind, uid=self.host.uid, gid=self.host.gid, **limits)
+            self.stack.enter_context(fsops.closing(image))
+            self.converted.append((tree.label, time.monotonic() - started))
+            return Material(tree, how, Source(SourceKind.MEMORY, b""), image)
+        store = cache.Cache(self.home.fd, say=self.say)
+        if how is Treatment.KEPT:
+            kept = store.tree(fd, kind, **limits)
+        else:
+            kept = store.image(fd, kind, uid=self.host.uid, gid=self.host.gid, **limits)
+        return self.kept(tree, how, kept)
+
+    def directory_image(self, tree: Opened, how: Treatment) -> Material:
+        from sandbox.images import cache
+
+        store = cache.Cache(self.home.fd, say=self.say)
+        kept = store.directory_image(
+            tree.fd, label=tree.label, max_unpacked=self.spec.max_unpacked, uid=self.host.uid, gid=self.host.gid
+        )
+        return self.kept(tree, how, kept)
+
+    def kept(self, tree: Opened, how: Treatment, kept: "object") -> Material:
+        self.stack.enter_context(fsops.closing(kept.fd))  # type: ignore[attr-defined]
+        path = os.path.join(self.home.path, b"cache", kept.name)  # type: ignore[attr-defined]
+        source = sources.describe(path, os.fstat(kept.fd))  # type: ignore[attr-defined]
+        return Material(tree, how, source, None if how is Treatment.KEPT else kept.fd)  # type: ignore[attr-defined]
+
+    def check_room(self, fd: int, kind: formats.Kind, tree: Opened) -> None:
+        """Say before starting, not after, that a tmpfs will not hold the archive."""
+        from sandbox.images import convert
+
+        needed = convert.unpacked_size(fd, kind)
+        room = self.spec.tmpfs_size or self.host.memory // 2
+        if needed is not None and needed > room:
+            raise SourceError(
+                f"{tree.label} unpacks to {needed >> 20} MiB, the tmpfs has room for {room >> 20} MiB",
+                hint="--tmpfs-size gives it more, --cache keeps the tree on disk",
+            )
+
+    def extract_argv(self) -> tuple[bytes, ...]:
+        if not any(tree.kind.value != "dynamic-empty" for tree in self.spec.trees) or self.mode is not Mode.USERNS:
+            return ()
+        from sandbox.images import convert
+
+        return convert.worker_argv(sink="dir", max_unpacked=self.spec.max_unpacked)
+
+    def show_hint(self) -> None:
+        slow = [(label, seconds) for label, seconds in self.converted if seconds > _HINT_AFTER_SECONDS]
+        if slow:
+            seconds = sum(seconds for _, seconds in slow)
+            self.hint(f"converting {', '.join(label for label, _ in slow)} took {seconds:.1f} s; --cache keeps the result")
+
+
+def explain(spec: Spec, environ: dict[bytes, bytes], *, say: Say) -> list[str]:
+    """The plan for a person, a line per step. Converts and runs nothing."""
+    with contextlib.ExitStack() as stack:
+        prepared = prepare(spec, environ, stack, say=say, hint=say, build=False)
+        from sandbox.explain import lines
+
+        return lines(prepared.compiled.plan, spec.command)
+
+
+def environment_of_process() -> dict[bytes, bytes]:
+    """This process's environment as bytes."""
+    return dict(os.environb)
+
+
+__all__ = ["Prepared", "environment_of_process", "explain", "plan", "prepare", "run", "sys"]

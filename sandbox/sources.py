@@ -1,0 +1,118 @@
+"""Sources become descriptors here, once, with the user's rights; from then on they are descriptors."""
+
+import errno
+import os
+import stat
+from typing import NamedTuple
+
+from sandbox.engine import syscalls as sys
+from sandbox.errors import SourceError, UsageError, printable, reason
+from sandbox.images.formats import Kind, detect
+from sandbox.plan import Source, SourceKind
+from sandbox.spec import Tree, TreeKind, check_name
+
+_ARCHIVE_SUFFIXES = (b".gz", b".bz2", b".xz", b".zst", b".Z", b".lz4", b".lzma")
+
+
+class Opened(NamedTuple):
+    """A tree whose source is open. `fd` is -1 for an empty tree; `format` is None for a directory."""
+
+    kind: TreeKind
+    name: bytes
+    path: bytes
+    fd: int
+    status: os.stat_result | None
+    format: Kind | None
+
+    @property
+    def label(self) -> str:
+        """The source as a person would name it."""
+        return printable(self.path or self.name)
+
+    @property
+    def is_directory(self) -> bool:
+        return self.status is not None and stat.S_ISDIR(self.status.st_mode)
+
+
+def default_name(path: bytes) -> bytes:
+    """NAME of a source without one: the file's stem, without .tar.gz and its like as a whole."""
+    base = os.path.basename(path.rstrip(b"/"))
+    stem, suffix = os.path.splitext(base)
+    if suffix in _ARCHIVE_SUFFIXES and stem.endswith(b".tar"):
+        stem = stem[: -len(b".tar")]
+    return stem or base
+
+
+def open_source(tree: Tree) -> Opened:
+    """Open the source of one tree. Raises SourceError or UsageError with the way out."""
+    if tree.kind is TreeKind.EMPTY:
+        return Opened(tree.kind, tree.text, b"", -1, None, None)
+    option = f"--{tree.kind.value}"
+    name, path = _split(tree.text)
+    fd = _open(path, option=option, given_name=name)
+    try:
+        status = os.fstat(fd)
+        if stat.S_ISDIR(status.st_mode):
+            name = name if name is not None else os.path.basename(os.path.abspath(path))
+            return Opened(tree.kind, check_name(name, option=option), path, fd, status, None)
+        if not stat.S_ISREG(status.st_mode):
+            raise SourceError(f"{option}: {printable(path)} is neither a regular file nor a directory")
+        name = check_name(name if name is not None else default_name(path), option=option)
+        return Opened(tree.kind, name, path, fd, status, detect(fd, printable(path)))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _split(text: bytes) -> tuple[bytes | None, bytes]:
+    """NAME and path. A file whose own name holds a colon is taken whole."""
+    if b":" not in text or os.path.lexists(text):
+        return None, text
+    name, _, path = text.partition(b":")
+    if not name or not path:
+        raise UsageError(f"{printable(text)!r}: an empty name or source", hint="[NAME:]SRC")
+    return name, path
+
+
+def _open(path: bytes, *, option: str, given_name: bytes | None) -> int:
+    try:
+        # O_NONBLOCK: a FIFO must not hang the launcher; it means nothing for files and directories.
+        return sys.openat2(sys.AT_FDCWD, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        if given_name is not None and error.errno == errno.ENOENT and os.path.exists(given_name):
+            swapped = printable(path + b":" + given_name)
+            raise UsageError(
+                f"{option}: {printable(path)} does not exist, but {printable(given_name)} does",
+                hint=f"the name comes first: {option} {swapped}",
+            ) from None
+        hint = {errno.EACCES: "check the permissions of the file and of the directories above it"}
+        raise SourceError(
+            f"{option}: cannot open {printable(path)}: {reason(error)}",
+            hint=hint.get(error.errno or 0, "" if given_name else "[NAME:]SRC"),
+        ) from None
+
+
+def absolute(path: bytes) -> bytes:
+    """The path from the root, links and `..` left for the kernel to resolve."""
+    return path if path.startswith(b"/") else os.path.join(os.getcwdb(), path)
+
+
+def describe(path: bytes, status: os.stat_result) -> Source:
+    """The Source of a plan for something that is open."""
+    if stat.S_ISDIR(status.st_mode):
+        return Source(SourceKind.DIRECTORY, absolute(path), status.st_dev, status.st_ino)
+    times = (max(status.st_mtime_ns, 0), max(status.st_ctime_ns, 0))
+    return Source(SourceKind.FILE, absolute(path), status.st_dev, status.st_ino, status.st_size, *times)
+
+
+def refuse_repeated(opened: list[Opened]) -> None:
+    """Two trees cannot have one name; raises UsageError with the way out."""
+    seen: dict[bytes, Opened] = {}
+    for item in opened:
+        key = os.path.normpath(item.name)
+        if key in seen:
+            raise UsageError(
+                f"two trees are named {printable(item.name)!r}: {seen[key].label} and {item.label}",
+                hint="give one of them another name: NAME:SRC",
+            )
+        seen[key] = item

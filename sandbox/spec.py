@@ -1,0 +1,116 @@
+"""Spec: what the user asked for. Plain data, validated, no I/O."""
+
+import enum
+import re
+from typing import NamedTuple
+
+from sandbox.errors import UsageError, printable
+
+DEFAULT_MAX_UNPACKED = 64 << 30
+_SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+MAX_SIZE = 1 << 62
+
+
+class TreeKind(enum.Enum):
+    """How a tree is used. The value is the directory of the procdir that holds it."""
+
+    STATIC = "static"
+    DYNAMIC = "dynamic"
+    EMPTY = "dynamic-empty"
+
+
+class Tree(NamedTuple):
+    """One --static, --dynamic or --dynamic-empty, as typed: `text` is [NAME:]SRC, or NAME for an empty tree."""
+
+    kind: TreeKind
+    text: bytes
+
+
+class SymlinkPolicy(NamedTuple):
+    """--symlinks [NAME=]POLICY; an empty name means every tree. `deny` is MOUNT_ATTR_NOSYMFOLLOW."""
+
+    name: bytes
+    deny: bool
+
+
+class Spec(NamedTuple):
+    """One `sandbox run`. Sizes are bytes; `command` may be empty only with `run`."""
+
+    command: tuple[bytes, ...] = ()
+    trees: tuple[Tree, ...] = ()
+    run: bytes | None = None
+    mode: str = "auto"
+    engine: str = "auto"
+    cache: bool = False
+    env: tuple[bytes, ...] = ()
+    env_files: tuple[bytes, ...] = ()
+    unset_env: tuple[bytes, ...] = ()
+    chdir: bytes | None = None
+    mkdir: bool = False
+    scratch: bytes | None = None
+    tmpfs_size: int | None = None
+    max_unpacked: int = DEFAULT_MAX_UNPACKED
+    symlinks: tuple[SymlinkPolicy, ...] = ()
+    leave_running: bool = False
+
+
+MODES = ("auto", "root", "setuid", "userns")
+ENGINES = ("auto", "python", "native")
+
+
+def validate(spec: Spec) -> Spec:
+    """The same spec. Raises UsageError for what can be seen to be wrong without looking at the host."""
+    if not spec.command and spec.run is None:
+        raise UsageError("no command to run", hint="sandbox run [options] -- COMMAND")
+    if spec.command and spec.command[0] == b"" and spec.run is None:
+        raise UsageError("the command's name is empty", hint="sandbox run [options] -- COMMAND")
+    if spec.mode not in MODES:
+        raise UsageError(f"--mode: {spec.mode!r} is not one of {', '.join(MODES)}")
+    if spec.engine not in ENGINES:
+        raise UsageError(f"--engine: {spec.engine!r} is not one of {', '.join(ENGINES)}")
+    for item in spec.env:
+        _check_variable(item.partition(b"=")[0], "--env")
+    for name in spec.unset_env:
+        _check_variable(name, "--unset-env")
+    for tree in spec.trees:
+        if not tree.text:
+            raise UsageError(f"--{tree.kind.value}: the value is empty")
+        if tree.kind is TreeKind.EMPTY:
+            check_name(tree.text, option="--dynamic-empty")
+    return spec
+
+
+def _check_variable(name: bytes, option: str) -> None:
+    if not name or b"=" in name:
+        raise UsageError(f"{option}: {printable(name)!r} is not a variable name", hint="NAME=VALUE, or NAME alone")
+
+
+def check_name(name: bytes, *, option: str) -> bytes:
+    """The name of a tree: one path component, or an absolute path. Raises UsageError."""
+    parts = name.split(b"/")
+    if name.startswith(b"/"):
+        if any(part == b".." for part in parts) or not any(parts):
+            raise UsageError(f"{option}: {printable(name)}: the place of a tree must be an absolute path without '..'")
+    elif len(parts) != 1 or name in (b"", b".", b".."):
+        raise UsageError(
+            f"{option}: {printable(name)!r} cannot be the name of a tree",
+            hint="a name is one path component, or an absolute path: NAME:SRC",
+        )
+    return name
+
+
+def parse_size(text: str, *, option: str) -> int:
+    """Bytes of a size with an optional K, M, G or T (powers of 1024). Raises UsageError."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match or (size := int(match[1]) * _UNITS[match[2].upper()]) == 0 or size > MAX_SIZE:
+        raise UsageError(f"{option}: {text!r} is not a size", hint="a number of bytes, or with K, M, G, T, as in 512M")
+    return size
+
+
+def parse_symlinks(text: bytes) -> SymlinkPolicy:
+    """[NAME=]follow|deny. Raises UsageError."""
+    name, _, policy = text.rpartition(b"=")
+    if policy not in (b"follow", b"deny"):
+        raise UsageError(f"--symlinks: {printable(policy)!r} is not a policy", hint="[NAME=]follow or [NAME=]deny")
+    return SymlinkPolicy(name, policy == b"deny")
