@@ -1,0 +1,45 @@
+# make setup | run [ARGS='...'] | test [PYTEST='...'] | lint | bench [BENCH='...'] | clean
+VENV := .venv
+BIN := $(VENV)/bin
+export VENV
+# Cargo's part runs only where there is a toolchain and the crate; make setup says so when there is none.
+CRATE := setuid-helper/Cargo.toml
+HAS_CARGO := $(and $(wildcard $(CRATE)),$(shell command -v cargo))
+
+.PHONY: help setup run test lint bench clean
+help:
+	@sed -n 1p Makefile
+
+setup:
+	@bash packaging/setup.sh
+
+ifdef ARGS
+run: setup
+	@$(BIN)/sandbox run $(ARGS)
+else
+run: setup
+	@bash packaging/demo.sh $(BIN)/sandbox
+endif
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict sandbox
+ifneq ($(HAS_CARGO),)
+	cargo fmt --manifest-path $(CRATE) --check
+	cargo clippy --manifest-path $(CRATE) --all-targets --locked -- -D warnings
+endif
+
+# pytest comes last: its summary is what the reader of a log looks for.
+test: lint
+ifneq ($(HAS_CARGO),)
+	cargo test --manifest-path $(CRATE) --locked --quiet
+endif
+	$(BIN)/python -m pytest $(PYTEST)
+
+bench: setup
+	@$(BIN)/python -m benchmarks $(BENCH)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info setuid-helper/target sandbox/bin/sandbox-*
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,169 @@
+#!/usr/bin/env bash
+# Prepare this checkout: system packages, .venv, the project and its native programs.
+# Safe to run again; does only what is missing. `PYTHON=...` chooses the interpreter, `VENV=...` the place.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+readonly venv=${VENV:-.venv}
+readonly stamp=$venv/.setup-done
+
+say() { printf 'setup: %s\n' "$*"; }
+die() { printf 'setup: %s\n' "$@" >&2; exit 1; }
+
+# -- system packages ------------------------------------------------------------------------------------------
+
+# What is probed | package on Debian | Fedora | Arch | openSUSE. A probe is a program, a library or a header.
+readonly needs='
+mksquashfs            | squashfs-tools    | squashfs-tools    | squashfs-tools    | squashfs
+tar2sqfs              | squashfs-tools-ng | squashfs-tools-ng | squashfs-tools-ng | squashfs-tools-ng
+squashfuse_ll         | squashfuse        | squashfuse        | squashfuse        | squashfuse
+libarchive.so.13      | libarchive13      | libarchive        | libarchive        | libarchive13
+sys/capability.h      | libcap-dev        | libcap-devel      | libcap            | libcap-devel
+cc                    | gcc               | gcc               | gcc               | gcc
+errno.h               | libc6-dev         | glibc-devel       | glibc             | glibc-devel
+python.h              | python3-dev       | python3-devel     | python            | python3-devel
+venv                  | python3-venv      | python3           | python            | python3
+losetup               | mount             | util-linux-core   | util-linux        | util-linux
+unshare               | util-linux        | util-linux        | util-linux        | util-linux
+useradd               | passwd            | shadow-utils      | shadow            | shadow
+strace                | strace            | strace            | strace            | strace
+setfacl               | acl               | acl               | acl               | acl
+setfattr              | attr              | attr              | attr              | attr
+sudo                  | sudo              | sudo              | sudo              | sudo
+ping                  | iputils-ping      | iputils           | iputils           | iputils
+unzip                 | unzip             | unzip             | unzip             | unzip
+bzip2                 | bzip2             | bzip2             | bzip2             | bzip2
+xz                    | xz-utils          | xz                | xz                | xz
+zstd                  | zstd              | zstd              | zstd              | zstd
+ps                    | procps            | procps-ng         | procps-ng         | procps
+'
+
+family() { # 2 Debian, 3 Fedora, 4 Arch, 5 openSUSE (the column in the table), 0 unknown
+    local ID='' ID_LIKE=''
+    # shellcheck disable=SC1091
+    [ -r /etc/os-release ] && . /etc/os-release
+    case " $ID $ID_LIKE " in
+        *' debian '* | *' ubuntu '*) echo 2 ;;
+        *' fedora '* | *' rhel '*) echo 3 ;;
+        *' arch '*) echo 4 ;;
+        *' suse '* | *' opensuse '*) echo 5 ;;
+        *) echo 0 ;;
+    esac
+}
+
+install_command() {
+    case $1 in
+        2) echo 'apt-get install -y --no-install-recommends' ;;
+        3) echo 'dnf install -y' ;;
+        4) echo 'pacman -S --needed --noconfirm' ;;
+        5) echo 'zypper install -y' ;;
+    esac
+}
+
+# Programs for root live outside an ordinary user's PATH on some systems.
+program() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null; }
+header() { compgen -G "/usr/include/$1" >/dev/null || compgen -G "/usr/include/*-linux-gnu*/$1" >/dev/null; }
+library() { compgen -G "/usr/lib/$1" >/dev/null || compgen -G "/usr/lib64/$1" >/dev/null || compgen -G "/usr/lib/*/$1" >/dev/null; }
+python_says() { [ -n "$python" ] && "$python" -c "$1" 2>/dev/null; }
+
+present() {
+    case $1 in
+        venv) python_says 'import ensurepip, venv' ;;
+        python.h) python_says 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ;;
+        *.h) header "$1" ;;
+        *.so.*) library "$1" ;;
+        *) program "$1" ;;
+    esac
+}
+
+missing_packages() { # column
+    local probe row
+    while IFS='|' read -r -a row; do
+        [ ${#row[@]} -gt 0 ] || continue
+        probe=${row[0]//[[:space:]]/}
+        present "$probe" || echo "${row[$1 - 1]//[[:space:]]/}"
+    done <<<"$needs" | sort -u
+}
+
+system_packages() {
+    local column install missing
+    column=$(family)
+    if [ "$column" = 0 ]; then
+        missing=$(missing_packages 2 | tr '\n' ' ')
+        [ -z "$missing" ] || say "install these with your package manager (Debian's names): $missing"
+        return 0
+    fi
+    missing=$(missing_packages "$column" | tr '\n' ' ')
+    [ -n "$missing" ] || return 0
+    install=$(install_command "$column")
+    # shellcheck disable=SC2086  # a list of packages, and a command with options
+    if [ "$(id -u)" != 0 ]; then
+        die 'some system packages are missing. Run this, then the same make again:' "    sudo $install ${missing% }"
+    elif [ "$column" != 2 ]; then
+        die 'some system packages are missing. Run this, then the same make again:' "    $install ${missing% }"
+    else
+        say "installing ${missing% }"
+        export DEBIAN_FRONTEND=noninteractive
+        # An image without package lists, or with old ones, needs the update; the others are spared it.
+        $install $missing >/dev/null 2>&1 || { apt-get update -q >/dev/null && $install $missing >/dev/null; }
+    fi
+}
+
+# -- Python ---------------------------------------------------------------------------------------------------
+
+world_executable() { # every directory on the way to the real file is open to others
+    local at
+    at=$(readlink -f "$1") || return 1
+    while [ "$at" != / ]; do
+        [ $((0$(stat -c %a "$at") & 1)) = 1 ] || return 1
+        at=$(dirname "$at")
+    done
+}
+
+# Root's tests run the interpreter as other users too, and ~/.pyenv of root is closed to them.
+choose_python() {
+    local candidate
+    local candidates=(/usr/bin/python3 /usr/bin/python3.1[1-9] /usr/local/bin/python3 python3 python3.1{4,3,2,1})
+    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
+        candidate=$(command -v "$candidate") || continue
+        "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
+        # A shim (pyenv) is not the interpreter.
+        candidate=$("$candidate" -c 'import sys; print(sys.executable)')
+        [ "$(id -u)" != 0 ] || world_executable "$candidate" || continue
+        echo "$candidate"
+        return
+    done
+}
+
+# -- the project ----------------------------------------------------------------------------------------------
+
+# What the installed environment depends on. Python sources do not count: the install is editable.
+inputs() {
+    "$python" -V
+    command -v cargo >/dev/null && cargo --version
+    find pyproject.toml packaging/setup.sh .cargo setuid-helper -name target -prune -o -type f -print0 2>/dev/null |
+        sort -z | xargs -0 sha256sum
+}
+
+project() {
+    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+    local pip=("$venv/bin/python" -m pip --disable-pip-version-check --quiet)
+    "${pip[@]}" install 'pip>=24' 'setuptools>=77' 'setuptools-rust>=1.10' wheel
+    PYTHONWARNINGS=ignore "${pip[@]}" install --no-build-isolation --editable '.[test,lint]'
+    local program
+    for program in sandbox-engine sandbox-helper; do
+        [ -x "sandbox/bin/$program" ] || say "$program was not built; the Python engine works without it (sandbox doctor)"
+    done
+}
+
+python=$(choose_python)
+system_packages
+[ -n "$python" ] || python=$(choose_python)
+[ -n "$python" ] || die 'no Python 3.11 or later that every user can execute; set PYTHON=/path/to/python3'
+wanted=$(inputs | sha256sum)
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    say "making $venv with $python"
+    rm -f "$stamp"
+    project
+    echo "$wanted" >"$stamp"
+fi
