@@ -3,7 +3,7 @@
 import enum
 import os
 import signal
-from typing import NamedTuple
+from sandbox.record import Record
 
 from sandbox.engine.syscalls import CLONE_NEWNS, CLONE_NEWUSER
 from sandbox.errors import UsageError, printable
@@ -60,7 +60,7 @@ class Treatment(enum.Enum):
     KEPT = "a kept tree of the cache"
 
 
-class Material(NamedTuple):
+class Material(Record):
     """A tree and what there is to mount: `source` is None for an empty tree; `fd` is handed over beside the plan."""
 
     tree: Opened
@@ -69,7 +69,7 @@ class Material(NamedTuple):
     fd: int | None
 
 
-class Target(NamedTuple):
+class Target(Record):
     """An absolute mount point as it is on the host before the run; None inside an earlier mount or yet to be made."""
 
     path: bytes
@@ -165,7 +165,7 @@ class _Builder:
         if target is None or (target.status is None and self.spec.mkdir):
             self.steps.append(Mkdir(place, 0o755))
         elif target.status is not None:
-            place = place._replace(dev=target.status.st_dev, ino=target.status.st_ino)
+            place = place.replace(dev=target.status.st_dev, ino=target.status.st_ino)
         self.steps.append(Attach(slot, place, attrs))
 
     def content(self, material: Material, *, writable: bool) -> int:
@@ -215,7 +215,7 @@ class _Builder:
         self.steps.append(DeathSignal(signal.SIGKILL))
 
 
-class Compiled(NamedTuple):
+class Compiled(Record):
     """A plan, and the descriptors that go with it by source number."""
 
     plan: Plan
@@ -275,5 +275,5 @@ def _chdir_place(path: bytes, trees: list[Opened]) -> Place:
                 parts = [part for part in rest.split(b"/") if part not in (b"", b".")]
                 if b".." in parts:
                     raise UsageError(f"--chdir: {printable(path)}: '..' is not allowed inside a tree")
-                return place._replace(path=b"/".join([place.path, *parts]))
+                return place.replace(path=b"/".join([place.path, *parts]))
     return Place(Base.ROOT, path if path.startswith(b"/") else os.path.join(os.getcwdb(), path))

@@ -7,7 +7,6 @@ durable, or not at all. All functions raise OSError.
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 
@@ -116,7 +115,7 @@ class Draft:
 
 def temporary_name() -> bytes:
     """A name nobody else uses; leftovers with this prefix are the reaper's."""
-    return b".tmp-" + secrets.token_hex(8).encode()
+    return b".tmp-" + os.urandom(8).hex().encode()
 
 
 def replace_file(parent: int, name: bytes, data: bytes) -> None:

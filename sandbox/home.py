@@ -10,16 +10,16 @@ import fcntl
 import json
 import os
 import pwd
-import secrets
 import signal
 import stat
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from sandbox import fsops
 from sandbox.engine import syscalls as sys
 from sandbox.errors import SandboxError, printable, reason
 from sandbox.plan import Source, SourceKind
+from sandbox.record import Record
 
 # f_type of filesystems whose locks or directories are shared with other hosts: statfs(2), linux/magic.h.
 _NETWORK = {
@@ -42,7 +42,7 @@ class HomeError(SandboxError):
     """The home cannot be used."""
 
 
-class Home(NamedTuple):
+class Home(Record):
     """Open directories: `fd` is the home; `run_fd` holds procdirs/ and records/ (elsewhere for a network home)."""
 
     path: bytes
@@ -155,7 +155,7 @@ class RunRecord:
 
     def __init__(self, home: Home, facts: dict[str, Any], scratch_parents: list[bytes]) -> None:
         self.records_fd, self.procdirs_fd = home.records_fd, home.procdirs_fd
-        self.id = secrets.token_hex(16)
+        self.id = os.urandom(16).hex()
         # Recorded before they are made, so that whoever cleans up after a crash finds them.
         self.scratch = [os.path.join(parent, f"sandbox-{self.id}".encode()) for parent in scratch_parents]
         self.facts = {"id": self.id, **facts, "scratch": [os.fsdecode(path) for path in self.scratch]}

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from typing import NamedTuple
+from sandbox.record import Record
 
 import prctl
 
@@ -15,7 +15,7 @@ TMPFS_USER_XATTR = (6, 6)
 _PROGRAM_DIRS = ("/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin", "/sbin")
 
 
-class Host(NamedTuple):
+class Host(Record):
     """Facts about this host and this user. `kernel` is (major, minor); paths are absolute or empty."""
 
     uid: int

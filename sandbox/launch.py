@@ -6,7 +6,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from sandbox.record import Record
 
 from sandbox import compiler, environment, fsops, home, host, plan, sources
 from sandbox.compiler import Compiled, Material, Target, Treatment
@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 _HINT_AFTER_SECONDS = 0.2
 
 
-class Prepared(NamedTuple):
+class Prepared(Record):
     """A compiled launch; valid while the context that made it is open."""
 
     compiled: Compiled

@@ -7,9 +7,10 @@ filled in when it runs. Decoding treats its input as hostile: the first doubt re
 import enum
 import struct
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from sandbox.errors import SandboxError
+from sandbox.record import Record
 
 MAGIC = b"SBXPLAN\x00"
 VERSION = 1
@@ -74,7 +75,7 @@ class PlanFlag(enum.IntFlag):
     LEAVE_RUNNING = 1
 
 
-class Source(NamedTuple):
+class Source(Record):
     """Something of the user's that is opened with the user's rights; `dev` and `ino` are checked on the descriptor.
 
     For a file, `size` (bytes), `mtime_ns` and `ctime_ns` are checked as well. A memory source has no path: its
@@ -90,7 +91,7 @@ class Source(NamedTuple):
     ctime_ns: U64 = 0
 
 
-class Place(NamedTuple):
+class Place(Record):
     """A directory inside the run's mount namespace. `dev` and `ino` are checked unless both are 0."""
 
     base: U8
@@ -99,13 +100,13 @@ class Place(NamedTuple):
     ino: U64 = 0
 
 
-class Unshare(NamedTuple):
+class Unshare(Record):
     """unshare(2) with these CLONE_NEW* flags."""
 
     flags: U64
 
 
-class IdMap(NamedTuple):
+class IdMap(Record):
     """One-id maps of a new user namespace; setgroups is denied, as user_namespaces(7) demands."""
 
     uid_inside: U32
@@ -114,17 +115,17 @@ class IdMap(NamedTuple):
     gid_outside: U32
 
 
-class SetPropagation(NamedTuple):
+class SetPropagation(Record):
     """Recursive propagation of / in the new mount namespace."""
 
     kind: U8
 
 
-class Guard(NamedTuple):
+class Guard(Record):
     """A read-only bind of procdirs/ onto itself: should the scratch mount be lost, writes fail with EROFS."""
 
 
-class Tmpfs(NamedTuple):
+class Tmpfs(Record):
     """A detached tmpfs; `size` in bytes, `inodes` 0 for the kernel's default. Owned by the plan's uid and gid."""
 
     slot: U32
@@ -133,7 +134,7 @@ class Tmpfs(NamedTuple):
     mode: U32
 
 
-class Scratch(NamedTuple):
+class Scratch(Record):
     """A private directory made in the source directory, removed after the run: scratch on a disk.
 
     Slot `slot` is the tree for the procdir, `overlay_slot` the one for upper and work directories.
@@ -144,7 +145,7 @@ class Scratch(NamedTuple):
     overlay_slot: U32
 
 
-class Tree(NamedTuple):
+class Tree(Record):
     """A detached clone of a source directory (open_tree(2) with OPEN_TREE_CLONE)."""
 
     slot: U32
@@ -152,14 +153,14 @@ class Tree(NamedTuple):
     recursive: U8
 
 
-class Image(NamedTuple):
+class Image(Record):
     """A detached squashfs mount of a source through a read-only, autoclear loop device."""
 
     slot: U32
     source: U32
 
 
-class Fuse(NamedTuple):
+class Fuse(Record):
     """A detached FUSE mount of a squashfs source, served by `program` (squashfuse_ll)."""
 
     slot: U32
@@ -167,7 +168,7 @@ class Fuse(NamedTuple):
     program: Path
 
 
-class Extract(NamedTuple):
+class Extract(Record):
     """Run `argv` with the source as descriptor 0 and the slot's root directory as descriptor 3."""
 
     slot: U32
@@ -175,7 +176,7 @@ class Extract(NamedTuple):
     argv: Strings
 
 
-class Overlay(NamedTuple):
+class Overlay(Record):
     """A detached overlay; `lowers` are slots, the top one last; upper and work are made in slot `upper`."""
 
     slot: U32
@@ -184,7 +185,7 @@ class Overlay(NamedTuple):
     options: U32
 
 
-class Attach(NamedTuple):
+class Attach(Record):
     """Set attributes on a slot's mount, recursively, and move it onto a place."""
 
     slot: U32
@@ -192,44 +193,44 @@ class Attach(NamedTuple):
     attrs: U32
 
 
-class Mkdir(NamedTuple):
+class Mkdir(Record):
     """Create a directory and its missing parents; one that exists is fine."""
 
     place: Place
     mode: U32
 
 
-class PlaceEnv(NamedTuple):
+class PlaceEnv(Record):
     """Set an environment variable of the command to the absolute path of a place."""
 
     name: String
     place: Place
 
 
-class UnsetEnv(NamedTuple):
+class UnsetEnv(Record):
     """Remove a variable from the environment of the command."""
 
     name: String
 
 
-class Chdir(NamedTuple):
+class Chdir(Record):
     """The command's working directory."""
 
     place: Place
 
 
-class Run(NamedTuple):
+class Run(Record):
     """The command is the executable `path` inside the tree at `place`; no link leads out of the tree."""
 
     place: Place
     path: Path
 
 
-class NoNewPrivs(NamedTuple):
+class NoNewPrivs(Record):
     """PR_SET_NO_NEW_PRIVS."""
 
 
-class DeathSignal(NamedTuple):
+class DeathSignal(Record):
     """PR_SET_PDEATHSIG: the command gets this signal when its supervisor dies."""
 
     signal: U32
@@ -281,7 +282,7 @@ OPCODES: dict[int, type[Any]] = {
 OPCODE_OF: dict[type[Any], int] = {cls: code for code, cls in OPCODES.items()}
 
 
-class Plan(NamedTuple):
+class Plan(Record):
     """One launch. `home` is the absolute path of the directory that holds procdirs/ and records/."""
 
     mode: Mode
@@ -302,7 +303,7 @@ def _pack_bytes(value: bytes) -> bytes:
 
 def _pack_record(record: Any) -> bytes:
     kinds = type(record).__annotations__
-    return b"".join(_PACK[kinds[name]](value) for name, value in zip(record._fields, record, strict=True))
+    return b"".join(_PACK[kinds[name]](value) for name, value in zip(record.fields, record, strict=True))
 
 
 def _pack_list(pack: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
@@ -379,7 +380,7 @@ class _Reader:
 
     def record(self, cls: Callable[..., T]) -> T:
         kinds = cls.__annotations__
-        return cls(*(self.field(kinds[name]) for name in cls._fields))  # type: ignore[attr-defined]
+        return cls(*(self.field(kinds[name]) for name in cls.fields))  # type: ignore[attr-defined]
 
     def field(self, kind: Any) -> Any:
         if kind is Place:

@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from typing import NamedTuple
+from sandbox.record import Record
 
 from sandbox.engine import syscalls as sys
 from sandbox.errors import SourceError, UsageError, printable, reason
@@ -14,7 +14,7 @@ from sandbox.spec import Tree, TreeKind, check_name
 _ARCHIVE_SUFFIXES = (b".gz", b".bz2", b".xz", b".zst", b".Z", b".lz4", b".lzma")
 
 
-class Opened(NamedTuple):
+class Opened(Record):
     """A tree whose source is open. `fd` is -1 for an empty tree; `format` is None for a directory."""
 
     kind: TreeKind

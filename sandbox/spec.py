@@ -2,7 +2,7 @@
 
 import enum
 import re
-from typing import NamedTuple
+from sandbox.record import Record
 
 from sandbox.errors import UsageError, printable
 
@@ -20,21 +20,21 @@ class TreeKind(enum.Enum):
     EMPTY = "dynamic-empty"
 
 
-class Tree(NamedTuple):
+class Tree(Record):
     """One --static, --dynamic or --dynamic-empty, as typed: `text` is [NAME:]SRC, or NAME for an empty tree."""
 
     kind: TreeKind
     text: bytes
 
 
-class SymlinkPolicy(NamedTuple):
+class SymlinkPolicy(Record):
     """--symlinks [NAME=]POLICY; an empty name means every tree. `deny` is MOUNT_ATTR_NOSYMFOLLOW."""
 
     name: bytes
     deny: bool
 
 
-class Spec(NamedTuple):
+class Spec(Record):
     """One `sandbox run`. Sizes are bytes; `command` may be empty only with `run`."""
 
     command: tuple[bytes, ...] = ()

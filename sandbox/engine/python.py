@@ -26,7 +26,7 @@ def run(plan: Plan, launch: Launch, where: Home) -> Result:
         inherited = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             _make_scratch(plan, record)
-            return _run_child(plan, launch._replace(fds=fds), where, record, inherited)
+            return _run_child(plan, launch.replace(fds=fds), where, record, inherited)
         finally:
             record.remove()
             # What arrived meanwhile was meant for the command, which is gone.
@@ -50,7 +50,7 @@ def _open_files(plan: Plan, given: dict[int, int], stack: contextlib.ExitStack) 
         fds[index] = stack.enter_context(fsops.closing(fd))
         status = os.fstat(fd)
         found = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        if found != source[2:]:
+        if found != tuple(source)[2:]:
             raise SourceError(f"{printable(source.path)} has changed since the plan was compiled", hint="try again")
     return fds
 

@@ -5,7 +5,7 @@ import errno
 import os
 import signal
 import stat
-from typing import Any, NamedTuple
+from typing import Any
 
 import prctl
 
@@ -44,6 +44,7 @@ from sandbox.plan import (
     UnsetEnv,
     Unshare,
 )
+from sandbox.record import Record
 
 _SAFE = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV
 _ATTRS = {
@@ -57,7 +58,7 @@ _BUILDER_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 _PROC_FD = b"/proc/self/fd/%d"
 
 
-class Launch(NamedTuple):
+class Launch(Record):
     """What a plan needs beside itself: the command, its environment, and open sources by number."""
 
     command: tuple[bytes, ...]
@@ -76,16 +77,18 @@ class Child:
         self.executable: bytes | None = None
         self.mounts: dict[int, int] = {}
         self.attached: set[int] = set()
+        self.momentary = contextlib.ExitStack()
         self.procdir = -1
         self.procdir_path = os.path.join(home.run_path, b"procdirs", record.name)
 
     def execute(self) -> None:
         """Every step in order. Raises StepError with the step, the thing and the remedy."""
-        for step in self.plan.steps:
-            try:
-                _DO[type(step)](self, step)
-            except OSError as error:
-                raise StepError(f"{_describe(self, step)}: {_why(error)}", hint=_remedy(step, error)) from None
+        with self.momentary:
+            for step in self.plan.steps:
+                try:
+                    _DO[type(step)](self, step)
+                except OSError as error:
+                    raise StepError(f"{_describe(self, step)}: {_why(error)}", hint=_remedy(step, error)) from None
 
     # -- namespaces -------------------------------------------------------------------------------------------
 
@@ -201,11 +204,10 @@ class Child:
                 raise StepError(message or f"unpacking {_label(self, step)} failed with status {status}")
 
     def overlay(self, step: Overlay) -> None:
-        layers = [*step.lowers, step.upper]
+        for slot in (*step.lowers, step.upper):
+            if slot not in self.attached:
+                self.attach_for_now(slot)
         with contextlib.ExitStack() as stack:
-            for number, slot in enumerate(layers):
-                if slot not in self.attached:
-                    self.attach_for_a_moment(number, slot, stack)
             upper = self.mounts[step.upper]
             own = stack.enter_context(fsops.closing(fsops.make_new_dir(upper, b"%d" % step.slot)))
             top = os.fstat(self.mounts[step.lowers[-1]])
@@ -225,14 +227,17 @@ class Child:
                 options.append((b"redirect_dir", b"on"))
             self.mounts[step.slot] = sys.make_mount(b"overlay", options, _SAFE)
 
-    def attach_for_a_moment(self, number: int, slot: int, stack: contextlib.ExitStack) -> None:
-        """Kernels before 6.13, and all in a user namespace, refuse detached layers; the overlay keeps its own clone."""
-        name = b".layer%d" % number
+    def attach_for_now(self, slot: int) -> None:
+        """Kernels before 6.13, and all in a user namespace, refuse detached layers. Undone before the command starts:
+        an overlay keeps clones of its own.
+        """
+        name = b".layer%d" % slot
         os.mkdir(name, 0o700, dir_fd=self.procdir)
-        stack.callback(os.rmdir, name, dir_fd=self.procdir)
+        self.momentary.callback(os.rmdir, name, dir_fd=self.procdir)
         with fsops.closing(fsops.open_path(self.procdir, name)) as point:
             sys.move_mount(self.mounts[slot], point)
-        stack.callback(sys.unmount, self.mounts[slot])
+        self.momentary.callback(sys.unmount, self.mounts[slot])
+        self.attached.add(slot)
 
     # -- where things appear ----------------------------------------------------------------------------------
 

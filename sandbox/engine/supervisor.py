@@ -5,7 +5,9 @@ import os
 import resource
 import signal
 import time
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
+
+from sandbox.record import Record
 
 _SI_KERNEL = 0x80
 _FORWARDED = {
@@ -22,7 +24,7 @@ _FORWARDED = {
 _GRACE = 0.5
 
 
-class Result(NamedTuple):
+class Result(Record):
     """How the command ended: `exit_code`, or the `signal` that killed it (0: none)."""
 
     exit_code: int
