@@ -1,0 +1,316 @@
+"""The cache: converted images and kept trees under the home, found by what they were made from.
+
+    cache/<sha256>.sfs    an image, published complete or not at all
+    cache/<sha256>.tree   the same as a tree, for user namespaces without FUSE
+    cache/<sha256>.json   where it came from, when, how large
+    cache/<sha256>.uses   one byte per use: the size counts them, the mtime is the last
+    digests/<dev>-<ino>   remembered content digests (digests.py)
+    locks/build-<sha256>  held by whoever builds it
+
+A warm hit is a few system calls and imports nothing heavy.
+"""
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from sandbox import fsops
+from sandbox.errors import HostError, SandboxError, SourceError, reason
+from sandbox.images import digests, formats
+from sandbox.images.formats import Kind
+
+_FORMAT_VERSION = 1  # a change of how images are made makes old ones unfindable; the reaper takes them in time
+_COMPRESSION = "lz4"
+_OPEN_TREE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_IMAGE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+IMAGE, TREE, USES, ABOUT = b".sfs", b".tree", b".uses", b".json"
+
+
+class Cached(NamedTuple):
+    """An open image (O_RDONLY) or tree (O_PATH), the caller's to close; its name in `cache/`; whether it was there."""
+
+    fd: int
+    name: bytes
+    hit: bool
+
+
+class _Job(NamedTuple):
+    """How to make what is missing."""
+
+    key: bytes
+    suffix: bytes
+    label: str
+    needed: int | None  # bytes, a low estimate
+    build: Callable[[int], None]  # into an empty draft (image) or directory (tree)
+
+
+class Cache:
+    """The cache in the home directory `home_fd`. `say` gets lines for -v. All methods raise SandboxError."""
+
+    def __init__(self, home_fd: int, *, say: Callable[[str], None] = lambda _: None) -> None:
+        self._say = say
+        self._fds: list[int] = []
+        try:
+            self.cache, self.digests, self.locks = (self._directory(home_fd, n) for n in (b"cache", b"digests", b"locks"))
+        except OSError as error:
+            self.close()
+            raise HostError(f"cannot use the cache in the sandbox home: {reason(error)}") from None
+
+    def _directory(self, home_fd: int, name: bytes) -> int:
+        try:
+            fd = fsops.open_dir(home_fd, name)
+        except FileNotFoundError:
+            fd = fsops.make_dir(home_fd, name)
+        self._fds.append(fd)
+        return fd
+
+    def close(self) -> None:
+        while self._fds:
+            os.close(self._fds.pop())
+
+    def __enter__(self) -> "Cache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def image(self, fd: int, kind: Kind, *, label: str, max_unpacked: int, uid: int, gid: int) -> Cached:
+        """The squashfs image of the regular file `fd`, made if it is missing, everything in it owned by uid and gid."""
+        key = self._key(fd, f"image {kind.value} {_COMPRESSION} {uid} {gid}", label)
+
+        def build(out: int) -> None:
+            from sandbox.images import convert
+
+            with self._inner(fd, kind, label, max_unpacked) as (inner, inner_kind), self._progress(inner, label) as bar:
+                if inner_kind is Kind.SQUASHFS and kind is not Kind.SQUASHFS:
+                    _copy(inner, out)
+                    return
+                options = {"uid": uid, "gid": gid, "progress": bar}
+                convert.build_image(inner, inner_kind, out, label=label, max_unpacked=max_unpacked, **options)  # type: ignore[arg-type]
+
+        return self._find_or_make(_Job(key, IMAGE, label, None, build), fd)
+
+    def tree(self, fd: int, kind: Kind, *, label: str, max_unpacked: int) -> Cached:
+        """The kept tree of the regular file `fd`, unpacked if it is missing, owned by whoever runs this."""
+        key = self._key(fd, f"tree {kind.value}", label)
+
+        def build(out: int) -> None:
+            from sandbox.images import convert
+
+            with self._inner(fd, kind, label, max_unpacked) as (inner, inner_kind), self._progress(inner, label) as bar:
+                convert.extract(inner, inner_kind, out, label=label, max_unpacked=max_unpacked, progress=bar, sync=True)
+
+        from_zip = kind is Kind.ZIP
+        return self._find_or_make(_Job(key, TREE, label, -1 if from_zip else None, build), fd)
+
+    def directory_image(self, dir_fd: int, *, label: str, max_unpacked: int, uid: int, gid: int) -> Cached:
+        """The image of a directory's tree, found by its canonical listing and contents."""
+        state, settled = self._listing(dir_fd, label)
+        parameters = f"image directory {_COMPRESSION} {uid} {gid}".encode()
+        status = os.fstat(dir_fd)
+        known = digests.recall(self.digests, status, suffix=b"-tree", state=state)
+        if known is None or known.parameters != parameters:
+            try:
+                digest = known.digest if known else digests.of_tree(dir_fd)
+            except SandboxError as error:
+                raise SourceError(f"cannot read {label}: {error.message}", hint=error.hint) from None
+            self._unchanged(dir_fd, state, label)
+            known = digests.Remembered(digest, parameters, _derive(digest, parameters))
+            if settled:
+                digests.remember(self.digests, status, known, suffix=b"-tree", state=state)
+
+        def build(out: int) -> None:
+            from sandbox.images import convert
+
+            convert.build_image_from_dir(dir_fd, out, label=label, max_unpacked=max_unpacked, uid=uid, gid=gid)
+            self._unchanged(dir_fd, state, label)
+
+        return self._find_or_make(_Job(known.key, IMAGE, label, None, build), None)
+
+    def _listing(self, dir_fd: int, label: str) -> tuple[bytes, bool]:
+        try:
+            return digests.listing_state(dir_fd)
+        except SandboxError as error:
+            raise SourceError(f"cannot read {label}: {error.message}", hint=error.hint) from None
+
+    def _unchanged(self, dir_fd: int, state: bytes, label: str) -> None:
+        if self._listing(dir_fd, label)[0] != state:
+            raise SourceError(f"cannot use {label}: it changes while it is read", hint="try again when it is still")
+
+    # -- finding --------------------------------------------------------------------------------------------------
+
+    def _key(self, fd: int, what: str, label: str) -> bytes:
+        """The cache key of the file's content and the conversion's parameters."""
+        parameters = what.encode()
+        status = os.fstat(fd)
+        known = digests.recall(self.digests, status)
+        if known is not None and known.parameters == parameters:
+            return known.key
+        if known is not None:
+            digest, settled = known.digest, True
+        else:
+            digest, status, settled = digests.of_file(fd, label)
+        key = _derive(digest, parameters)
+        if settled:
+            digests.remember(self.digests, status, digests.Remembered(digest, parameters, key))
+        return key
+
+    def _open(self, job: _Job) -> int | None:
+        try:
+            return os.open(job.key + job.suffix, _OPEN_TREE if job.suffix == TREE else _OPEN_IMAGE, dir_fd=self.cache)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            name = (job.key + job.suffix).decode()
+            raise HostError(
+                f"cannot open the cached {name}: {reason(error)}", hint=f"remove it with: sandbox cache rm {name}"
+            ) from None
+
+    def _hit(self, job: _Job, *, hit: bool = True) -> Cached | None:
+        fd = self._open(job)
+        if fd is None:
+            return None
+        # Full disk, read-only home: a use that is not counted must not stop the run.
+        with contextlib.suppress(OSError):
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            with fsops.closing(os.open(job.key + USES, flags, 0o600, dir_fd=self.cache)) as uses:
+                os.write(uses, b".")
+        return Cached(fd, job.key + job.suffix, hit)
+
+    def _find_or_make(self, job: _Job, source: int | None) -> Cached:
+        found = self._hit(job)
+        if found is not None:
+            return found
+        try:
+            with self._build_lock(job):
+                found = self._hit(job)  # whoever held the lock may have built it
+                return found or self._make(job, source)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self._full(job) from None
+            raise HostError(f"cannot cache {job.label}: {reason(error)}", hint="run without --cache") from None
+
+    @contextlib.contextmanager
+    def _build_lock(self, job: _Job) -> Iterator[None]:
+        import fcntl
+
+        name = b"build-" + job.key
+        with fsops.closing(fsops.open_lock(self.locks, name)) as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._say(f"waiting for another sandbox that is converting {job.label}")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+            # Who waits on the lock we remove finds the image; should two build after all, the first to publish wins.
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=self.locks)
+
+    # -- making ---------------------------------------------------------------------------------------------------
+
+    def _make(self, job: _Job, source: int | None) -> Cached:
+        self._check_room(job, source)
+        self._say(f"converting {job.label} into the cache")
+        began = time.monotonic()
+        (self._make_tree if job.suffix == TREE else self._make_image)(job)
+        self._say(f"converted {job.label} in {time.monotonic() - began:.1f} s")
+        made = self._hit(job, hit=False)
+        if made is None:
+            raise HostError(f"cannot cache {job.label}: the result was removed at once", hint="try again")
+        return made
+
+    def _make_image(self, job: _Job) -> None:
+        with fsops.Draft(self.cache) as draft:
+            try:
+                job.build(draft.fd)
+            except SandboxError as error:
+                raise self._full(job) if _is_full(error) else error from None
+            self._note(job, os.fstat(draft.fd).st_size)
+            with contextlib.suppress(FileExistsError):
+                draft.publish(job.key + job.suffix)
+
+    def _make_tree(self, job: _Job) -> None:
+        from sandbox.engine import syscalls
+
+        temporary = fsops.temporary_name()
+        try:
+            with fsops.closing(fsops.make_new_dir(self.cache, temporary)) as fd:
+                job.build(fd)  # durable: it ends with syncfs
+            self._note(job, 0)
+            with contextlib.suppress(FileExistsError):
+                syscalls.renameat2(self.cache, temporary, self.cache, job.key + job.suffix, syscalls.RENAME_NOREPLACE)
+            os.fsync(self.cache)
+        except SandboxError as error:
+            raise self._full(job) if _is_full(error) else error from None
+        finally:
+            fsops.remove_tree(self.cache, temporary)
+
+    def _note(self, job: _Job, size: int) -> None:
+        import json
+
+        about = {"source": job.label, "created": time.time(), "size": size, "format": _FORMAT_VERSION}
+        fsops.replace_file(self.cache, job.key + ABOUT, json.dumps(about).encode())
+
+    def _check_room(self, job: _Job, source: int | None) -> None:
+        """Refuse before starting what cannot fit. An lz4 image is seldom smaller than the archive; a tree is known."""
+        if source is None:
+            return
+        needed = os.fstat(source).st_size
+        if job.needed is not None:
+            from sandbox.images import zipdir
+
+            needed = zipdir.total_size(source) or needed
+        room = os.fstatvfs(self.cache)
+        free = room.f_bavail * room.f_frsize
+        if needed > free:
+            raise HostError(
+                f"cannot cache {job.label}: it needs about {needed} bytes in the sandbox home, {free} are free",
+                hint="free some with: sandbox cache clean, or run without --cache",
+            )
+
+    def _full(self, job: _Job) -> HostError:
+        room = os.fstatvfs(self.cache)
+        return HostError(
+            f"cannot cache {job.label}: no space left in the sandbox home, {room.f_bavail * room.f_frsize} bytes are free",
+            hint="free some with: sandbox cache clean, or run without --cache",
+        )
+
+    @contextlib.contextmanager
+    def _inner(self, fd: int, kind: Kind, label: str, max_unpacked: int) -> Iterator[tuple[int, Kind]]:
+        """The source itself, or what an ELF or TEXT source holds."""
+        if kind not in (Kind.ELF, Kind.TEXT):
+            yield fd, kind
+            return
+        inner, inner_kind = formats.unwrap(fd, kind, label, max_unpacked)
+        with fsops.closing(inner):
+            yield inner, inner_kind
+
+    @contextlib.contextmanager
+    def _progress(self, fd: int, label: str) -> "Iterator[object]":
+        from sandbox.images import progress
+
+        bar = progress.on_terminal(f"converting {label}", os.fstat(fd).st_size)
+        try:
+            yield bar
+        finally:
+            if bar is not None:
+                bar.close()
+
+
+def _derive(digest: bytes, parameters: bytes) -> bytes:
+    import hashlib
+
+    return hashlib.sha256(b"sandbox %d\n%s\n%s" % (_FORMAT_VERSION, parameters, digest)).hexdigest().encode()
+
+
+def _copy(source: int, out: int) -> None:
+    at, size = 0, os.fstat(source).st_size
+    while at < size:
+        at += os.sendfile(out, source, at, size - at)
+
+
+def _is_full(error: SandboxError) -> bool:
+    return os.strerror(errno.ENOSPC).lower() in str(error).lower() or "no space left" in str(error)

@@ -1,0 +1,336 @@
+"""Turning sources into squashfs images, as a stream: worker (archive to tar) into tar2sqfs, no tree in between.
+
+The builders die with the launcher. PR_SET_PDEATHSIG fires when the parent *thread* ends (prctl(2)), so they are
+started and waited for within one call, in the caller's thread.
+"""
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from sandbox.errors import ArchiveError, HostError, SandboxError
+from sandbox.images import formats
+from sandbox.images.formats import Kind
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from sandbox.images.progress import Progress
+
+_WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
+_PIPE_SIZE = 1 << 20
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+_POLL_MS = 100
+DEFAULT_LABEL = "the archive"
+
+
+def worker_argv(*, sink: str, max_unpacked: int, label: str = DEFAULT_LABEL) -> tuple[bytes, ...]:
+    """The command that unpacks descriptor 0 into descriptor 3; see worker.py. For the plan's Extract step."""
+    return tuple(os.fsencode(word) for word in _worker("unpack", sink=sink, max_unpacked=max_unpacked, label=label))
+
+
+def _worker(job: str, **options: object) -> list[str]:
+    argv = [sys.executable, "-I", _WORKER, job]
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            argv.append(flag)
+        elif value is not False:
+            argv.append(f"{flag}={value}")
+    return argv
+
+
+def unpacked_size(fd: int, kind: Kind) -> int | None:
+    """What the source says it unpacks to, in bytes, where that costs little to know (zip); else None."""
+    if kind is not Kind.ZIP:
+        return None
+    from sandbox.images import zipdir
+
+    return zipdir.total_size(fd)
+
+
+def build_image(
+    fd: int,
+    kind: Kind,
+    out_fd: int,
+    *,
+    label: str,
+    fast: bool = True,
+    max_unpacked: int,
+    uid: int,
+    gid: int,
+    progress: "Progress | None" = None,
+    max_image: int = 0,
+) -> None:
+    """A squashfs of the zip, tar or squashfs `fd` into the empty file `out_fd`, all of it owned by `uid` and `gid`.
+
+    `fast` is lz4, otherwise zstd. `max_image` bounds the image's bytes (0: no bound). Raises SandboxError.
+    """
+    check_claims(fd, kind, label, max_unpacked)
+    with _reopened(fd) as source:
+        _build("unpack", source, out_fd, label, fast, max_unpacked, uid, gid, progress, max_image)
+
+
+def build_image_from_dir(
+    dir_fd: int,
+    out_fd: int,
+    *,
+    label: str,
+    fast: bool = True,
+    max_unpacked: int,
+    uid: int,
+    gid: int,
+    max_image: int = 0,
+) -> None:
+    """The same of a directory tree, read by descriptor: no symlink followed, devices dropped. Raises SandboxError."""
+    with _closing(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)) as source:
+        _build("pack", source, out_fd, label, fast, max_unpacked, uid, gid, None, max_image)
+
+
+def check_claims(fd: int, kind: Kind, label: str, max_unpacked: int) -> None:
+    """Refuse before the first byte what says itself that it is too large."""
+    claimed = unpacked_size(fd, kind)
+    if claimed is not None and claimed > max_unpacked:
+        raise ArchiveError(
+            f"cannot unpack {label}: it unpacks to {claimed} bytes, the limit is {max_unpacked}",
+            hint="raise --max-unpacked if it is to be trusted",
+        )
+
+
+def _build(
+    job: str,
+    source: int,
+    out_fd: int,
+    label: str,
+    fast: bool,
+    max_unpacked: int,
+    uid: int,
+    gid: int,
+    progress: "Progress | None",
+    max_image: int,
+) -> None:
+    packer = _packer(out_fd, fast, uid, gid, max_image)
+    options = {"sink": "tar", "max_unpacked": max_unpacked, "uid": uid, "gid": gid, "label": label}
+    for two_passes in (False, True):
+        worker = _worker(job, **options, two_passes=two_passes, parent=os.getpid())
+        status, said, packed, log = _pipeline(worker, source, packer, out_fd, progress)
+        if status != _TWO_PASSES:
+            break
+        os.ftruncate(out_fd, 0)
+        os.lseek(source, 0, os.SEEK_SET)
+    if status == _FAILED and said:
+        raise ArchiveError(said)
+    if packed != 0:
+        raise _packing_failed(label, log, max_image)
+    if status != 0:
+        raise ArchiveError(f"cannot unpack {label}: the unpacking process {_ended(status)}", hint=said)
+
+
+_FAILED, _TWO_PASSES = 1, 3
+
+
+def _packer(out_fd: int, fast: bool, uid: int, gid: int, max_image: int) -> list[str]:
+    from sandbox.images.worker import find_program
+
+    program = find_program("tar2sqfs", "squashfs-tools-ng")
+    jobs = len(os.sched_getaffinity(0))
+    options = ["--quiet", "--force", "--no-skip", "--no-xattr", "--compressor", "lz4" if fast else "zstd"]
+    owner = f"uid={uid},gid={gid},mode=0755"
+    command = [program, *options, "--num-jobs", str(jobs), "--defaults", owner, f"/proc/self/fd/{out_fd}"]
+    return [*_worker("exec", parent=os.getpid(), max_file=max_image), "--", *command]
+
+
+def _pipeline(
+    worker: Sequence[str], source: int, packer: Sequence[str], out_fd: int, progress: "Progress | None"
+) -> tuple[int, str, int, str]:
+    """Run worker | packer. The worker's status and words, the packer's status and words."""
+    import subprocess
+
+    with contextlib.ExitStack() as stack:
+        said, log = stack.enter_context(_words()), stack.enter_context(_words())
+        with contextlib.ExitStack() as ends:
+            read, write = os.pipe2(os.O_CLOEXEC)
+            ends.callback(os.close, read)
+            ends.callback(os.close, write)
+            _widen(write)
+            child = subprocess.Popen(
+                packer, stdin=read, stdout=log, stderr=log, pass_fds=(out_fd,), env=_ENVIRONMENT, cwd="/"
+            )
+            children = [stack.enter_context(_ending(child))]
+            child = subprocess.Popen(
+                [*worker, f"--out={write}"],
+                stdin=source,
+                stdout=said,
+                stderr=said,
+                pass_fds=(write,),
+                env=_ENVIRONMENT,
+                cwd="/",
+            )
+            children.append(stack.enter_context(_ending(child)))
+        packed, status = _wait(children, source, progress)
+        return status, _text(said), packed, _text(log)
+
+
+def _wait(children: "list[subprocess.Popen[bytes]]", source: int, progress: "Progress | None") -> list[int]:
+    """Wait for all. The worker shares the source's offset: that is how far it is."""
+    if progress is not None:
+        import select
+
+        poll = select.poll()
+        handles = [os.pidfd_open(child.pid) for child in children]
+        try:
+            for handle in handles:
+                poll.register(handle, select.POLLIN)
+            running = len(handles)
+            while running:
+                for handle, _ in poll.poll(_POLL_MS):
+                    poll.unregister(handle)
+                    running -= 1
+                progress.update(os.lseek(source, 0, os.SEEK_CUR))
+        finally:
+            progress.close()
+            for handle in handles:
+                os.close(handle)
+    return [child.wait() for child in children]
+
+
+@contextlib.contextmanager
+def _ending(child: "subprocess.Popen[bytes]") -> "Iterator[subprocess.Popen[bytes]]":
+    """The child, killed and reaped should the block be left early."""
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            child.kill()
+        child.wait()
+
+
+@contextlib.contextmanager
+def _closing(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _words() -> Iterator[int]:
+    """What a child says goes to memory: nobody has to read it while it runs."""
+    with _closing(os.memfd_create("sandbox-words", os.MFD_CLOEXEC)) as fd:
+        yield fd
+
+
+def _text(fd: int) -> str:
+    return " ".join(os.pread(fd, 4000, 0).decode("utf-8", "replace").split())
+
+
+def _widen(pipe: int) -> None:
+    import fcntl
+
+    # Refused beyond the user's quota of pipe memory (pipe(7)); the default size works as well, only slower.
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+
+
+def _reopened(fd: int) -> contextlib.AbstractContextManager[int]:
+    """The same file with an offset of its own, so that runs in parallel do not move each other's."""
+    try:
+        return _closing(os.open(b"/proc/self/fd/%d" % fd, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        os.lseek(fd, 0, os.SEEK_SET)
+        return _closing(os.dup(fd))
+
+
+def _ended(status: int) -> str:
+    return f"was killed by signal {-status}" if status < 0 else f"failed with status {status}"
+
+
+def _packing_failed(label: str, log: str, max_image: int) -> SandboxError:
+    if os.strerror(errno.ENOSPC) in log:
+        return HostError(f"cannot convert {label}: no space left for its image", hint="free some, or run without --cache")
+    if max_image and os.strerror(errno.EFBIG) in log:
+        return HostError(
+            f"cannot convert {label}: its image needs more than {max_image} bytes of memory",
+            hint="keep it on disk with --cache",
+        )
+    return SandboxError(f"cannot convert {label}: tar2sqfs failed: {log or 'it was killed'}")
+
+
+# -- other targets ----------------------------------------------------------------------------------------------
+
+
+def extract(
+    fd: int,
+    kind: Kind,
+    dir_fd: int,
+    *,
+    label: str,
+    max_unpacked: int,
+    progress: "Progress | None" = None,
+    sync: bool = False,
+) -> None:
+    """Unpack the zip, tar or squashfs `fd` below the empty directory `dir_fd`. Raises SandboxError.
+
+    With `sync` it is on the disk when this returns.
+    """
+    import subprocess
+
+    check_claims(fd, kind, label, max_unpacked)
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(_reopened(fd))
+        said = stack.enter_context(_words())
+        argv = _worker("unpack", sink="dir", out=dir_fd, max_unpacked=max_unpacked, label=label, sync=sync)
+        child = subprocess.Popen(
+            [*argv, f"--parent={os.getpid()}"],
+            stdin=source,
+            stdout=said,
+            stderr=said,
+            pass_fds=(dir_fd,),
+            env=_ENVIRONMENT,
+            cwd="/",
+        )
+        stack.enter_context(_ending(child))
+        (status,) = _wait([child], source, progress)
+        if status == _FAILED:
+            raise ArchiveError(_text(said))
+        if status != 0:
+            raise ArchiveError(f"cannot unpack {label}: the unpacking process {_ended(status)}", hint=_text(said))
+
+
+def image_in_memory(
+    fd: int,
+    kind: Kind,
+    *,
+    label: str,
+    max_unpacked: int,
+    uid: int,
+    gid: int,
+    progress: "Progress | None" = None,
+) -> int:
+    """The source's image in a sealed memfd, which the caller closes. At most half of the RAM. Raises SandboxError."""
+    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    memory = os.memfd_create("sandbox-image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with contextlib.ExitStack() as stack:
+            if kind in (Kind.ELF, Kind.TEXT):
+                fd, kind = formats.unwrap(fd, kind, label, max_unpacked)
+                stack.enter_context(_closing(fd))
+            build_image(
+                fd,
+                kind,
+                memory,
+                label=label,
+                max_unpacked=max_unpacked,
+                uid=uid,
+                gid=gid,
+                progress=progress,
+                max_image=limit,
+            )
+        formats.seal(memory)
+    except BaseException:
+        os.close(memory)
+        raise
+    return memory

@@ -1,0 +1,233 @@
+"""The builder process: hostile parsing happens here, apart from the launcher.
+
+Started by path (`python -I .../worker.py unpack|pack|exec ...`): -I keeps the caller's directory and PYTHONPATH out.
+Descriptor 0 is the source; descriptor 3, or `--out`, takes the tree or the tar. On failure the exit status is 1 and
+descriptor 1 has exactly one line. Status 3: a name came twice and the stream needs `--two-passes`; 4: whoever read
+the stream went away, and knows why.
+"""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+import argparse
+import contextlib
+import errno
+import gc
+import resource
+import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from sandbox.errors import ArchiveError, HostError, SandboxError, reason
+from sandbox.images.formats import Kind, detect
+
+if TYPE_CHECKING:
+    from sandbox.images.archive import Sink, Source
+
+FAILED, TWO_PASSES, READER_GONE = 1, 3, 4
+DIRECTORIES = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin")
+_MEMORY = 4 << 30  # what a decompressor may map: xz archives can ask for any dictionary
+
+
+def find_program(name: str, package: str) -> str:
+    """A program's path from the system's directories, whatever the caller's PATH says. Raises HostError."""
+    for directory in DIRECTORIES:
+        path = f"{directory}/{name}"
+        if os.access(path, os.X_OK):
+            return path
+    raise HostError(f"cannot find the program {name} in {', '.join(DIRECTORIES)}", hint=f"install {package}")
+
+
+def main(argv: list[str]) -> int:
+    """The exit status; see the top of this file."""
+    own = argv.index("--") if "--" in argv else len(argv)
+    program = argv[own + 1 :]
+    options = _parser().parse_args(argv[:own])
+    try:
+        _restrain(options.parent, 0 if options.job == "exec" else _MEMORY)
+        if options.job == "exec":
+            if options.max_file:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (options.max_file, options.max_file))
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # EFBIG, which the program reports, instead of death
+            os.execv(program[0], program)
+        return _unpack(options)
+    except BrokenPipeError:
+        return READER_GONE
+    except SandboxError as error:
+        return _say(str(error))
+    except MemoryError:
+        return _say(f"cannot unpack {options.label}: it needs more memory than {_MEMORY} bytes to decompress")
+    except OSError as error:
+        return _say(_trouble(options, error))
+    except Exception as error:  # a hostile archive must not get a traceback for an answer
+        return _say(f"cannot unpack {options.label}: internal error: {type(error).__name__}: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sandbox-worker")
+    parser.add_argument("job", choices=("unpack", "pack", "exec"))
+    parser.add_argument("--sink", choices=("dir", "tar"))
+    parser.add_argument("--out", type=int, default=3)
+    parser.add_argument("--max-unpacked", type=int, default=0)
+    parser.add_argument("--max-file", type=int, default=0)
+    parser.add_argument("--uid", type=int, default=0)
+    parser.add_argument("--gid", type=int, default=0)
+    parser.add_argument("--label", default="the archive")
+    parser.add_argument("--parent", type=int, default=0)
+    parser.add_argument("--two-passes", action="store_true")
+    parser.add_argument("--sync", action="store_true")
+    return parser
+
+
+def _say(line: str) -> int:
+    os.write(1, line.replace("\n", " ").encode("utf-8", "backslashreplace") + b"\n")
+    return FAILED
+
+
+def _restrain(parent: int, memory: int) -> None:
+    """No new privileges, no core files; and with `parent` given, no life without it."""
+    import prctl
+
+    prctl.set_no_new_privs(1)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if memory:
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    if parent:
+        prctl.set_pdeathsig(signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(READER_GONE)
+    os.umask(0)
+
+
+def _unpack(options: argparse.Namespace) -> int:
+    from sandbox.images import archive, sinks
+
+    gc.disable()  # hundreds of thousands of small objects, no cycles among them
+    kind = None if options.job == "pack" else detect(0, options.label)
+    if options.sink == "dir" and kind is Kind.ZIP:
+        _check_room(options)
+    sink: Sink = (
+        sinks.DirSink(options.out)
+        if options.sink == "dir"
+        else sinks.TarSink(options.out, uid=options.uid, gid=options.gid)
+    )
+    try:
+        if options.two_passes:
+            with _source(kind) as source:
+                versions = archive.last_versions(source, options.max_unpacked)
+            with _source(kind) as source:
+                archive.unpack_last(source, sink, options.max_unpacked, versions)
+        else:
+            with _source(kind) as source:
+                archive.unpack(source, sink, options.max_unpacked)
+    except sinks.NeedsTwoPasses:
+        return TWO_PASSES
+    except SandboxError as error:
+        raise ArchiveError(f"cannot unpack {options.label}: {error.message}", hint=error.hint) from None
+    if options.sync:
+        _syncfs(options.out)
+    return 0
+
+
+@contextlib.contextmanager
+def _source(kind: Kind | None) -> "Iterator[Source]":
+    if kind is None:
+        from sandbox.images.tree import TreeSource
+
+        yield TreeSource(0)
+        return
+    from sandbox.images.reader import Reader
+
+    if kind is Kind.SQUASHFS:
+        with _sqfs2tar() as stream:
+            reader = Reader(0, Kind.TAR, stream=stream)
+            with contextlib.closing(reader):
+                yield reader
+        return
+    if kind not in (Kind.ZIP, Kind.TAR):
+        raise ArchiveError(f"{kind.value} sources are unwrapped before they get here")
+    os.lseek(0, 0, os.SEEK_SET)
+    with contextlib.closing(Reader(0, kind)) as reader:
+        yield reader
+
+
+@contextlib.contextmanager
+def _sqfs2tar() -> Iterator[Iterator[bytes]]:
+    """The content of the squashfs at descriptor 0 as a tar stream, by a process of its own."""
+    import subprocess
+    import tempfile
+
+    program = find_program("sqfs2tar", "squashfs-tools-ng")
+    command = [sys.executable, "-I", __file__, "exec", "--parent", str(os.getpid()), "--", program]
+    with tempfile.TemporaryFile(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as said:
+        child = subprocess.Popen(
+            [*command, "--no-xattr", "/proc/self/fd/0"], stdin=0, stdout=subprocess.PIPE, stderr=said
+        )
+        assert child.stdout is not None
+
+        def chunks() -> Iterator[bytes]:
+            from sandbox.images.reader import file_chunks
+
+            assert child.stdout is not None
+            yield from file_chunks(child.stdout.fileno())
+            if child.wait() != 0:
+                said.seek(0)
+                text = b" ".join(said.read(1000).split()).decode("utf-8", "replace")
+                raise ArchiveError(f"it is damaged or truncated: {text or 'sqfs2tar failed'}")
+
+        try:
+            yield chunks()
+        finally:
+            child.kill()
+            child.wait()
+            child.stdout.close()
+
+
+def _check_room(options: argparse.Namespace) -> None:
+    """Refuse before the first byte what cannot fit."""
+    from sandbox.images import zipdir
+
+    needed = zipdir.total_size(0)
+    room = os.fstatvfs(options.out)
+    free = room.f_bavail * room.f_frsize
+    if needed is not None and needed > options.max_unpacked:
+        raise ArchiveError(
+            f"cannot unpack {options.label}: it unpacks to {needed} bytes, the limit is {options.max_unpacked}",
+            hint="raise --max-unpacked if it is to be trusted",
+        )
+    if needed is not None and room.f_blocks and needed > free:
+        raise SandboxError(_no_room(options.label, needed, free), hint=_ROOM_HINT)
+
+
+_ROOM_HINT = "give it more with --tmpfs-size, or a disk with --scratch DIR"
+
+
+def _no_room(label: str, needed: int | None, free: int) -> str:
+    needs = f"it needs {needed} bytes" if needed is not None else "it does not fit"
+    return f"cannot unpack {label}: {needs}, there are {free} free"
+
+
+def _trouble(options: argparse.Namespace, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and options.sink == "dir":
+        room = os.fstatvfs(options.out)
+        if room.f_files and not room.f_favail:
+            return f"cannot unpack {options.label}: too many files for the file system ({_ROOM_HINT})"
+        size = room.f_blocks * room.f_frsize
+        return f"cannot unpack {options.label}: no space left, it needs more than the {size} bytes there are ({_ROOM_HINT})"
+    return f"cannot unpack {options.label}: {reason(error)}"
+
+
+def _syncfs(fd: int) -> None:
+    import ctypes
+
+    if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
