@@ -1,0 +1,174 @@
+"""The figures, one function per section. Each returns what it measured."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.measure import Bench, Figure, Timed, ratio, seconds
+
+_HEAVY = ("pyroute2", "psutil", "rich", "libarchive")
+_AT_ONCE = 100
+
+
+class Stage(NamedTuple):
+    """What the sections work on. `root` is None when not run as root."""
+
+    root: Bench | None
+    user: Bench
+    wheel: Path
+    python: Path
+
+
+def _zig(bench: Bench, stage: Stage, option: str, *more: str) -> list[str]:
+    return [bench.sandbox, "run", option, f"zig:{stage.wheel}", "--cache", *more, "--", "true"]
+
+
+def _plain(bench: Bench) -> list[str]:
+    return [bench.sandbox, "run", "--", "true"]
+
+
+def launch(stage: Stage) -> Iterator[Figure]:
+    """A run of nothing, warm; and what the start-up imports."""
+    for bench in filter(None, (stage.root, stage.user)):
+        who = "root" if bench is stage.root else "userns"
+        peers = [Timed("python", [str(stage.python), "-I", "-S", "-c", ""])]
+        if shutil.which("bwrap"):
+            peers.append(Timed("bubblewrap", ["bwrap", "--dev-bind", "/", "/", "true"]))
+        bare = [*_plain(bench)[:-2], "--engine", "python", "--", "true"]
+        medians = bench.compare([Timed("sandbox", bare), *peers])
+        yield seconds("launch", f"sandbox run -- true, {who}", medians[0], command=bench.shown(bare), bar=0.060)
+        for peer, median in zip(peers, medians[1:], strict=True):
+            command = bench.shown(peer.command)
+            yield seconds("launch", f"for information: {peer.what}, {who}", median, command=command)
+    yield _imports(stage)
+
+
+def _imports(stage: Stage) -> Figure:
+    bench = stage.root or stage.user
+    command = [str(stage.python), "-X", "importtime", bench.sandbox, "run", "--", "true"]
+    options = {"env": bench.environment, "cwd": bench.directory, "capture_output": True, "text": True}
+    done = subprocess.run(command, check=True, **options, **bench.who.popen_options())  # type: ignore[call-overload]
+    names = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    heavy = sorted(names & set(_HEAVY))
+    what = f"slow imports on this path{': ' + ' '.join(heavy) if heavy else ''}"
+    return Figure("launch", what, len(heavy), "", bench.shown(command), "0", not heavy)
+
+
+def first(stage: Stage) -> Iterator[Figure]:
+    """The first run of a large archive with --cache, against unpacking it."""
+    bench = stage.root or stage.user
+    target = bench.directory / "unzipped"
+    unzip = ["unzip", "-q", str(stage.wheel), "-d", str(target)]
+    run = _zig(bench, stage, "--static")
+    # The sync keeps one command's writing to the disk out of the other's time.
+    entries = [Timed("first", run, f"rm -rf {bench.home}; sync"), Timed("unzip", unzip, f"rm -rf {target}; sync")]
+    medians = bench.compare(entries, runs=8, warmup=1)
+    shutil.rmtree(target)
+    yield seconds("first", "unzip -q of the ziglang wheel", medians[1], command=bench.shown(unzip))
+    yield seconds("first", "first --cache run of it", medians[0], command=bench.shown(run))
+    yield ratio("first", "first run / unzip", *medians, command=bench.shown(run), bar=1.0)
+
+
+def root(stage: Stage) -> Iterator[Figure]:
+    """The next runs as root: the image is mounted, not unpacked."""
+    if (bench := stage.root) is None:
+        return
+    commands = [_plain(bench), _zig(bench, stage, "--static"), _zig(bench, stage, "--dynamic")]
+    bench.run(commands[1])
+    base, *others = bench.compare([Timed("", command) for command in commands])
+    yield seconds("root", "sandbox run -- true", base, command=bench.shown(commands[0]))
+    for what, value, command, bar in zip(("static", "dynamic"), others, commands[1:], (1.2, 1.3), strict=True):
+        yield ratio("root", f"next run, {what} / true", value, base, command=bench.shown(command), bar=bar)
+
+
+@contextlib.contextmanager
+def _fuse_mode(mode: int) -> Iterator[bool]:
+    """/dev/fuse with this mode, where root may change it. Says whether it has it."""
+    device = Path("/dev/fuse")
+    if os.geteuid() != 0 or not device.exists():
+        yield device.exists() and os.access(device, os.W_OK) == bool(mode & 0o002)
+        return
+    before = device.stat().st_mode & 0o7777
+    device.chmod(mode)
+    try:
+        yield True
+    finally:
+        device.chmod(before)
+
+
+def userns(stage: Stage) -> Iterator[Figure]:
+    """The next runs of an ordinary user: through FUSE, and from the kept tree where /dev/fuse is closed."""
+    bench = stage.user
+    for what, mode, bar in (("with FUSE", 0o666, None), ("from the kept tree", 0o600, 1.5)):
+        with _fuse_mode(mode) as settled:
+            if not settled:
+                continue
+            commands = [_plain(bench), _zig(bench, stage, "--static"), _zig(bench, stage, "--dynamic")]
+            commands = [[*command[:2], "--mode", "userns", *command[2:]] for command in commands]
+            bench.run(commands[1])
+            base, *others = bench.compare([Timed("", command) for command in commands])
+            yield seconds("userns", f"sandbox run -- true ({what})", base, command=bench.shown(commands[0]))
+            for kind, value, command in zip(("static", "dynamic"), others, commands[1:], strict=True):
+                name = f"next run {what}, {kind} / true"
+                yield ratio("userns", name, value, base, command=bench.shown(command), bar=bar)
+
+
+def hundred(stage: Stage) -> Iterator[Figure]:
+    """One hundred sandboxes at once on one cached image."""
+    if (bench := stage.root) is None:
+        return
+    command = _zig(bench, stage, "--static")
+    bench.run(command)
+    before = _loop_devices()
+    ready, tell = os.pipe()
+    hold, release = os.pipe()
+    script = f"echo . >&{tell}; read -r _ <&{hold}"
+    waiting = [*command[:-1], "sh", "-c", script]
+    start = time.monotonic()
+    started = [_start(bench, waiting, (tell, hold)) for _ in range(_AT_ONCE)]
+    os.close(tell)
+    seen = 0
+    while seen < 2 * _AT_ONCE and (block := os.read(ready, 4096)):
+        seen += len(block)
+    elapsed = time.monotonic() - start
+    loops = _loop_devices() - before
+    os.close(hold)
+    os.close(release)
+    codes = [process.wait() for process in started]
+    os.close(ready)
+    shown = f"{_AT_ONCE} x {bench.shown(command)}"
+    # `read` meets the end of the pipe, hence 1; anything else is a launch that failed.
+    failed = sum(code != 1 for code in codes)
+    yield Figure("hundred", f"loop devices of {_AT_ONCE} at once", loops, "", shown, "1", loops == 1)
+    yield Figure("hundred", "launches that failed", failed, "", shown, "0", not failed)
+    yield seconds("hundred", "time to start them all, per sandbox", elapsed / _AT_ONCE, command=shown)
+
+
+def _start(bench: Bench, command: list[str], fds: tuple[int, int]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        env=bench.environment,
+        cwd=bench.directory,
+        pass_fds=fds,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+    )
+
+
+def _loop_devices() -> int:
+    return len(list(Path("/sys/block").glob("loop*/loop/backing_file")))
+
+
+SECTIONS: dict[str, Callable[[Stage], Iterator[Figure]]] = {
+    "launch": launch,
+    "first": first,
+    "root": root,
+    "userns": userns,
+    "hundred": hundred,
+}
