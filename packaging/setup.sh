@@ -140,9 +140,12 @@ choose_python() {
 # What the installed environment depends on. Python sources do not count: the install is editable.
 inputs() {
     "$python" -V
-    command -v cargo >/dev/null && cargo --version
-    find pyproject.toml packaging/setup.sh .cargo setuid-helper -name target -prune -o -type f -print0 2>/dev/null |
-        sort -z | xargs -0 sha256sum
+    ! command -v cargo >/dev/null || cargo --version
+    local input present=()
+    for input in pyproject.toml packaging/setup.sh .cargo setuid-helper; do
+        [ ! -e "$input" ] || present+=("$input")
+    done
+    find "${present[@]}" -path setuid-helper/target -prune -o -type f -print0 | sort -z | xargs -0 sha256sum
 }
 
 project() {
