@@ -1,0 +1,80 @@
+//! Finding and executing the command.
+
+use super::Child;
+use super::place::resolve;
+use crate::error::{Doing, Failure, NOT_EXECUTABLE, NOT_FOUND, Outcome, printable};
+use crate::fsops::proc_fd;
+use crate::plan::Place;
+use crate::sys::{self, CStrings};
+use rustix::fs::{Access, AtFlags, CWD, FileType, OFlags, ResolveFlags, accessat, fstat, readlinkat, statat};
+use rustix::io::Errno;
+use std::ffi::{CStr, CString};
+use std::os::fd::AsFd;
+
+/// Where a command is looked up when its environment has no `PATH`.
+const DEFAULT_PATH: &[u8] = b"/usr/local/bin:/usr/bin:/bin";
+
+impl Child<'_> {
+    /// A `Run` step: the command is an executable inside a tree, and no link leads out of it.
+    pub fn find_in_tree(&mut self, place: &Place, path: &[u8]) -> Outcome<()> {
+        let tree = self.open_place(place)?;
+        let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let fd = resolve(tree.as_fd(), path, OFlags::PATH | OFlags::CLOEXEC, how).map_err(|error| {
+            let code = if error == Errno::NOENT { NOT_FOUND } else { NOT_EXECUTABLE };
+            Failure::os("find in its tree", path, error).code(code)
+        })?;
+        let status = fstat(&fd).doing("look at", path)?;
+        let is_file = FileType::from_raw_mode(status.st_mode) == FileType::RegularFile;
+        if !is_file || accessat(CWD, proc_fd(&fd), Access::EXEC_OK, AtFlags::empty()).is_err() {
+            let failure = Failure::new(format!("{} is not an executable file", printable(path)));
+            return Err(failure.code(NOT_EXECUTABLE).hint("name a regular file with an execute bit"));
+        }
+        self.executable = Some(readlinkat(CWD, proc_fd(&fd), Vec::new()).doing("find the path of", path)?);
+        let shown = [&self.path_of(place), &b"/"[..], path].concat();
+        self.argv.insert(0, CString::new(shown).unwrap_or_default());
+        Ok(())
+    }
+
+    /// Become the command. Returns only when that fails.
+    pub fn run_command(&self) -> Failure {
+        let Some(name) = self.argv.first() else { return Failure::new("no command was given") };
+        let argv: CStrings = self.argv.iter().map(CString::as_c_str).collect();
+        let environment = self.environment.pointers();
+        let mut failure = None;
+        for candidate in self.candidates(name.to_bytes()) {
+            let why = match sys::execute(&candidate, &argv, &environment) {
+                Errno::NOENT | Errno::NOTDIR if !exists(&candidate) => continue,
+                Errno::NOENT => Failure::new(format!("cannot run {}: its interpreter does not exist", shown(name))),
+                error => Failure::os("run", name.to_bytes(), error),
+            };
+            // As a shell does: what was found and cannot be executed counts more than what was not found.
+            failure.get_or_insert(why.code(NOT_EXECUTABLE));
+        }
+        failure
+            .unwrap_or_else(|| Failure::new(format!("cannot run {}: command not found", shown(name))).code(NOT_FOUND))
+    }
+
+    fn candidates(&self, name: &[u8]) -> Vec<CString> {
+        let own = |path: &[u8]| CString::new(path).unwrap_or_default();
+        if let Some(found) = &self.executable {
+            return vec![found.clone()];
+        }
+        if name.contains(&b'/') || name.is_empty() {
+            return vec![own(name)];
+        }
+        let path = self.environment.get(b"PATH").unwrap_or(DEFAULT_PATH);
+        let directories = path.split(|byte| *byte == b':');
+        directories
+            .map(|directory| if directory.is_empty() { &b"."[..] } else { directory })
+            .map(|directory| own(&[directory, b"/", name].concat()))
+            .collect()
+    }
+}
+
+fn exists(path: &CStr) -> bool {
+    statat(CWD, path, AtFlags::empty()).is_ok()
+}
+
+fn shown(name: &CStr) -> String {
+    printable(name.to_bytes())
+}

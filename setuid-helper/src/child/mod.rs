@@ -1,0 +1,121 @@
+//! The process that becomes the command: executes the steps of the plan in their order, then the command.
+
+mod command;
+mod extract;
+mod fuse;
+mod image;
+mod loopdev;
+mod mounts;
+mod namespaces;
+mod overlay;
+mod place;
+mod remedy;
+mod spawn;
+
+use crate::environment::Environment;
+use crate::error::{Failure, Outcome};
+use crate::home::Home;
+use crate::plan::{Plan, Slot, Step};
+use crate::sources::Sources;
+use mounts::Mount;
+use overlay::Layers;
+use rustix::process::Pid;
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+
+/// What the supervisor prepared before the fork.
+pub struct Prepared<'p> {
+    /// What is to be done.
+    pub plan: &'p Plan<'p>,
+    /// Directories of the host.
+    pub home: &'p Home,
+    /// The open files of the plan.
+    pub sources: &'p Sources,
+    /// The id of the run.
+    pub id: &'p str,
+    /// The name of its procdir.
+    pub name: &'p str,
+    /// Who supervises.
+    pub supervisor: Pid,
+}
+
+/// What the steps have made so far.
+pub struct Child<'p> {
+    prepared: Prepared<'p>,
+    environment: Environment<'p>,
+    argv: Vec<CString>,
+    /// What a `Run` step found, in place of what `argv` names.
+    executable: Option<CString>,
+    mounts: Vec<(Slot, Mount)>,
+    /// `procdirs/` as this mount namespace has it, with the guard if there is one.
+    procdirs: Option<OwnedFd>,
+    /// The root of what is mounted on the procdir, or the procdir itself.
+    procdir: Option<OwnedFd>,
+    layers: Option<Layers>,
+}
+
+/// Execute the plan and become the command. Returns only to say why that failed.
+pub fn become_command(prepared: Prepared, environment: Environment, argv: Vec<CString>) -> Failure {
+    let steps = &prepared.plan.steps;
+    let mut child = Child {
+        prepared,
+        environment,
+        argv,
+        executable: None,
+        mounts: Vec::new(),
+        procdirs: None,
+        procdir: None,
+        layers: None,
+    };
+    for step in steps {
+        if let Err(failure) = child.execute(step) {
+            return explained(step, failure);
+        }
+    }
+    if let Err(failure) = child.remove_layers() {
+        return failure;
+    }
+    child.run_command()
+}
+
+/// A failure of a step names the step and what the user can do.
+fn explained(step: &Step, mut failure: Failure) -> Failure {
+    failure.message.insert_str(0, &format!("{}: ", step.name()));
+    let hint = failure.errno.map_or("", |errno| remedy::remedy(step, errno));
+    failure.hint(hint)
+}
+
+impl Child<'_> {
+    fn execute(&mut self, step: &Step) -> Outcome<()> {
+        match *step {
+            Step::Unshare { flags } => self.unshare(flags),
+            Step::IdMap { uid_inside, uid_outside, gid_inside, gid_outside } => {
+                namespaces::id_map((uid_inside, uid_outside), (gid_inside, gid_outside))
+            }
+            Step::SetPropagation { kind } => namespaces::set_propagation(kind),
+            Step::Guard => self.guard(),
+            Step::Tmpfs { slot, size, inodes, mode } => self.tmpfs(slot, size, inodes, mode),
+            Step::Scratch { source, slot, overlay_slot } => self.scratch(source, slot, overlay_slot),
+            Step::Tree { slot, source, recursive } => self.tree(slot, source, recursive),
+            Step::Image { slot, source } => self.image(slot, source),
+            Step::Fuse { slot, source, program } => self.fuse(slot, source, program),
+            Step::Extract { slot, source, argv } => self.extract(slot, source, argv),
+            Step::Overlay { slot, lowers, upper, options } => self.overlay(slot, lowers, upper, options),
+            Step::Attach { slot, ref place, attrs } => self.attach(slot, place, attrs),
+            Step::Mkdir { ref place, mode } => self.mkdir(place, mode),
+            Step::PlaceEnv { name, ref place } => {
+                let path = self.path_of(place);
+                self.environment.set(name, &path);
+                Ok(())
+            }
+            Step::UnsetEnv { name } => {
+                self.environment.unset(name);
+                Ok(())
+            }
+            Step::Chdir { ref place } => self.chdir(place),
+            Step::Run { ref place, path } => self.find_in_tree(place, path),
+            Step::NoNewPrivs => namespaces::no_new_privs(),
+            Step::DeathSignal { signal } => namespaces::death_signal(signal, self.prepared.supervisor),
+        }
+    }
+}

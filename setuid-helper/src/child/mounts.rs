@@ -1,0 +1,188 @@
+//! Detached mounts and where they are attached.
+
+use super::Child;
+use crate::error::{Doing, Failure, Outcome, printable};
+use crate::fsops::open_path;
+use crate::plan::{Base, Place, Slot, SourceKind, attr};
+use crate::sources::same_directory;
+use crate::{scratch, sys};
+use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// What every new mount gets.
+pub const SAFE: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
+
+/// A mount that the plan gave a slot.
+pub struct Mount {
+    /// Its root.
+    pub root: OwnedFd,
+    /// Whether it is part of the mount tree, if only for now.
+    pub attached: bool,
+    /// Attributes that it has, of those that a plan can ask for.
+    pub attrs: u32,
+}
+
+/// A new mount: type, options (a flag has no value), attributes. The message holds the kernel's own explanation.
+pub fn new_mount(kind: &str, options: &[(&str, Option<&str>)], attrs: MountAttrFlags) -> Outcome<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).doing("make a filesystem of type", kind.as_bytes())?;
+    let make = || -> Result<OwnedFd, Errno> {
+        for (key, value) in options {
+            match value {
+                Some(value) => fsconfig_set_string(&context, *key, *value)?,
+                None => fsconfig_set_flag(&context, *key)?,
+            }
+        }
+        fsconfig_create(&context)?;
+        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attrs)
+    };
+    make().map_err(|error| {
+        let mut failure = Failure::os("mount a filesystem of type", kind.as_bytes(), error);
+        failure.message += &explanation(context.as_fd());
+        failure
+    })
+}
+
+/// The kernel's error lines on a filesystem context ("e overlay: ..."), see fsopen(2).
+fn explanation(context: BorrowedFd) -> String {
+    let mut text = String::new();
+    let mut line = [0u8; 1024];
+    while let Ok(length) = rustix::io::read(context, &mut line) {
+        if let Some(message) = line[..length].strip_prefix(b"e ") {
+            text += ": ";
+            text += &printable(message.trim_ascii());
+        }
+    }
+    text
+}
+
+/// A detached clone of the mount that `directory` is in, with that directory as its root, of slave propagation.
+pub fn clone_mount(directory: BorrowedFd, recursive: bool, attributes: u64) -> Result<OwnedFd, Errno> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    let clone = open_tree(directory, "", flags)?;
+    // Before it is attached anywhere: a mount that still belongs to a shared peer group leaks to the host.
+    sys::set_mount(clone.as_fd(), attributes)?;
+    Ok(clone)
+}
+
+/// move_mount(2), both sides by descriptor.
+pub fn move_onto(mount: BorrowedFd, target: BorrowedFd) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, "", target, "", flags)
+}
+
+impl Child<'_> {
+    pub fn add_mount(&mut self, slot: Slot, root: OwnedFd, attrs: u32) {
+        self.mounts.push((slot, Mount { root, attached: false, attrs }));
+    }
+
+    pub fn mount(&mut self, slot: Slot) -> Outcome<&mut Mount> {
+        let found = self.mounts.iter_mut().find(|(other, _)| *other == slot);
+        found.map(|(_, mount)| mount).ok_or_else(|| Failure::new(format!("there is no slot {slot}")))
+    }
+
+    /// A read-only bind of `procdirs/` onto itself.
+    pub fn guard(&mut self) -> Outcome<()> {
+        let path = self.prepared.plan.home.path;
+        let procdirs = self.open_procdirs()?;
+        let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY.bits().into();
+        let clone = clone_mount(procdirs.as_fd(), false, read_only).doing("clone procdirs of", path)?;
+        move_onto(clone.as_fd(), procdirs.as_fd()).doing("guard procdirs of", path)?;
+        // What is below is now reached through the guard.
+        self.procdirs = Some(clone);
+        self.procdir = None;
+        Ok(())
+    }
+
+    pub fn tmpfs(&mut self, slot: Slot, size: u64, inodes: u64, mode: u32) -> Outcome<()> {
+        // The ids as this user namespace has them: a map may call the user by another number.
+        let uid = rustix::process::getuid().to_string();
+        let gid = rustix::process::getgid().to_string();
+        let source = format!("sandbox:{}", self.prepared.id);
+        let (size, mode, inodes_text) = (size.to_string(), format!("{mode:o}"), inodes.to_string());
+        let options = [
+            ("source", Some(source.as_str())),
+            ("size", Some(&size)),
+            ("mode", Some(&mode)),
+            ("uid", Some(&uid)),
+            ("gid", Some(&gid)),
+            ("nr_inodes", Some(&inodes_text)),
+        ];
+        let used = if inodes == 0 { &options[..5] } else { &options[..] };
+        let root = new_mount("tmpfs", used, SAFE)?;
+        self.add_mount(slot, root, attr::NOSUID | attr::NODEV);
+        Ok(())
+    }
+
+    /// The private directory was made before the fork; here its parts are opened anew and cloned.
+    pub fn scratch(&mut self, source: u32, slot: Slot, overlay_slot: Slot) -> Outcome<()> {
+        let own = scratch::path_in(self.directory_source(source)?.0, self.prepared.id);
+        let own_fd = open_path(CWD, &own).doing("open", &own)?;
+        if fstat(&own_fd).doing("look at", &own)?.st_uid != rustix::process::getuid().as_raw() {
+            return Err(Failure::new(format!("{} was replaced", printable(&own))));
+        }
+        for (name, slot) in [(scratch::PROCDIR, slot), (scratch::OVERLAY, overlay_slot)] {
+            let directory = open_path(&own_fd, name).doing("open a part of", &own)?;
+            let safe = SAFE.bits().into();
+            let root = clone_mount(directory.as_fd(), false, safe).doing("clone a part of", &own)?;
+            self.add_mount(slot, root, attr::NOSUID | attr::NODEV);
+        }
+        Ok(())
+    }
+
+    pub fn tree(&mut self, slot: Slot, source: u32, recursive: bool) -> Outcome<()> {
+        let (path, fd) = self.directory_source(source)?;
+        let root = clone_mount(fd.as_fd(), recursive, 0).doing("clone the mount of", path)?;
+        self.add_mount(slot, root, 0);
+        Ok(())
+    }
+
+    /// A source directory, opened now: a descriptor from before the unshare cannot be cloned (EINVAL).
+    pub fn directory_source(&self, source: u32) -> Outcome<(&[u8], OwnedFd)> {
+        let sources = &self.prepared.plan.sources;
+        let Some(source) = sources.get(source as usize).filter(|source| source.kind == SourceKind::Directory) else {
+            return Err(Failure::new(format!("source {source} is not a directory")));
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = openat(CWD, source.path, flags, Mode::empty()).doing("open", source.path)?;
+        same_directory(source.path, source.dev, source.ino, &fstat(&fd).doing("look at", source.path)?)?;
+        Ok((source.path, fd))
+    }
+
+    pub fn attach(&mut self, slot: Slot, place: &Place, attrs: u32) -> Outcome<()> {
+        let path = self.path_of(place);
+        let target = self.open_place(place)?;
+        let mount = self.mount(slot)?;
+        // New mounts are private, which is safer than slave; one that has all attributes needs nothing.
+        if attrs & !mount.attrs != 0 {
+            sys::set_mount(mount.root.as_fd(), kernel_attributes(attrs))
+                .doing("set attributes of the mount for", &path)?;
+            mount.attrs |= attrs;
+        }
+        move_onto(mount.root.as_fd(), target.as_fd()).doing("mount onto", &path)?;
+        mount.attached = true;
+        if place.base == Base::Procdir && place.path.is_empty() {
+            // From now on the procdir is what is on top.
+            let top = rustix::io::fcntl_dupfd_cloexec(&mount.root, 3).doing("keep", &path)?;
+            self.procdir = Some(top);
+        }
+        Ok(())
+    }
+}
+
+fn kernel_attributes(attrs: u32) -> u64 {
+    const TABLE: [(u32, MountAttrFlags); 5] = [
+        (attr::READ_ONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),
+        (attr::NOSUID, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (attr::NODEV, MountAttrFlags::MOUNT_ATTR_NODEV),
+        (attr::NOEXEC, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        (attr::NOSYMFOLLOW, MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW),
+    ];
+    let bits = TABLE.iter().filter(|(bit, _)| attrs & bit != 0).map(|(_, flag)| u64::from(flag.bits()));
+    bits.fold(0, |all, bit| all | bit)
+}

@@ -1,0 +1,58 @@
+//! Steps about the process itself: namespaces, ids, propagation, what it may still gain, and when it dies.
+
+use super::Child;
+use crate::error::{Doing, Failure, LAUNCHER_FAILED, Outcome};
+use crate::plan::Propagation;
+use crate::sys;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+
+impl Child<'_> {
+    pub fn unshare(&mut self, flags: u64) -> Outcome<()> {
+        sys::unshare(flags).doing("make the namespaces", b"")?;
+        // A descriptor from before cannot be mounted onto.
+        self.procdirs = None;
+        self.procdir = None;
+        Ok(())
+    }
+}
+
+/// One-id maps; `(inside, outside)`.
+pub fn id_map(uid: (u32, u32), gid: (u32, u32)) -> Outcome<()> {
+    // gid_map can be written without privilege only after setgroups is denied: user_namespaces(7).
+    write_own("setgroups", "deny")?;
+    write_own("uid_map", &format!("{} {} 1", uid.0, uid.1))?;
+    write_own("gid_map", &format!("{} {} 1", gid.0, gid.1))
+}
+
+fn write_own(name: &str, text: &str) -> Outcome<()> {
+    let path = format!("/proc/self/{name}");
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let fd = openat(CWD, &path, flags, Mode::empty()).doing("open", path.as_bytes())?;
+    rustix::io::write(fd, text.as_bytes()).doing("write", path.as_bytes()).map(drop)
+}
+
+pub fn set_propagation(kind: Propagation) -> Outcome<()> {
+    let flags = match kind {
+        Propagation::Slave => MountPropagationFlags::DOWNSTREAM,
+        Propagation::Private => MountPropagationFlags::PRIVATE,
+    };
+    mount_change("/", flags | MountPropagationFlags::REC).doing("set the propagation of", b"/")
+}
+
+pub fn no_new_privs() -> Outcome<()> {
+    rustix::thread::set_no_new_privs(true).doing("set no_new_privs", b"")
+}
+
+pub fn death_signal(signal: u32, supervisor: Pid) -> Outcome<()> {
+    let number = i32::try_from(signal).ok().and_then(Signal::from_named_raw);
+    let signal = number.ok_or_else(|| Failure::os("set the death signal", b"", Errno::INVAL))?;
+    set_parent_process_death_signal(Some(signal)).doing("set the death signal", b"")?;
+    // It may have died before the call.
+    if getppid() != Some(supervisor) {
+        sys::exit_now(LAUNCHER_FAILED);
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! Overlay, and the momentary attaching of layers that the kernel refuses while they are detached.
+
+use super::Child;
+use super::mounts::{SAFE, clone_mount, move_onto, new_mount};
+use crate::error::{Doing, Outcome};
+use crate::fsops::{make_new_dir, open_path, proc_fd, remove_dir};
+use crate::plan::{Slot, Slots, attr, overlay};
+use rustix::fs::{AtFlags, Mode, chmodat, fstat};
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+const NAME: &[u8] = b".sandbox-layers";
+/// fsconfig(2) takes strings of at most 255 bytes.
+const LONGEST_OPTION: usize = 255;
+
+/// A bind of a private directory onto itself. Layers are attached below it, so that one unmount ends them all.
+pub struct Layers {
+    /// The procdir's mount that the directory is in.
+    parent: OwnedFd,
+    root: OwnedFd,
+    /// Directories that were made in it.
+    names: Vec<String>,
+}
+
+impl Child<'_> {
+    pub fn overlay(&mut self, slot: Slot, lowers: Slots, upper: Slot, options: u32) -> Outcome<()> {
+        let upper_fd =
+            self.mount(upper)?.root.try_clone().map_err(|_| Errno::MFILE).doing("keep the upper mount", b"")?;
+        let top = lowers.iter().next_back().unwrap_or_default();
+        let mode =
+            Mode::from_raw_mode(fstat(&self.mount(top)?.root).doing("look at the top layer", b"")?.st_mode & 0o777);
+        let parts = make_parts(upper_fd.as_fd(), slot, mode).doing("make upper and work directories", b"")?;
+        for layer in lowers.iter().chain([upper]) {
+            self.attach_for_now(layer)?;
+        }
+        let mut layers = Vec::with_capacity(lowers.len());
+        for lower in lowers.iter().rev() {
+            layers.push(proc_fd(&self.mount(lower)?.root));
+        }
+        let root = mount_overlay(&layers, &parts, options)?;
+        self.add_mount(slot, root, attr::NOSUID | attr::NODEV);
+        Ok(())
+    }
+
+    /// Kernels before 6.13, and all in a user namespace, refuse detached layers. An overlay keeps clones of its own.
+    fn attach_for_now(&mut self, slot: Slot) -> Outcome<()> {
+        if self.mount(slot)?.attached {
+            return Ok(());
+        }
+        let name = slot.to_string();
+        let mut layers = match self.layers.take() {
+            Some(layers) => layers,
+            None => self.make_layers()?,
+        };
+        let point = make_new_dir(&layers.root, name.as_bytes());
+        layers.names.push(name);
+        self.layers = Some(layers);
+        let mount = self.mount(slot)?;
+        move_onto(mount.root.as_fd(), point.doing("make a mount point for a layer", b"")?.as_fd())
+            .doing("attach a layer", b"")?;
+        mount.attached = true;
+        Ok(())
+    }
+
+    fn make_layers(&mut self) -> Outcome<Layers> {
+        let parent = self.procdir()?.try_clone_to_owned().map_err(|_| Errno::MFILE).doing("keep the procdir", b"")?;
+        let make = || -> Result<OwnedFd, Errno> {
+            let directory = make_new_dir(&parent, NAME)?;
+            let clone = clone_mount(directory.as_fd(), false, 0)?;
+            move_onto(clone.as_fd(), directory.as_fd())?;
+            Ok(clone)
+        };
+        let root = make().doing("attach layers in the procdir", b"")?;
+        Ok(Layers { parent, root, names: Vec::new() })
+    }
+
+    /// Detach what was attached for a moment; nothing of it is left for the command.
+    pub fn remove_layers(&mut self) -> Outcome<()> {
+        let Some(layers) = self.layers.take() else { return Ok(()) };
+        let remove = || -> Result<(), Errno> {
+            unmount(proc_fd(&layers.root), UnmountFlags::DETACH)?;
+            let directory = open_path(&layers.parent, NAME)?;
+            for name in &layers.names {
+                remove_dir(&directory, name.as_bytes())?;
+            }
+            remove_dir(&layers.parent, NAME)
+        };
+        remove().doing("detach the layers of overlays", b"")
+    }
+}
+
+/// `<slot>/upper` and `<slot>/work` in the upper mount.
+fn make_parts(upper: BorrowedFd, slot: Slot, mode: Mode) -> Result<[OwnedFd; 2], Errno> {
+    let own = make_new_dir(upper, slot.to_string().as_bytes())?;
+    let parts = [make_new_dir(&own, b"upper")?, make_new_dir(&own, b"work")?];
+    chmodat(&own, "upper", mode, AtFlags::empty())?;
+    Ok(parts)
+}
+
+fn mount_overlay(layers: &[String], [upper, work]: &[OwnedFd; 2], options: u32) -> Outcome<OwnedFd> {
+    let (joined, upper, work) = (layers.join(":"), proc_fd(upper), proc_fd(work));
+    let mut settings = vec![("source", Some("sandbox"))];
+    if joined.len() <= LONGEST_OPTION {
+        settings.push(("lowerdir", Some(&joined)));
+    } else {
+        settings.extend(layers.iter().map(|layer| ("lowerdir+", Some(layer.as_str())))); // Linux 6.7
+    }
+    settings.extend([("upperdir", Some(upper.as_str())), ("workdir", Some(&work))]);
+    if options & overlay::USERXATTR != 0 {
+        settings.push(("userxattr", None));
+    }
+    if options & overlay::REDIRECT_DIR != 0 {
+        settings.push(("redirect_dir", Some("on")));
+    }
+    new_mount("overlay", &settings, SAFE)
+}

@@ -1,0 +1,35 @@
+//! What the user can do about a step that failed.
+
+use crate::plan::Step;
+use rustix::io::Errno;
+
+/// A hint, or nothing.
+pub fn remedy(step: &Step, error: Errno) -> &'static str {
+    match (step, error) {
+        (Step::Unshare { .. }, Errno::NOSPC) => {
+            "no user namespaces are left or allowed: sysctl user.max_user_namespaces, or use root or setuid mode"
+        }
+        (Step::Unshare { .. } | Step::IdMap { .. }, Errno::PERM | Errno::ACCESS) => {
+            "user namespaces are restricted here: sysctl kernel.apparmor_restrict_unprivileged_userns and \
+             kernel.unprivileged_userns_clone, or use root or setuid mode"
+        }
+        (Step::Attach { .. } | Step::Chdir { .. }, Errno::NOENT) => "create the directory, or let --mkdir do it",
+        (Step::Image { .. }, Errno::NODEV) => "the kernel has no squashfs: modprobe squashfs, or use --mode userns",
+        (Step::Image { .. }, Errno::PERM) => {
+            "only root may mount images: use --mode userns, or install the setuid helper"
+        }
+        (Step::Image { .. }, Errno::INVAL) => "is the image damaged, or compressed in a way that this kernel lacks?",
+        (Step::Overlay { .. } | Step::Tmpfs { .. }, Errno::NODEV) => {
+            "the kernel has no such filesystem: modprobe overlay"
+        }
+        (Step::Overlay { .. }, Errno::PERM | Errno::INVAL) => {
+            "overlays in a user namespace need Linux 5.11, with a tmpfs 6.6"
+        }
+        (Step::Fuse { .. }, Errno::ACCESS | Errno::NOENT | Errno::NXIO) => {
+            "/dev/fuse cannot be used here: let the image be unpacked instead"
+        }
+        (_, Errno::NOSYS) => "the kernel is too old: Linux 5.12 is the oldest that works",
+        (_, Errno::NOSPC) => "no space is left there, or a limit is reached",
+        _ => "",
+    }
+}

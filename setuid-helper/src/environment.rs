@@ -1,0 +1,56 @@
+//! The environment of the command. Entries borrow from where they were read; only what steps add is owned.
+
+use crate::error::{Failure, Outcome};
+use crate::sys::{self, CStrings};
+use std::borrow::Cow;
+use std::ffi::{CStr, CString};
+
+/// `NAME=value` strings, in order.
+pub struct Environment<'a>(Vec<Cow<'a, CStr>>);
+
+impl<'a> Environment<'a> {
+    /// The one that this program was started with.
+    pub fn own() -> Self {
+        Environment(sys::environment().into_iter().map(Cow::Borrowed).collect())
+    }
+
+    /// NUL-terminated `NAME=value` strings.
+    pub fn parse(text: &'a [u8]) -> Outcome<Self> {
+        let mut entries = Vec::new();
+        let mut rest = text;
+        while !rest.is_empty() {
+            let entry = CStr::from_bytes_until_nul(rest)
+                .map_err(|_| Failure::new("the environment does not end with a NUL byte"))?;
+            rest = &rest[entry.count_bytes() + 1..];
+            entries.push(Cow::Borrowed(entry));
+        }
+        Ok(Environment(entries))
+    }
+
+    /// The value of a variable.
+    pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        self.0.iter().find_map(|entry| value(entry.to_bytes(), name))
+    }
+
+    /// Set a variable, in place of what it was.
+    pub fn set(&mut self, name: &[u8], value: &[u8]) {
+        self.unset(name);
+        if let Ok(entry) = CString::new([name, b"=", value].concat()) {
+            self.0.push(Cow::Owned(entry));
+        }
+    }
+
+    /// Remove a variable, every one of that name.
+    pub fn unset(&mut self, name: &[u8]) {
+        self.0.retain(|entry| value(entry.to_bytes(), name).is_none());
+    }
+
+    /// As execve wants it.
+    pub fn pointers(&self) -> CStrings<'_> {
+        self.0.iter().map(AsRef::as_ref).collect()
+    }
+}
+
+fn value<'e>(entry: &'e [u8], name: &[u8]) -> Option<&'e [u8]> {
+    entry.strip_prefix(name)?.strip_prefix(b"=")
+}

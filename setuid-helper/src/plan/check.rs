@@ -1,0 +1,89 @@
+//! What the layout alone cannot say: indices within bounds, slots made once and before use, option bits.
+
+use super::reader::Invalid;
+use super::{Plan, Slot, SourceKind, Step, attr, overlay};
+
+pub fn check(plan: &Plan) -> Result<(), Invalid> {
+    if plan.home.kind != SourceKind::Directory {
+        return Err(Invalid { why: "the home is not a directory source", at: 0 });
+    }
+    let mut defined = Defined(Vec::new());
+    for (index, step) in plan.steps.iter().enumerate() {
+        step_fault(step, plan.sources.len(), &mut defined).map_err(|why| Invalid { why, at: index })?;
+    }
+    Ok(())
+}
+
+/// The slots made so far, sorted: a hostile plan may hold thousands.
+struct Defined(Vec<Slot>);
+
+type Fault = Result<(), &'static str>;
+
+impl Defined {
+    fn used(&self, slot: Slot) -> Fault {
+        self.0.binary_search(&slot).map(|_| ()).map_err(|_| "a slot is used before it is made")
+    }
+
+    fn made(&mut self, slot: Slot) -> Fault {
+        match self.0.binary_search(&slot) {
+            Ok(_) => Err("a slot is made twice"),
+            Err(at) => {
+                self.0.insert(at, slot);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn step_fault(step: &Step, sources: usize, defined: &mut Defined) -> Fault {
+    match *step {
+        Step::Tmpfs { slot, .. } => defined.made(slot),
+        Step::Scratch { source, slot, overlay_slot } => {
+            source_exists(source, sources)?;
+            defined.made(slot)?;
+            defined.made(overlay_slot)
+        }
+        Step::Tree { slot, source, .. } | Step::Image { slot, source } => {
+            source_exists(source, sources)?;
+            defined.made(slot)
+        }
+        Step::Fuse { slot, source, program } => {
+            source_exists(source, sources)?;
+            absolute(program)?;
+            defined.made(slot)
+        }
+        Step::Extract { slot, source, argv } => {
+            source_exists(source, sources)?;
+            absolute(argv.iter().next().unwrap_or_default())?;
+            defined.used(slot)
+        }
+        Step::Overlay { slot, lowers, upper, options } => {
+            if lowers.is_empty() || options & !overlay::ALL != 0 {
+                return Err("no lower, or unknown options");
+            }
+            lowers.iter().try_for_each(|lower| defined.used(lower))?;
+            defined.used(upper)?;
+            defined.made(slot)
+        }
+        Step::Attach { slot, attrs, .. } => {
+            if attrs & !attr::ALL != 0 {
+                return Err("unknown attributes");
+            }
+            defined.used(slot)
+        }
+        Step::PlaceEnv { name, .. } | Step::UnsetEnv { name } => variable_name(name),
+        _ => Ok(()),
+    }
+}
+
+fn source_exists(source: u32, sources: usize) -> Fault {
+    if (source as usize) < sources { Ok(()) } else { Err("no such source") }
+}
+
+fn absolute(program: &[u8]) -> Fault {
+    if program.starts_with(b"/") { Ok(()) } else { Err("the program's path is not absolute") }
+}
+
+fn variable_name(name: &[u8]) -> Fault {
+    if name.is_empty() || name.contains(&b'=') { Err("bad variable name") } else { Ok(()) }
+}

@@ -1,0 +1,140 @@
+//! Bytes to Plan. The input is hostile: the first doubt rejects the whole plan.
+
+use super::check::check;
+use super::reader::{Invalid, Read, Reader};
+use super::{
+    Base, FIRST_VERSION, LAST_VERSION, LEAVE_RUNNING, MAGIC, MAX_BYTES, Mode, Place, Plan, Propagation, Source,
+    SourceKind, Step,
+};
+
+const SMALLEST_SOURCE: usize = 1 + 4 + 5 * 8;
+const SMALLEST_STEP: usize = 2 + 4;
+
+/// The plan in `data`, or why there is none.
+pub fn decode(data: &[u8]) -> Result<Plan<'_>, Invalid> {
+    if data.len() > MAX_BYTES {
+        return Err(Invalid { why: "longer than 1,048,576 bytes", at: MAX_BYTES });
+    }
+    let mut r = Reader::new(data);
+    if r.take(MAGIC.len())? != MAGIC {
+        return Err(r.fail("it does not start with the magic bytes"));
+    }
+    if !(FIRST_VERSION..=LAST_VERSION).contains(&r.u16()?) {
+        return Err(r.fail("a version that this program does not take"));
+    }
+    let mode = mode(&mut r)?;
+    let flags = r.u8()?;
+    if flags & !LEAVE_RUNNING != 0 {
+        return Err(r.fail("unknown flags"));
+    }
+    let (uid, gid) = (r.u32()?, r.u32()?);
+    let home = source(&mut r)?;
+    let sources = r.list(SMALLEST_SOURCE, source)?;
+    let steps = r.list(SMALLEST_STEP, step)?;
+    if r.remaining() != 0 {
+        return Err(r.fail("trailing bytes"));
+    }
+    let plan = Plan { mode, flags, uid, gid, home, sources, steps };
+    check(&plan)?;
+    Ok(plan)
+}
+
+fn mode(r: &mut Reader) -> Read<Mode> {
+    match r.u8()? {
+        1 => Ok(Mode::Root),
+        2 => Ok(Mode::Setuid),
+        3 => Ok(Mode::Userns),
+        _ => Err(r.fail("unknown mode")),
+    }
+}
+
+fn source<'a>(r: &mut Reader<'a>) -> Read<Source<'a>> {
+    let kind = match r.u8()? {
+        1 => SourceKind::File,
+        2 => SourceKind::Directory,
+        3 => SourceKind::Memory,
+        _ => return Err(r.fail("unknown source kind")),
+    };
+    let path = r.path()?;
+    let well_formed = match kind {
+        SourceKind::Memory => path.is_empty(),
+        _ => path.starts_with(b"/"),
+    };
+    if !well_formed {
+        return Err(r.fail("a source's path is not absolute, or a memory source has one"));
+    }
+    Ok(Source { kind, path, dev: r.u64()?, ino: r.u64()?, size: r.u64()?, mtime_ns: r.u64()?, ctime_ns: r.u64()? })
+}
+
+fn place<'a>(r: &mut Reader<'a>) -> Read<Place<'a>> {
+    let base = match r.u8()? {
+        1 => Base::Root,
+        2 => Base::Procdir,
+        _ => return Err(r.fail("unknown base")),
+    };
+    let path = r.path()?;
+    let plain = |part: &[u8]| !matches!(part, b"" | b"." | b"..");
+    let well_formed = match base {
+        Base::Root => path.starts_with(b"/"),
+        Base::Procdir => path.is_empty() || path.split(|byte| *byte == b'/').all(plain),
+    };
+    if !well_formed {
+        return Err(r.fail("a place's path is not absolute, or not of plain components below the procdir"));
+    }
+    Ok(Place { base, path, dev: r.u64()?, ino: r.u64()? })
+}
+
+fn step<'a>(r: &mut Reader<'a>) -> Read<Step<'a>> {
+    let opcode = r.u16()?;
+    let length = r.u32()? as usize;
+    let start = r.at();
+    let step = body(opcode, r)?;
+    if r.at() - start != length {
+        return Err(r.fail("a step does not fill its length"));
+    }
+    Ok(step)
+}
+
+fn body<'a>(opcode: u16, r: &mut Reader<'a>) -> Read<Step<'a>> {
+    // Fields of a struct expression are evaluated in the order they are written, which is that of the encoding.
+    Ok(match opcode {
+        0x01 => Step::Unshare { flags: r.u64()? },
+        0x02 => {
+            Step::IdMap { uid_inside: r.u32()?, uid_outside: r.u32()?, gid_inside: r.u32()?, gid_outside: r.u32()? }
+        }
+        0x03 => Step::SetPropagation { kind: propagation(r)? },
+        0x04 => Step::Guard,
+        0x05 => Step::Tmpfs { slot: r.u32()?, size: r.u64()?, inodes: r.u64()?, mode: r.u32()? },
+        0x06 => Step::Scratch { source: r.u32()?, slot: r.u32()?, overlay_slot: r.u32()? },
+        0x07 => Step::Tree { slot: r.u32()?, source: r.u32()?, recursive: boolean(r)? },
+        0x08 => Step::Image { slot: r.u32()?, source: r.u32()? },
+        0x09 => Step::Fuse { slot: r.u32()?, source: r.u32()?, program: r.path()? },
+        0x0a => Step::Extract { slot: r.u32()?, source: r.u32()?, argv: r.strings()? },
+        0x0b => Step::Overlay { slot: r.u32()?, lowers: r.slots()?, upper: r.u32()?, options: r.u32()? },
+        0x0c => Step::Attach { slot: r.u32()?, place: place(r)?, attrs: r.u32()? },
+        0x0d => Step::Mkdir { place: place(r)?, mode: r.u32()? },
+        0x0e => Step::PlaceEnv { name: r.string()?, place: place(r)? },
+        0x0f => Step::UnsetEnv { name: r.string()? },
+        0x10 => Step::Chdir { place: place(r)? },
+        0x11 => Step::Run { place: place(r)?, path: r.path()? },
+        0x12 => Step::NoNewPrivs,
+        0x13 => Step::DeathSignal { signal: r.u32()? },
+        _ => return Err(r.fail("unknown step")),
+    })
+}
+
+fn propagation(r: &mut Reader) -> Read<Propagation> {
+    match r.u8()? {
+        1 => Ok(Propagation::Slave),
+        2 => Ok(Propagation::Private),
+        _ => Err(r.fail("unknown propagation")),
+    }
+}
+
+fn boolean(r: &mut Reader) -> Read<bool> {
+    match r.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(r.fail("neither 0 nor 1")),
+    }
+}

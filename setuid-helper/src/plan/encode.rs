@@ -1,0 +1,98 @@
+//! Plan to bytes. Nothing is checked here: `decode` knows the limits, and tests compare the two.
+
+use super::{LAST_VERSION, MAGIC, Place, Plan, Source, Step};
+
+/// The plan as bytes.
+pub fn encode(plan: &Plan) -> Vec<u8> {
+    let mut out = Writer(MAGIC.to_vec());
+    out.u16(LAST_VERSION).u8(plan.mode as u8).u8(plan.flags).u32(plan.uid).u32(plan.gid).source(&plan.home);
+    out.u32(plan.sources.len() as u32);
+    for source in &plan.sources {
+        out.source(source);
+    }
+    out.u32(plan.steps.len() as u32);
+    for step in &plan.steps {
+        let mut body = Writer(Vec::new());
+        let opcode = body.step(step);
+        out.u16(opcode).bytes(&body.0);
+    }
+    out.0
+}
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn u8(&mut self, value: u8) -> &mut Self {
+        self.0.push(value);
+        self
+    }
+
+    fn u16(&mut self, value: u16) -> &mut Self {
+        self.0.extend(value.to_le_bytes());
+        self
+    }
+
+    fn u32(&mut self, value: u32) -> &mut Self {
+        self.0.extend(value.to_le_bytes());
+        self
+    }
+
+    fn u64(&mut self, value: u64) -> &mut Self {
+        self.0.extend(value.to_le_bytes());
+        self
+    }
+
+    fn bytes(&mut self, value: &[u8]) -> &mut Self {
+        self.u32(value.len() as u32);
+        self.0.extend(value);
+        self
+    }
+
+    fn source(&mut self, source: &Source) -> &mut Self {
+        self.u8(source.kind as u8).bytes(source.path).u64(source.dev).u64(source.ino);
+        self.u64(source.size).u64(source.mtime_ns).u64(source.ctime_ns)
+    }
+
+    fn place(&mut self, place: &Place) -> &mut Self {
+        self.u8(place.base as u8).bytes(place.path).u64(place.dev).u64(place.ino)
+    }
+
+    /// The body; returns the opcode.
+    fn step(&mut self, step: &Step) -> u16 {
+        match *step {
+            Step::Unshare { flags } => self.u64(flags).code(0x01),
+            Step::IdMap { uid_inside, uid_outside, gid_inside, gid_outside } => {
+                self.u32(uid_inside).u32(uid_outside).u32(gid_inside).u32(gid_outside).code(0x02)
+            }
+            Step::SetPropagation { kind } => self.u8(kind as u8).code(0x03),
+            Step::Guard => 0x04,
+            Step::Tmpfs { slot, size, inodes, mode } => self.u32(slot).u64(size).u64(inodes).u32(mode).code(0x05),
+            Step::Scratch { source, slot, overlay_slot } => self.u32(source).u32(slot).u32(overlay_slot).code(0x06),
+            Step::Tree { slot, source, recursive } => self.u32(slot).u32(source).u8(recursive.into()).code(0x07),
+            Step::Image { slot, source } => self.u32(slot).u32(source).code(0x08),
+            Step::Fuse { slot, source, program } => self.u32(slot).u32(source).bytes(program).code(0x09),
+            Step::Extract { slot, source, argv } => {
+                self.u32(slot).u32(source).u32(argv.count());
+                self.0.extend(argv.raw());
+                0x0a
+            }
+            Step::Overlay { slot, lowers, upper, options } => {
+                self.u32(slot).u32(lowers.len() as u32);
+                self.0.extend(lowers.raw());
+                self.u32(upper).u32(options).code(0x0b)
+            }
+            Step::Attach { slot, ref place, attrs } => self.u32(slot).place(place).u32(attrs).code(0x0c),
+            Step::Mkdir { ref place, mode } => self.place(place).u32(mode).code(0x0d),
+            Step::PlaceEnv { name, ref place } => self.bytes(name).place(place).code(0x0e),
+            Step::UnsetEnv { name } => self.bytes(name).code(0x0f),
+            Step::Chdir { ref place } => self.place(place).code(0x10),
+            Step::Run { ref place, path } => self.place(place).bytes(path).code(0x11),
+            Step::NoNewPrivs => 0x12,
+            Step::DeathSignal { signal } => self.u32(signal).code(0x13),
+        }
+    }
+
+    fn code(&self, opcode: u16) -> u16 {
+        opcode
+    }
+}

@@ -1,0 +1,215 @@
+//! The Plan: plain data that borrows from the bytes it was decoded from. `docs/plan.md` is the specification.
+
+mod check;
+mod decode;
+mod encode;
+mod reader;
+
+pub use decode::decode;
+pub use encode::encode;
+pub use reader::{Invalid, Slots, Strings};
+
+/// The first version of the encoding that this program takes.
+pub const FIRST_VERSION: u16 = 1;
+/// The last one.
+pub const LAST_VERSION: u16 = 1;
+/// The first bytes of every plan.
+pub const MAGIC: &[u8; 8] = b"SBXPLAN\0";
+/// The longest plan, in bytes.
+pub const MAX_BYTES: usize = 1 << 20;
+/// The longest list.
+pub const MAX_ITEMS: u32 = 4096;
+/// The longest string, in bytes.
+pub const MAX_STRING: u32 = 65536;
+/// The longest path, in bytes: `PATH_MAX` without its NUL.
+pub const MAX_PATH: u32 = 4095;
+
+/// Where the right to mount comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mode {
+    /// Real root.
+    Root = 1,
+    /// The helper, installed setuid-root.
+    Setuid = 2,
+    /// An unprivileged user namespace.
+    Userns = 3,
+}
+
+impl Mode {
+    /// The word for it, as records hold it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Root => "root",
+            Mode::Setuid => "setuid",
+            Mode::Userns => "userns",
+        }
+    }
+}
+
+/// What a source is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum SourceKind {
+    /// A regular file.
+    File = 1,
+    /// A directory.
+    Directory = 2,
+    /// A sealed memory file, handed over as a descriptor.
+    Memory = 3,
+}
+
+/// Something of the user's that is opened with the user's rights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source<'a> {
+    /// What it must be.
+    pub kind: SourceKind,
+    /// Absolute, but empty for a memory source.
+    pub path: &'a [u8],
+    /// `st_dev`.
+    pub dev: u64,
+    /// `st_ino`.
+    pub ino: u64,
+    /// Bytes; files only.
+    pub size: u64,
+    /// Files only.
+    pub mtime_ns: u64,
+    /// Files only.
+    pub ctime_ns: u64,
+}
+
+/// What a place's path is relative to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Base {
+    /// The root directory.
+    Root = 1,
+    /// The procdir.
+    Procdir = 2,
+}
+
+/// A directory inside the run's mount namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place<'a> {
+    /// What `path` is relative to.
+    pub base: Base,
+    /// Absolute, or plain components below the procdir (empty: the procdir itself).
+    pub path: &'a [u8],
+    /// `st_dev`, compared unless it and `ino` are 0.
+    pub dev: u64,
+    /// `st_ino`.
+    pub ino: u64,
+}
+
+/// Propagation of the whole mount tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Propagation {
+    /// Mounts of the host come in, ours do not go out.
+    Slave = 1,
+    /// Neither.
+    Private = 2,
+}
+
+/// Bits of `Attach::attrs`.
+pub mod attr {
+    /// Read-only.
+    pub const READ_ONLY: u32 = 1;
+    /// Set-user-id bits have no effect.
+    pub const NOSUID: u32 = 2;
+    /// Device nodes cannot be opened.
+    pub const NODEV: u32 = 4;
+    /// Nothing is executed.
+    pub const NOEXEC: u32 = 8;
+    /// Symlinks are not followed.
+    pub const NOSYMFOLLOW: u32 = 16;
+    /// All of them.
+    pub const ALL: u32 = 31;
+}
+
+/// Bits of `Overlay::options`.
+pub mod overlay {
+    /// Extended attributes in the `user.` namespace.
+    pub const USERXATTR: u32 = 1;
+    /// Renames of lower directories.
+    pub const REDIRECT_DIR: u32 = 2;
+    /// All of them.
+    pub const ALL: u32 = 3;
+}
+
+/// Bit of `Plan::flags`: what the command leaves behind is not ended.
+pub const LEAVE_RUNNING: u8 = 1;
+
+/// A number that the plan gives to a mount.
+pub type Slot = u32;
+
+/// One step; the fields are those of the table in `docs/plan.md`, in that order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // the table there says what each field is
+pub enum Step<'a> {
+    Unshare { flags: u64 },
+    IdMap { uid_inside: u32, uid_outside: u32, gid_inside: u32, gid_outside: u32 },
+    SetPropagation { kind: Propagation },
+    Guard,
+    Tmpfs { slot: Slot, size: u64, inodes: u64, mode: u32 },
+    Scratch { source: u32, slot: Slot, overlay_slot: Slot },
+    Tree { slot: Slot, source: u32, recursive: bool },
+    Image { slot: Slot, source: u32 },
+    Fuse { slot: Slot, source: u32, program: &'a [u8] },
+    Extract { slot: Slot, source: u32, argv: Strings<'a> },
+    Overlay { slot: Slot, lowers: Slots<'a>, upper: Slot, options: u32 },
+    Attach { slot: Slot, place: Place<'a>, attrs: u32 },
+    Mkdir { place: Place<'a>, mode: u32 },
+    PlaceEnv { name: &'a [u8], place: Place<'a> },
+    UnsetEnv { name: &'a [u8] },
+    Chdir { place: Place<'a> },
+    Run { place: Place<'a>, path: &'a [u8] },
+    NoNewPrivs,
+    DeathSignal { signal: u32 },
+}
+
+impl Step<'_> {
+    /// Its name, as errors show it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Step::Unshare { .. } => "Unshare",
+            Step::IdMap { .. } => "IdMap",
+            Step::SetPropagation { .. } => "SetPropagation",
+            Step::Guard => "Guard",
+            Step::Tmpfs { .. } => "Tmpfs",
+            Step::Scratch { .. } => "Scratch",
+            Step::Tree { .. } => "Tree",
+            Step::Image { .. } => "Image",
+            Step::Fuse { .. } => "Fuse",
+            Step::Extract { .. } => "Extract",
+            Step::Overlay { .. } => "Overlay",
+            Step::Attach { .. } => "Attach",
+            Step::Mkdir { .. } => "Mkdir",
+            Step::PlaceEnv { .. } => "PlaceEnv",
+            Step::UnsetEnv { .. } => "UnsetEnv",
+            Step::Chdir { .. } => "Chdir",
+            Step::Run { .. } => "Run",
+            Step::NoNewPrivs => "NoNewPrivs",
+            Step::DeathSignal { .. } => "DeathSignal",
+        }
+    }
+}
+
+/// One launch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan<'a> {
+    /// Where the right to mount comes from.
+    pub mode: Mode,
+    /// `LEAVE_RUNNING` or nothing.
+    pub flags: u8,
+    /// The real user id of who launches.
+    pub uid: u32,
+    /// The real group id.
+    pub gid: u32,
+    /// The directory that holds `procdirs/` and `records/`.
+    pub home: Source<'a>,
+    /// What steps refer to by index.
+    pub sources: Vec<Source<'a>>,
+    /// In the order of their execution.
+    pub steps: Vec<Step<'a>>,
+}

@@ -1,0 +1,181 @@
+//! The record and procdir of one run. The lock on the record is what says that the run lives.
+
+use crate::error::{Doing, Failure, Outcome};
+use crate::fsops::{proc_fd, remove_dir};
+use crate::home::Home;
+use crate::json::{quote, quote_list};
+use crate::plan::{Plan, Step};
+use crate::scratch;
+use rustix::fs::{
+    AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, linkat, mkdirat, openat, renameat_with, stat,
+    unlinkat,
+};
+use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
+use std::ffi::CString;
+use std::fmt::Write;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Names that are tried: `<pid>`, `<pid>.1` and so on.
+const NAMES: u32 = 10_000;
+
+/// This run on the host. Dropping it takes everything away again.
+pub struct Record<'h> {
+    home: &'h Home,
+    /// 32 hexadecimal digits.
+    pub id: String,
+    /// In both `records/` and `procdirs/`.
+    pub name: String,
+    /// Paths of private scratch directories, which may not all exist yet.
+    pub scratch: Vec<Vec<u8>>,
+    /// Open, and locked, as long as the run lives.
+    _lock: OwnedFd,
+}
+
+impl<'h> Record<'h> {
+    /// A locked record and an empty procdir.
+    pub fn new(home: &'h Home, plan: &Plan, command: &[CString]) -> Outcome<Record<'h>> {
+        let id = random_id()?;
+        let scratch = scratch::paths(plan, &id);
+        let text = describe(plan, command, &id, &scratch)?;
+        let draft = Draft::new(home).doing("make a run record in", plan.home.path)?;
+        flock(&draft.fd, FlockOperation::LockExclusive).doing("lock a run record in", plan.home.path)?;
+        write_all(&draft.fd, text.as_bytes()).doing("write a run record in", plan.home.path)?;
+        let (name, lock) = claim(home, draft, plan.home.path)?;
+        Ok(Record { home, id, name, scratch, _lock: lock })
+    }
+}
+
+impl Drop for Record<'_> {
+    fn drop(&mut self) {
+        for path in &self.scratch {
+            let _ = scratch::remove(path, &self.id);
+        }
+        // The record last: what is left behind must stay findable.
+        let _ = remove_dir(&self.home.procdirs, self.name.as_bytes());
+        let _ = unlinkat(&self.home.records, &self.name, AtFlags::empty());
+    }
+}
+
+/// A record that nobody can see yet.
+struct Draft<'h> {
+    home: &'h Home,
+    fd: OwnedFd,
+    /// Where `O_TMPFILE` is missing.
+    temporary: Option<String>,
+    /// The name that it has now, if it has one.
+    name: Option<String>,
+}
+
+impl<'h> Draft<'h> {
+    fn new(home: &'h Home) -> Result<Draft<'h>, Errno> {
+        let mode = Mode::RUSR | Mode::WUSR;
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        match openat(&home.records, ".", flags | OFlags::TMPFILE, mode) {
+            Ok(fd) => Ok(Draft { home, fd, temporary: None, name: None }),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
+                let name = format!(".{}.{}", rustix::process::getpid(), random_id().map_err(|_| Errno::IO)?);
+                let fd = openat(&home.records, &name, flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW, mode)?;
+                Ok(Draft { home, fd, temporary: Some(name), name: None })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Give it a name, in place of the one that it may have. EEXIST: somebody has it.
+    fn rename(&mut self, name: &str) -> Result<(), Errno> {
+        let records = self.home.records.as_fd();
+        if let Some(old) = self.name.as_ref().or(self.temporary.as_ref()) {
+            renameat_with(records, old, records, name, RenameFlags::NOREPLACE)?;
+            self.temporary = None;
+        } else {
+            linkat(CWD, proc_fd(&self.fd), records, name, AtFlags::SYMLINK_FOLLOW)?;
+        }
+        self.name = Some(name.to_owned());
+        Ok(())
+    }
+}
+
+/// A name that neither a record nor a procdir has. The procdir is made after the record.
+fn claim(home: &Home, mut draft: Draft, path: &[u8]) -> Outcome<(String, OwnedFd)> {
+    let pid = rustix::process::getpid();
+    for number in 0..NAMES {
+        let name = if number == 0 { pid.to_string() } else { format!("{pid}.{number}") };
+        match draft.rename(&name) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => continue,
+            Err(error) => return Err(undo(&draft, Failure::os("make a run record in", path, error))),
+        }
+        match mkdirat(&home.procdirs, &name, Mode::RWXU) {
+            Ok(()) => return Ok((name, draft.fd)),
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(undo(&draft, Failure::os("make a procdir in", path, error))),
+        }
+    }
+    Err(undo(&draft, Failure::new("no name is free for the run").hint("remove what is left in procdirs/ and records/")))
+}
+
+fn undo(draft: &Draft, failure: Failure) -> Failure {
+    if let Some(name) = draft.name.as_ref().or(draft.temporary.as_ref()) {
+        let _ = unlinkat(&draft.home.records, name, AtFlags::empty());
+    }
+    failure
+}
+
+fn random_id() -> Outcome<String> {
+    let mut raw = [0u8; 16];
+    getrandom(&mut raw, GetRandomFlags::empty()).doing("get random bytes", b"")?;
+    let mut id = String::with_capacity(32);
+    for byte in raw {
+        let _ = write!(id, "{byte:02x}");
+    }
+    Ok(id)
+}
+
+/// The record's text, one line of JSON.
+fn describe(plan: &Plan, command: &[CString], id: &str, scratch: &[Vec<u8>]) -> Outcome<String> {
+    let namespace = stat("/proc/self/ns/pid").doing("look at", b"/proc/self/ns/pid")?.st_ino;
+    let (pid, start_time) = (rustix::process::getpid(), start_time()?);
+    let mut text = format!("{{\"id\": \"{id}\", \"host\": ");
+    quote(&mut text, rustix::system::uname().nodename().to_bytes());
+    let _ = write!(text, ", \"boot_id\": \"{}\", \"pid_namespace\": {namespace}", boot_id()?);
+    let _ = write!(text, ", \"pid\": {pid}, \"start_time\": {start_time}, \"command\": ");
+    let run = plan.steps.iter().find_map(|step| if let Step::Run { path, .. } = *step { Some(path) } else { None });
+    quote_list(&mut text, run.into_iter().chain(command.iter().map(|word| word.as_bytes())));
+    let _ = write!(text, ", \"mode\": \"{}\", \"scratch\": ", plan.mode.name());
+    quote_list(&mut text, scratch.iter().map(Vec::as_slice));
+    text.push_str("}\n");
+    Ok(text)
+}
+
+/// Random per boot (random(4)).
+pub fn boot_id() -> Outcome<String> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let text = read_start(path, 64)?;
+    Ok(text.trim_ascii().iter().map(|byte| *byte as char).collect())
+}
+
+/// Clock ticks from boot to the start of this process: field 22 of proc_pid_stat(5).
+fn start_time() -> Outcome<u64> {
+    let text = read_start("/proc/self/stat", 1024)?;
+    let after_name = text.rsplit(|byte| *byte == b')').next().unwrap_or_default();
+    let field = after_name.split(|byte| *byte == b' ').filter(|field| !field.is_empty()).nth(19);
+    let number = field.and_then(|field| std::str::from_utf8(field).ok()).and_then(|field| field.parse().ok());
+    number.ok_or_else(|| Failure::new("cannot make sense of /proc/self/stat"))
+}
+
+fn read_start(path: &str, limit: usize) -> Outcome<Vec<u8>> {
+    let fd = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).doing("open", path.as_bytes())?;
+    let mut text = vec![0; limit];
+    let length = rustix::io::read(&fd, text.as_mut_slice()).doing("read", path.as_bytes())?;
+    text.truncate(length);
+    Ok(text)
+}
+
+fn write_all(fd: &OwnedFd, mut data: &[u8]) -> Result<(), Errno> {
+    while !data.is_empty() {
+        let written = rustix::io::write(fd, data)?;
+        data = &data[written..];
+    }
+    Ok(())
+}

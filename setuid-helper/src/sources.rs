@@ -1,0 +1,111 @@
+//! Data sources: opened with the user's rights before the fork, or handed over, and compared with the plan.
+
+use crate::cli::descriptor;
+use crate::error::{Doing, Failure, Outcome, printable};
+use crate::plan::{Plan, Source, SourceKind};
+use crate::sys;
+use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Descriptor numbers that were handed over, by index of their source.
+#[derive(Default)]
+pub struct Handed(Vec<(u32, i32)>);
+
+impl Handed {
+    /// Parse `INDEX=FD`.
+    pub fn add(&mut self, pair: &[u8]) -> Outcome<()> {
+        let mut parts = pair.splitn(2, |byte| *byte == b'=');
+        let index = descriptor(parts.next().unwrap_or_default())?.unsigned_abs();
+        let number = descriptor(parts.next().unwrap_or_default())?;
+        if self.0.iter().any(|(other, _)| *other == index) {
+            return Err(Failure::new(format!("source {index} is handed over twice")));
+        }
+        self.0.push((index, number));
+        Ok(())
+    }
+
+    /// All descriptor numbers.
+    pub fn numbers(&self) -> impl Iterator<Item = i32> {
+        self.0.iter().map(|(_, number)| *number)
+    }
+
+    fn adopt(self, plan: &Plan) -> Outcome<Vec<Option<OwnedFd>>> {
+        let mut fds: Vec<Option<OwnedFd>> = plan.sources.iter().map(|_| None).collect();
+        for (index, number) in self.0 {
+            let fd = sys::adopt(number).doing("use descriptor", number.to_string().as_bytes())?;
+            match fds.get_mut(index as usize) {
+                Some(entry) if plan.sources[index as usize].kind != SourceKind::Directory => *entry = Some(fd),
+                _ => return Err(Failure::new(format!("source {index} is handed over and is no file of the plan"))),
+            }
+        }
+        Ok(fds)
+    }
+}
+
+/// The open files, by index; a directory has none, it is opened where it is used.
+pub struct Sources(Vec<Option<OwnedFd>>);
+
+impl Sources {
+    /// Open or take over every file.
+    pub fn open(plan: &Plan, handed: Handed) -> Outcome<Sources> {
+        let mut fds = handed.adopt(plan)?;
+        for (source, entry) in plan.sources.iter().zip(&mut fds) {
+            match source.kind {
+                SourceKind::Directory => {}
+                SourceKind::Memory if entry.is_none() => {
+                    return Err(Failure::new("a memory source of the plan was not handed over"));
+                }
+                SourceKind::Memory => {}
+                SourceKind::File => {
+                    let fd = match entry.take() {
+                        Some(fd) => fd,
+                        None => open_file(source.path)?,
+                    };
+                    same_file(source, fd.as_fd())?;
+                    *entry = Some(fd);
+                }
+            }
+        }
+        Ok(Sources(fds))
+    }
+
+    /// The open file of a source.
+    pub fn file(&self, index: u32) -> Outcome<BorrowedFd<'_>> {
+        let fd = self.0.get(index as usize).and_then(Option::as_ref);
+        fd.map(AsFd::as_fd).ok_or_else(|| Failure::new(format!("source {index} is a directory, a file is needed")))
+    }
+}
+
+fn open_file(path: &[u8]) -> Outcome<OwnedFd> {
+    // NONBLOCK: somebody may have put a FIFO there, and opening one would wait for a writer.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    openat(CWD, path, flags, Mode::empty()).doing("open", path)
+}
+
+fn same_file(source: &Source, fd: BorrowedFd) -> Outcome<()> {
+    let now = fstat(fd).doing("look at", source.path)?;
+    let times = (nanoseconds(now.st_mtime, now.st_mtime_nsec), nanoseconds(now.st_ctime, now.st_ctime_nsec));
+    let same = (now.st_dev, now.st_ino) == (source.dev, source.ino)
+        && now.st_size.try_into() == Ok(source.size)
+        && times == (source.mtime_ns, source.ctime_ns);
+    if same && FileType::from_raw_mode(now.st_mode) == FileType::RegularFile {
+        return Ok(());
+    }
+    Err(changed(source.path))
+}
+
+/// Whether a directory is the one that the plan means.
+pub fn same_directory(path: &[u8], dev: u64, ino: u64, now: &Stat) -> Outcome<()> {
+    if (now.st_dev, now.st_ino) == (dev, ino) { Ok(()) } else { Err(changed(path)) }
+}
+
+fn changed(path: &[u8]) -> Failure {
+    let message = format!("{} is not what it was when the plan was made", printable(path));
+    Failure::new(message).hint("launch again; if it stays, somebody is changing it")
+}
+
+fn nanoseconds(seconds: i64, nanoseconds: impl TryInto<u64>) -> u64 {
+    // Times before 1970 are stored as 0.
+    let part: u64 = nanoseconds.try_into().unwrap_or(0);
+    u64::try_from(seconds).map_or(0, |seconds| seconds.saturating_mul(1_000_000_000).saturating_add(part))
+}

@@ -1,0 +1,139 @@
+//! What the dead left behind. Only who holds the lock of a record may clean up after its run.
+
+use crate::fsops::{remove_dir, same_inode};
+use crate::home::Home;
+use crate::json::{self, Value};
+use crate::record::boot_id;
+use crate::scratch;
+use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, flock, fstat, openat, statat, unlinkat};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+/// A record is bounded by the kernel's limit of a command line.
+const MAX_RECORD: usize = 8 << 20;
+/// Rounds of killing and waiting, 10 ms each, before a process that will not die is left alone.
+const ROUNDS: u32 = 300;
+
+/// Look at every record but `own`. Costs one failed lock per live run.
+pub fn clean(home: &Home, own: &str) {
+    let Ok(mut entries) = Dir::read_from(&home.records) else { return };
+    while let Some(Ok(entry)) = entries.read() {
+        let name = entry.file_name();
+        if !name.to_bytes().starts_with(b".") && name.to_bytes() != own.as_bytes() {
+            // What cannot be cleaned stays for the next launch; this one does not depend on it.
+            let _ = clean_one(home, name);
+        }
+    }
+}
+
+fn clean_one(home: &Home, name: &CStr) -> Result<(), Errno> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let fd = openat(&home.records, name, flags, Mode::empty())?;
+    flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
+    // Whoever was faster may have removed it, and a new run may have taken the name.
+    if !same_inode(&fstat(&fd)?, &statat(&home.records, name, AtFlags::SYMLINK_NOFOLLOW)?) {
+        return Ok(());
+    }
+    let Some(run) = read_record(&fd)? else { return Ok(()) };
+    let this_boot = boot_id().is_ok_and(|boot| boot.as_bytes() == run.boot_id);
+    let this_host = rustix::system::uname().nodename().to_bytes() == run.host;
+    if !this_boot && (!this_host || home.is_shared()) {
+        return Ok(());
+    }
+    if this_boot {
+        end_orphans(&run.id)?;
+    }
+    for path in &run.scratch {
+        scratch::remove(path, &run.id)?;
+    }
+    match remove_dir(&home.procdirs, name.to_bytes()) {
+        Ok(()) | Err(Errno::NOENT) => unlinkat(&home.records, name, AtFlags::empty()),
+        Err(error) => Err(error),
+    }
+}
+
+/// What cleaning needs to know of a run.
+struct Run {
+    id: String,
+    host: Vec<u8>,
+    boot_id: Vec<u8>,
+    scratch: Vec<Vec<u8>>,
+}
+
+fn read_record(fd: &OwnedFd) -> Result<Option<Run>, Errno> {
+    let text = read_all(fd, MAX_RECORD)?;
+    let Some(members) = json::parse(&text) else { return Ok(None) };
+    let mut run = Run { id: String::new(), host: Vec::new(), boot_id: Vec::new(), scratch: Vec::new() };
+    for (name, value) in members {
+        match (name.as_slice(), value) {
+            (b"id", Value::Text(text)) => run.id = String::from_utf8(text).unwrap_or_default(),
+            (b"host", Value::Text(text)) => run.host = text,
+            (b"boot_id", Value::Text(text)) => run.boot_id = text,
+            (b"scratch", Value::List(list)) => run.scratch = list,
+            _ => {}
+        }
+    }
+    let is_id = run.id.len() == 32 && run.id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    Ok(is_id.then_some(run))
+}
+
+/// Kill what still lives in the namespaces of a dead run, and wait until it is gone.
+fn end_orphans(id: &str) -> Result<(), Errno> {
+    for _ in 0..ROUNDS {
+        if kill_orphans(id)? == 0 {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err(Errno::BUSY)
+}
+
+fn kill_orphans(id: &str) -> Result<u32, Errno> {
+    // Every tmpfs of a run is named after it; a scratch directory shows as the root of its mount.
+    let markers = [format!(" sandbox:{id} "), format!("/sandbox-{id}/")];
+    let proc = openat(CWD, "/proc", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let own_namespace = rustix::fs::stat("/proc/self/ns/mnt")?.st_ino;
+    let mut killed = 0;
+    let mut entries = Dir::read_from(&proc)?;
+    while let Some(entry) = entries.read() {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().ok().and_then(|name| name.parse().ok()).and_then(Pid::from_raw)
+        else {
+            continue;
+        };
+        if is_orphan(&proc, pid, &markers, own_namespace).unwrap_or(false) {
+            killed += 1;
+        }
+    }
+    Ok(killed)
+}
+
+/// Kills it if it is: by a descriptor from before the look, so that a number that is used again harms nobody.
+fn is_orphan(proc: &OwnedFd, pid: Pid, markers: &[String], own_namespace: u64) -> Result<bool, Errno> {
+    let number = pid.as_raw_nonzero();
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    if statat(proc, format!("{number}/ns/mnt"), AtFlags::empty())?.st_ino == own_namespace {
+        return Ok(false);
+    }
+    let mounts = openat(proc, format!("{number}/mountinfo"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let text = read_all(&mounts, MAX_RECORD)?;
+    let found = markers.iter().any(|marker| text.windows(marker.len()).any(|window| window == marker.as_bytes()));
+    if found {
+        pidfd_send_signal(process.as_fd(), Signal::KILL)?;
+    }
+    Ok(found)
+}
+
+fn read_all(fd: &OwnedFd, limit: usize) -> Result<Vec<u8>, Errno> {
+    let mut text = Vec::with_capacity(4096);
+    loop {
+        text.reserve(4096);
+        let count = rustix::io::read(fd, rustix::buffer::spare_capacity(&mut text))?;
+        if count == 0 || text.len() >= limit {
+            return Ok(text);
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! What the command left behind: asked to end, then killed, and reaped until nothing is left.
+
+use crate::sys::{self, Mask};
+use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions, getpid, wait};
+use std::time::{Duration, Instant};
+
+const GRACE: Duration = Duration::from_millis(500);
+/// How often what is left is looked at again: it may have started something new.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// End every process below this one, which is a child subreaper. Costs one system call when there is none.
+pub fn end() {
+    let children = Mask::of(&[libc::SIGCHLD]);
+    let deadline = Instant::now() + GRACE;
+    let mut asked = Vec::new();
+    while any_left() {
+        let kill = Instant::now() >= deadline;
+        let left = descendants();
+        let mut refused = 0;
+        for pid in &left {
+            let answer = if kill { sys::send(*pid, libc::SIGKILL) } else { ask(*pid, &mut asked) };
+            refused += usize::from(answer == Err(Errno::PERM));
+        }
+        // What runs as somebody else now is not ours to end, and not ours to wait for.
+        if kill && !left.is_empty() && refused == left.len() {
+            return;
+        }
+        sys::wait(&children, Some(if kill { LOOK } else { LOOK.min(deadline - Instant::now().min(deadline)) }));
+    }
+}
+
+fn ask(pid: Pid, asked: &mut Vec<Pid>) -> Result<(), Errno> {
+    if asked.contains(&pid) {
+        return Ok(());
+    }
+    asked.push(pid);
+    sys::send(pid, libc::SIGTERM)?;
+    sys::send(pid, libc::SIGCONT)
+}
+
+/// Reaps what has ended; whether a child still lives.
+fn any_left() -> bool {
+    loop {
+        match wait(WaitOptions::NOHANG) {
+            Ok(Some(_)) | Err(Errno::INTR) => {}
+            Ok(None) => return true,
+            Err(_) => return false,
+        }
+    }
+}
+
+/// All processes below this one.
+fn descendants() -> Vec<Pid> {
+    let all = all_processes().unwrap_or_default();
+    let mut found = vec![getpid()];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        found.extend(all.iter().filter(|(_, of)| *of == parent.as_raw_nonzero().get()).map(|(pid, _)| *pid));
+        next += 1;
+    }
+    found.split_off(1)
+}
+
+/// Every process and its parent, from /proc: a child's children are found whatever thread started them.
+fn all_processes() -> Result<Vec<(Pid, i32)>, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let proc = openat(CWD, "/proc", flags, Mode::empty())?;
+    let mut all = Vec::new();
+    let mut entries = Dir::read_from(&proc)?;
+    while let Some(entry) = entries.read() {
+        let entry = entry?;
+        let pid = entry.file_name().to_str().ok().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+        let Some(pid) = pid else { continue };
+        let path = format!("{}/stat", pid.as_raw_nonzero());
+        let Ok(fd) = openat(&proc, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else { continue };
+        let mut text = [0u8; 512];
+        let length = rustix::io::read(&fd, &mut text).unwrap_or(0);
+        all.extend(parent(&text[..length]).map(|parent| (pid, parent)));
+    }
+    Ok(all)
+}
+
+/// Field 4 of proc_pid_stat(5); the name before it may hold anything.
+fn parent(stat: &[u8]) -> Option<i32> {
+    let after_name = stat.rsplit(|byte| *byte == b')').next()?;
+    let field = after_name.split(|byte| *byte == b' ').filter(|field| !field.is_empty()).nth(1)?;
+    std::str::from_utf8(field).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_does_not_confuse() {
+        assert_eq!(parent(b"12 (a) R (b) S 7 12 12 0"), Some(7));
+        assert_eq!(parent(b""), None);
+    }
+}

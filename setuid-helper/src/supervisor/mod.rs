@@ -1,0 +1,111 @@
+//! The process that stays behind: prepares the host side, waits, forwards signals, cleans up.
+
+mod leftovers;
+mod wait;
+
+use crate::child::{self, Prepared};
+use crate::cli::complain;
+use crate::environment::Environment;
+use crate::error::{Doing, Failure, Outcome};
+use crate::home::Home;
+use crate::plan::{LEAVE_RUNNING, Plan};
+use crate::record::Record;
+use crate::scratch;
+use crate::sources::{Handed, Sources};
+use crate::stale;
+use crate::sys::{self, Forked, Mask};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, getpid, set_child_subreaper};
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+use wait::End;
+
+/// The longest failure that the child reports, in bytes: what every pipe holds, however little its user may have.
+const REPORT: usize = 4096;
+
+/// Launch, supervise, clean up. Returns the exit code; does not return when the command was killed by a signal.
+pub fn launch(plan: &Plan, handed: Handed, environment: Environment, argv: Vec<CString>) -> Outcome<i32> {
+    let inherited = Inherited::take();
+    let home = Home::open(plan)?;
+    let sources = Sources::open(plan, handed)?;
+    let record = Record::new(&home, plan, &argv)?;
+    scratch::make(plan, &record.id)?;
+    set_child_subreaper(Some(getpid())).doing("become a child subreaper", b"")?;
+    let (report, writer) = pipe_with(PipeFlags::CLOEXEC).doing("make a pipe", b"")?;
+    let command = match sys::fork().doing("fork", b"")? {
+        Forked::Parent(command) => command,
+        Forked::Child => {
+            let supervisor = rustix::process::getppid().unwrap_or(Pid::INIT);
+            let (id, name) = (record.id.as_str(), record.name.as_str());
+            let prepared = Prepared { plan, home: &home, sources: &sources, id, name, supervisor };
+            inherited.restore();
+            let failure = child::become_command(prepared, environment, argv);
+            report_failure(&writer, &failure)
+        }
+    };
+    drop((writer, sources, environment, argv));
+    // While the child sets up, on another processor: nothing that it needs is in the way.
+    stale::clean(&home, &record.name);
+    let end = wait::for_command(command);
+    if plan.flags & LEAVE_RUNNING == 0 {
+        leftovers::end();
+    }
+    let failure = read_failure(&report);
+    drop(record);
+    if let Some(message) = failure {
+        complain(&message);
+    }
+    match end {
+        End::Exited(code) => Ok(code),
+        End::Killed(signal) => sys::die_of(signal),
+    }
+}
+
+/// What the launcher was started with, and the command gets.
+struct Inherited {
+    mask: Mask,
+    ignores_children: bool,
+}
+
+impl Inherited {
+    /// From here on every signal waits for the supervisor.
+    fn take() -> Inherited {
+        let mask = sys::block_all();
+        // Ignored, it would have the kernel reap our children.
+        let ignores_children = sys::is_ignored(libc::SIGCHLD);
+        if ignores_children {
+            sys::default_action(libc::SIGCHLD);
+        }
+        Inherited { mask, ignores_children }
+    }
+
+    fn restore(&self) {
+        if self.ignores_children {
+            sys::ignore(libc::SIGCHLD);
+        }
+        // std ignores SIGPIPE before main.
+        sys::default_action(libc::SIGPIPE);
+        sys::default_action(libc::SIGXFSZ);
+        self.mask.apply();
+    }
+}
+
+/// The child's last words, and its end.
+fn report_failure(writer: &OwnedFd, failure: &Failure) -> ! {
+    let message = failure.message.as_bytes();
+    let _ = rustix::io::write(writer, &message[..message.len().min(REPORT)]);
+    sys::exit_now(failure.code)
+}
+
+/// What the child wrote, if it could not become the command. Its end of the pipe is closed by now.
+fn read_failure(report: &OwnedFd) -> Option<String> {
+    let mut message = Vec::new();
+    loop {
+        message.reserve(4096);
+        match rustix::io::read(report, rustix::buffer::spare_capacity(&mut message)) {
+            Ok(0) | Err(_) => break,
+            Ok(_) => {}
+        }
+    }
+    (!message.is_empty()).then(|| String::from_utf8_lossy(&message).into_owned())
+}

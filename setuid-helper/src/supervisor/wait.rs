@@ -1,0 +1,79 @@
+//! Waiting for the command, and passing signals on to it.
+
+use crate::sys::{self, Arrived, Mask};
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions, getpgid, getpgrp, wait};
+
+const FORWARDED: [i32; 9] = [
+    libc::SIGTERM,
+    libc::SIGHUP,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGWINCH,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTSTP,
+    libc::SIGCONT,
+];
+
+/// How the command ended.
+pub enum End {
+    /// With an exit code.
+    Exited(i32),
+    /// By a signal.
+    Killed(i32),
+}
+
+/// Wait, with all signals blocked. Orphans that become children of this process are reaped on the way.
+pub fn for_command(command: Pid) -> End {
+    let mut signals = [libc::SIGCHLD; FORWARDED.len() + 1];
+    signals[1..].copy_from_slice(&FORWARDED);
+    let mask = Mask::of(&signals);
+    loop {
+        match sys::wait(&mask, None) {
+            Some(arrived) if arrived.signal == libc::SIGCHLD => {
+                if let Some(end) = reap(command) {
+                    return end;
+                }
+            }
+            Some(arrived) if is_for(command, &arrived) => drop(sys::send(command, arrived.signal)),
+            _ => {}
+        }
+    }
+}
+
+fn is_for(command: Pid, arrived: &Arrived) -> bool {
+    if arrived.from_kernel {
+        // A terminal's, which went to the whole group: the command has had it, if it is still in ours.
+        return getpgid(Some(command)).is_ok_and(|group| group != getpgrp());
+    }
+    arrived.sender != command.as_raw_nonzero().get()
+}
+
+/// Everything that happened to children; the end of the command if that is among it.
+fn reap(command: Pid) -> Option<End> {
+    let mut end = None;
+    loop {
+        let (pid, status) = match wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
+            Ok(Some(event)) => event,
+            Err(Errno::INTR) => continue,
+            Ok(None) | Err(_) => return end,
+        };
+        if pid != command {
+            continue;
+        }
+        if status.stopped() {
+            stop_too(command);
+        } else if let Some(code) = status.exit_status() {
+            end = Some(End::Exited(code));
+        } else if let Some(signal) = status.terminating_signal() {
+            end = Some(End::Killed(signal));
+        }
+    }
+}
+
+/// A shell sees its job, this process, stop with the command, and continues it.
+fn stop_too(command: Pid) {
+    sys::send_to_self(libc::SIGSTOP);
+    let _ = sys::send(command, libc::SIGCONT);
+}

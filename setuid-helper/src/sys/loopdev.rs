@@ -1,0 +1,95 @@
+//! The ioctls of loop(4).
+
+use super::fd::last_error;
+use rustix::io::Errno;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
+const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
+const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
+const READ_ONLY: u32 = 1;
+const AUTOCLEAR: u32 = 4;
+
+/// `struct loop_info64` of linux/loop.h.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LoopInfo64 {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    sizelimit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    names_and_key: [[u8; 32]; 5],
+    init: [u64; 2],
+}
+
+/// `struct loop_config` of linux/loop.h.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info: LoopInfo64,
+    reserved: [u64; 8],
+}
+
+const EMPTY: LoopInfo64 = LoopInfo64 {
+    device: 0,
+    inode: 0,
+    rdevice: 0,
+    offset: 0,
+    sizelimit: 0,
+    number: 0,
+    encrypt_type: 0,
+    encrypt_key_size: 0,
+    flags: 0,
+    names_and_key: [[0; 32]; 5],
+    init: [0; 2],
+};
+
+/// What a loop device shows.
+pub struct LoopStatus(LoopInfo64);
+
+impl LoopStatus {
+    /// Whether it is this whole file, read-only, and goes away by itself.
+    pub fn backs(&self, dev: u64, ino: u64) -> bool {
+        let wanted = READ_ONLY | AUTOCLEAR;
+        let info = &self.0;
+        let whole = info.offset == 0 && info.sizelimit == 0;
+        (info.device, info.inode) == (dev, ino) && whole && info.flags & wanted == wanted
+    }
+}
+
+/// ENXIO: nothing is attached.
+pub fn loop_status(device: BorrowedFd) -> Result<LoopStatus, Errno> {
+    let mut info = EMPTY;
+    // SAFETY: the kernel writes one loop_info64 through the pointer, which is to one that outlives the call.
+    match unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) } {
+        -1 => Err(last_error()),
+        _ => Ok(LoopStatus(info)),
+    }
+}
+
+/// The number of a loop device that was free a moment ago.
+pub fn get_free(control: BorrowedFd) -> Result<u32, Errno> {
+    // SAFETY: this ioctl takes no argument.
+    match unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) } {
+        -1 => Err(last_error()),
+        number => Ok(number.unsigned_abs()),
+    }
+}
+
+/// Attach `backing`, whole, read-only, autoclear (Linux 5.8). EBUSY: somebody was faster.
+pub fn loop_configure(device: BorrowedFd, backing: BorrowedFd) -> Result<(), Errno> {
+    let fd = backing.as_raw_fd().unsigned_abs();
+    let info = LoopInfo64 { flags: READ_ONLY | AUTOCLEAR, ..EMPTY };
+    let config = LoopConfig { fd, block_size: 0, info, reserved: [0; 8] };
+    // SAFETY: the kernel reads one loop_config through the pointer, which is to one that outlives the call.
+    match unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) } {
+        -1 => Err(last_error()),
+        _ => Ok(()),
+    }
+}
