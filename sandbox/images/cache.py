@@ -24,13 +24,16 @@ from sandbox.images.formats import Kind
 
 _FORMAT_VERSION = 1  # a change of how images are made makes old ones unfindable; the reaper takes them in time
 _COMPRESSION = "lz4"
-_OPEN_TREE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+IMAGE, TREE, USES, ABOUT = b".sfs", b".tree", b".uses", b".json"  # as in catalog.py, which is not for the warm path
+_OPEN_TREE = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_IMAGE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-IMAGE, TREE, USES, ABOUT = b".sfs", b".tree", b".uses", b".json"
 
 
 class Cached(NamedTuple):
-    """An open image (O_RDONLY) or tree (O_PATH), the caller's to close; its name in `cache/`; whether it was there."""
+    """An open image or tree, the caller's to close; its name in `cache/`; whether it was there.
+
+    A tree's descriptor carries a shared lock that keeps the reaper away: keep it open as long as the tree is used.
+    """
 
     fd: int
     name: bytes
@@ -84,12 +87,13 @@ class Cache:
         def build(out: int) -> None:
             from sandbox.images import convert
 
-            with self._inner(fd, kind, label, max_unpacked) as (inner, inner_kind), self._progress(inner, label) as bar:
+            with self._inner(fd, kind, label, max_unpacked) as (inner, inner_kind):
                 if inner_kind is Kind.SQUASHFS and kind is not Kind.SQUASHFS:
                     _copy(inner, out)
                     return
-                options = {"uid": uid, "gid": gid, "progress": bar}
-                convert.build_image(inner, inner_kind, out, label=label, max_unpacked=max_unpacked, **options)  # type: ignore[arg-type]
+                convert.build_image(
+                    inner, inner_kind, out, label=label, max_unpacked=max_unpacked, uid=uid, gid=gid
+                )
 
         return self._find_or_make(_Job(key, IMAGE, label, None, build), fd)
 
@@ -100,8 +104,8 @@ class Cache:
         def build(out: int) -> None:
             from sandbox.images import convert
 
-            with self._inner(fd, kind, label, max_unpacked) as (inner, inner_kind), self._progress(inner, label) as bar:
-                convert.extract(inner, inner_kind, out, label=label, max_unpacked=max_unpacked, progress=bar, sync=True)
+            with self._inner(fd, kind, label, max_unpacked) as (inner, inner_kind):
+                convert.extract(inner, inner_kind, out, label=label, max_unpacked=max_unpacked, sync=True)
 
         from_zip = kind is Kind.ZIP
         return self._find_or_make(_Job(key, TREE, label, -1 if from_zip else None, build), fd)
@@ -160,7 +164,9 @@ class Cache:
 
     def _open(self, job: _Job) -> int | None:
         try:
-            return os.open(job.key + job.suffix, _OPEN_TREE if job.suffix == TREE else _OPEN_IMAGE, dir_fd=self.cache)
+            if job.suffix == TREE:
+                return _open_tree(self.cache, job.key + job.suffix)
+            return os.open(job.key + job.suffix, _OPEN_IMAGE, dir_fd=self.cache)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -224,6 +230,7 @@ class Cache:
 
     def _make_image(self, job: _Job) -> None:
         with fsops.Draft(self.cache) as draft:
+            _hold(draft.fd)
             try:
                 job.build(draft.fd)
             except SandboxError as error:
@@ -238,8 +245,11 @@ class Cache:
         temporary = fsops.temporary_name()
         try:
             with fsops.closing(fsops.make_new_dir(self.cache, temporary)) as fd:
+                _hold(fd)
                 job.build(fd)  # durable: it ends with syncfs
-            self._note(job, 0)
+            from sandbox.images import catalog
+
+            self._note(job, catalog.tree_size(self.cache, temporary))
             with contextlib.suppress(FileExistsError):
                 syscalls.renameat2(self.cache, temporary, self.cache, job.key + job.suffix, syscalls.RENAME_NOREPLACE)
             os.fsync(self.cache)
@@ -288,16 +298,25 @@ class Cache:
         with fsops.closing(inner):
             yield inner, inner_kind
 
-    @contextlib.contextmanager
-    def _progress(self, fd: int, label: str) -> "Iterator[object]":
-        from sandbox.images import progress
 
-        bar = progress.on_terminal(f"converting {label}", os.fstat(fd).st_size)
-        try:
-            yield bar
-        finally:
-            if bar is not None:
-                bar.close()
+def _open_tree(cache: int, name: bytes) -> int:
+    import fcntl
+
+    try:
+        fd = os.open(name, os.O_RDONLY | _OPEN_TREE, dir_fd=cache)
+    except PermissionError:  # a root directory that its owner may not list
+        return os.open(name, os.O_PATH | _OPEN_TREE, dir_fd=cache)
+    with contextlib.suppress(OSError):  # the reaper is at it, or no locks here: the caller holds what it opened
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return fd
+
+
+def _hold(fd: int) -> None:
+    """A lock on what is being built tells the reaper that it is no leftover."""
+    import fcntl
+
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _derive(digest: bytes, parameters: bytes) -> bytes:

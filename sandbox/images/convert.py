@@ -70,6 +70,7 @@ def build_image(
     `fast` is lz4, otherwise zstd. `max_image` bounds the image's bytes (0: no bound). Raises SandboxError.
     """
     check_claims(fd, kind, label, max_unpacked)
+    progress = progress or _bar(fd, label)
     with _reopened(fd) as source:
         _build("unpack", source, out_fd, label, fast, max_unpacked, uid, gid, progress, max_image)
 
@@ -88,6 +89,12 @@ def build_image_from_dir(
     """The same of a directory tree, read by descriptor: no symlink followed, devices dropped. Raises SandboxError."""
     with _closing(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)) as source:
         _build("pack", source, out_fd, label, fast, max_unpacked, uid, gid, None, max_image)
+
+
+def _bar(fd: int, label: str) -> "Progress | None":
+    from sandbox.images import progress
+
+    return progress.on_terminal(f"converting {label}", os.fstat(fd).st_size)
 
 
 def check_claims(fd: int, kind: Kind, label: str, max_unpacked: int) -> None:
@@ -293,7 +300,7 @@ def extract(
             cwd="/",
         )
         stack.enter_context(_ending(child))
-        (status,) = _wait([child], source, progress)
+        (status,) = _wait([child], source, progress or _bar(fd, label))
         if status == _FAILED:
             raise ArchiveError(_text(said))
         if status != 0:

@@ -117,7 +117,7 @@ class _Handle:
                 self.failure = error
                 return -1
             self._kept[0] = chunk
-            buffer[0] = ctypes.cast(chunk, ctypes.c_void_p).value
+            buffer[0] = ctypes.cast(ctypes.c_char_p(chunk), ctypes.c_void_p).value
             return len(chunk)
 
         callback = ffi.READ_CALLBACK(read)

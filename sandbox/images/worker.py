@@ -218,7 +218,8 @@ def _trouble(options: argparse.Namespace, error: OSError) -> str:
         if room.f_files and not room.f_favail:
             return f"cannot unpack {options.label}: too many files for the file system ({_ROOM_HINT})"
         size = room.f_blocks * room.f_frsize
-        return f"cannot unpack {options.label}: no space left, it needs more than the {size} bytes there are ({_ROOM_HINT})"
+        needs = f"no space left, it needs more than the {size} bytes there are"
+        return f"cannot unpack {options.label}: {needs} ({_ROOM_HINT})"
     return f"cannot unpack {options.label}: {reason(error)}"
 
 

@@ -86,7 +86,9 @@ def _record(buffer: bytes, at: int, shift: int) -> tuple[Record, int]:
         fields = _RECORD.unpack_from(buffer, at)
     except struct.error:
         raise ArchiveError("its directory is truncated") from None
-    magic, made_by, _, flags, _, _, _, _, packed, size, name_len, extra_len, comment_len, _, _, attributes, offset = fields
+    magic, made_by, flags = fields[0], fields[1], fields[3]
+    packed, size, name_len, extra_len, comment_len = fields[8:13]
+    attributes, offset = fields[15:17]
     begin = at + _RECORD.size
     stop = begin + name_len + extra_len + comment_len
     if magic != b"PK\x01\x02" or stop > len(buffer):

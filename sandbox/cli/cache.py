@@ -1,0 +1,131 @@
+"""`sandbox cache`: list, remove and clean converted images."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from sandbox import fsops
+from sandbox.errors import SandboxError, UsageError, printable
+from sandbox.images import catalog, reaper
+
+if TYPE_CHECKING:
+    from sandbox.home import Home
+
+
+def register(subparsers: Any) -> None:
+    """Add the command and its options."""
+    parser = subparsers.add_parser("cache", help="list and clean converted images")
+    commands = parser.add_subparsers(dest="cache_command", required=True)
+    listing = commands.add_parser("ls", help="what is in the cache: age, last use, size, uses, source")
+    listing.add_argument("--json", action="store_true", help="print it as JSON")
+    removing = commands.add_parser("rm", help="remove images")
+    removing.add_argument("names", nargs="*", metavar="NAME", help="an image's name, or the start of it")
+    removing.add_argument("--all", action="store_true", help="remove all of them")
+    cleaning = commands.add_parser("clean", help="evict what is stale, in the background")
+    cleaning.add_argument("--now", action="store_true", help="in the foreground, and say what was done")
+
+
+def main(args: argparse.Namespace, home: "Home") -> int:
+    """Do it. Raises SandboxError."""
+    if args.cache_command == "clean":
+        return _clean(home, now=args.now)
+    try:
+        with (
+            fsops.closing(fsops.make_dir(home.fd, b"cache")) as cache,
+            fsops.closing(fsops.make_dir(home.fd, b"locks")) as locks,
+        ):
+            return _list(cache, as_json=args.json) if args.cache_command == "ls" else _remove(cache, locks, args)
+    except OSError as error:
+        raise SandboxError(f"cannot use the cache: {error.strerror}") from None
+
+
+def _list(cache: int, *, as_json: bool) -> int:
+    images = catalog.list_images(cache)
+    if as_json:
+        print(json.dumps([image._asdict() for image in images], indent=2))
+    elif not images:
+        print("the cache is empty")
+    elif sys.stdout.isatty():
+        _print_table(images)
+    else:
+        for image in images:
+            print("\t".join(_row(image)))
+    return 0
+
+
+def _row(image: catalog.CachedImage) -> tuple[str, ...]:
+    now = time.time()
+    ages = _age(now - image.created), _age(now - image.last_used)
+    return (image.name[:12], *ages, _size(image.size), str(image.uses), printable(image.source))
+
+
+def _print_table(images: list[catalog.CachedImage]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None)
+    for title in ("name", "age", "last use"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("uses", justify="right")
+    table.add_column("source", overflow="fold")
+    for image in images:
+        table.add_row(*(escape(cell) for cell in _row(image)))
+    table.add_row("", "", "", _size(sum(image.size for image in images)), "", "in all")
+    Console().print(table)
+
+
+def _age(seconds: float) -> str:
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{max(int(seconds // unit), 0)} {name}"
+    return f"{int(seconds // 86400)} days"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def _remove(cache: int, locks: int, args: argparse.Namespace) -> int:
+    if bool(args.names) == args.all:
+        raise UsageError("nothing to remove" if not args.all else "both names and --all", hint="give NAME..., or --all")
+    wanted = [image.name for image in catalog.list_images(cache)] if args.all else args.names
+    for name in [catalog.find(cache, name) for name in wanted]:
+        catalog.remove(cache, locks, name, now=time.time())
+        print(f"removed {name}")
+    return 0
+
+
+def _clean(home: "Home", *, now: bool) -> int:
+    limits = reaper.settings(os.environ)
+    if not now:
+        reaper.start(home.fd, limits)
+        return 0
+    report = reaper.run_once(
+        home.fd,
+        now=time.time(),
+        max_age_days=limits.max_age_days,
+        max_bytes=limits.max_bytes,
+        clean_records=lambda: _clean_records(home),
+    )
+    if not report.ran:
+        print("another process is cleaning the cache")
+        return 0
+    for name in report.evicted:
+        print(f"evicted {name}")
+    print(f"freed {_size(report.freed)}, {report.leftovers} leftovers removed")
+    return 0
+
+
+def _clean_records(home: "Home") -> None:
+    from sandbox.home import clean_stale
+
+    clean_stale(home, say=print)

@@ -1,0 +1,198 @@
+"""What is in the cache, and taking things out of it without harming who uses them."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from sandbox import fsops
+from sandbox.engine import syscalls as sys
+from sandbox.errors import SandboxError, UsageError, printable, reason
+
+IMAGE, TREE, USES, ABOUT = b".sfs", b".tree", b".uses", b".json"
+RECENT_SECONDS = 60  # whoever was handed an image or tree this recently may not have opened it yet
+_KEY_LENGTH = 64
+_SHORTEST_PREFIX = 4
+
+
+class CachedImage(NamedTuple):
+    """An image or kept tree. Sizes are bytes on disk, times are seconds since 1970."""
+
+    name: str
+    size: int
+    source: str
+    created: float
+    last_used: float
+    uses: int
+
+
+class InUse(SandboxError):
+    """A sandbox is using, or about to use, what should go."""
+
+
+def _is_entry(name: bytes) -> bool:
+    stem, _, _ = name.partition(b".")
+    return len(stem) == _KEY_LENGTH and name.endswith((IMAGE, TREE))
+
+
+def list_images(cache: int) -> list[CachedImage]:
+    """Everything in the open directory `cache/`, most recently used first."""
+    found = []
+    for name in fsops.names(cache):
+        if _is_entry(name):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(_describe(cache, name))
+    return sorted(found, key=lambda image: image.last_used, reverse=True)
+
+
+def _describe(cache: int, name: bytes) -> CachedImage:
+    status = os.stat(name, dir_fd=cache, follow_symlinks=False)
+    key = name.partition(b".")[0]
+    about = _about(cache, key)
+    size = status.st_blocks * 512
+    if name.endswith(TREE):
+        size = about.get("size") or tree_size(cache, name)
+    uses, last_used = 0, status.st_mtime if name.endswith(IMAGE) else status.st_ctime
+    with contextlib.suppress(FileNotFoundError):
+        used = os.stat(key + USES, dir_fd=cache, follow_symlinks=False)
+        uses, last_used = used.st_size, used.st_mtime
+    created = about.get("created") or status.st_ctime
+    return CachedImage(name.decode(), size, about.get("source") or "", created, last_used, uses)
+
+
+
+
+def _about(cache: int, key: bytes) -> dict[str, object]:
+    """The note beside an entry; what is missing or damaged in it counts as not known."""
+    expected = {"source": str, "created": (int, float), "size": int}
+    try:
+        known = json.loads(fsops.read_file(cache, key + ABOUT))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(known, dict):
+        return {}
+    return {name: known[name] for name, kind in expected.items() if isinstance(known.get(name), kind)}  # type: ignore[arg-type]
+
+
+def tree_size(cache: int, name: bytes) -> int:
+    """What a tree takes on the disk, in bytes."""
+    from sandbox.images.tree import walk
+
+    with contextlib.suppress(OSError, SandboxError), fsops.closing(fsops.open_dir(cache, name)) as root:
+        return sum(status.st_blocks * 512 for _, status, _, _ in walk(root))
+    return 0
+
+
+def find(cache: int, wanted: str) -> str:
+    """The entry's name from its name, key, or the start of one. Raises UsageError."""
+    names = [name.decode() for name in fsops.names(cache) if _is_entry(name)]
+    if wanted in names:
+        return wanted
+    fitting = [name for name in names if name.startswith(wanted)] if len(wanted) >= _SHORTEST_PREFIX else []
+    if len(fitting) == 1:
+        return fitting[0]
+    problem = f"{len(fitting)} images start with" if fitting else "the cache has no"
+    raise UsageError(f"cannot remove {printable(wanted)!r}: {problem} {printable(wanted)!r}", hint="see sandbox cache ls")
+
+
+def remove(cache: int, locks: int, name: str, *, now: float, idle_for: float = 0.0) -> None:
+    """Take the entry out, whole. Raises InUse while it is built, used as a tree, or was used within `idle_for` seconds."""
+    raw = os.fsencode(name)
+    key = raw.partition(b".")[0]
+    with _not_being_built(locks, key):
+        try:
+            with _unused(cache, raw):
+                _check_idle(cache, key, now, idle_for)
+                doomed = fsops.temporary_name()
+                sys.renameat2(cache, raw, cache, doomed, sys.RENAME_NOREPLACE)
+                try:
+                    # Again: who found it before the rename has counted the use by now, or will find nothing.
+                    _check_idle(cache, key, now, idle_for)
+                except InUse:
+                    sys.renameat2(cache, doomed, cache, raw, sys.RENAME_NOREPLACE)
+                    raise
+                fsops.remove_tree(cache, doomed)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise SandboxError(f"cannot remove {name} from the cache: {reason(error)}") from None
+        for suffix in (USES, ABOUT):
+            fsops.delete_file(cache, key + suffix)
+
+
+@contextlib.contextmanager
+def _not_being_built(locks: int, key: bytes) -> Iterator[None]:
+    try:
+        lock = os.open(b"build-" + key, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=locks)
+    except FileNotFoundError:
+        yield
+        return
+    with fsops.closing(lock):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUse(f"cannot remove {key.decode()}: it is being built") from None
+        yield
+
+
+@contextlib.contextmanager
+def _unused(cache: int, name: bytes) -> Iterator[None]:
+    """Runs hold a shared lock on their kept tree. An image needs none: its loop device keeps the file alive."""
+    if not name.endswith(TREE):
+        yield
+        return
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=cache)
+    with fsops.closing(fd):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                raise InUse(f"cannot remove {name.decode()}: a sandbox is using it") from None
+        yield
+
+
+def _check_idle(cache: int, key: bytes, now: float, idle_for: float) -> None:
+    if not idle_for:
+        return
+    with contextlib.suppress(FileNotFoundError):
+        status = os.stat(key + USES, dir_fd=cache, follow_symlinks=False)
+        if now - status.st_mtime < idle_for:
+            raise InUse(f"cannot remove {key.decode()}: it was used a moment ago")
+
+
+def remove_leftovers(cache: int, locks: int, *, before: float) -> int:
+    """Half-built things, quarantined things, and notes without an image, not touched since `before`. Their number."""
+    removed = 0
+    present = {name.partition(b".")[0] for name in fsops.names(cache) if _is_entry(name)}
+    for name in fsops.names(cache):
+        if name.startswith(b".tmp-") or (name.endswith((USES, ABOUT)) and name.partition(b".")[0] not in present):
+            removed += _remove_old(cache, name, before)
+    for directory in (cache, locks):
+        with contextlib.suppress(FileNotFoundError), fsops.closing(fsops.open_dir(directory, b".trash")) as trash:
+            removed += sum(_remove_old(trash, name, before) for name in fsops.names(trash))
+    for name in fsops.names(locks):
+        if name.startswith(b"build-"):
+            removed += _remove_old(locks, name, before)
+    return removed
+
+
+def _remove_old(parent: int, name: bytes, before: float) -> bool:
+    """Remove what is old and nobody holds a lock on: builders lock what they write to."""
+    try:
+        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if max(status.st_mtime, status.st_ctime) >= before:
+            return False
+        if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+            with fsops.closing(fd):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fsops.remove_tree(parent, name)
+        else:
+            os.unlink(name, dir_fd=parent)
+        return True
+    except OSError:
+        return False

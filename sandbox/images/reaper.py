@@ -1,0 +1,213 @@
+"""The reaper: a background process that takes out of the cache what nobody has used for long.
+
+Double-forked, so that it is nobody's child; it starts at most once an hour, one per home, at idle priority.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from sandbox import fsops
+from sandbox.errors import UsageError, printable
+
+NAME = "sandbox-reaper"
+AGE_VARIABLE, BYTES_VARIABLE = "SANDBOX_CACHE_MAX_AGE_DAYS", "SANDBOX_CACHE_MAX_BYTES"
+DEFAULT_AGE_DAYS = 30.0
+_INTERVAL = 3600.0
+_LEFTOVER_AGE = 3600.0
+_DIGEST_AGE = 90 * 86400.0  # a forgotten digest costs one hashing
+_ORPHAN_DIGEST_AGE = 86400.0
+_STAMP = b"reaper"
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Settings(NamedTuple):
+    """`max_age_days` 0: images do not age. `max_bytes` None: no bound."""
+
+    max_age_days: float
+    max_bytes: int | None
+
+
+class Report(NamedTuple):
+    """What one pass did. `ran` is False when another process was at it."""
+
+    evicted: tuple[str, ...]
+    freed: int
+    leftovers: int
+    ran: bool = True
+
+
+def settings(environment: Mapping[str, str]) -> Settings:
+    """The limits from SANDBOX_CACHE_MAX_AGE_DAYS and SANDBOX_CACHE_MAX_BYTES. Raises UsageError."""
+    age_text = environment.get(AGE_VARIABLE, "").strip()
+    try:
+        age = float(age_text) if age_text else DEFAULT_AGE_DAYS
+        if not 0 <= age < 1e6:
+            raise ValueError
+    except ValueError:
+        raise UsageError(
+            f"{AGE_VARIABLE} is {printable(age_text)!r}, which is no number of days", hint="0 switches ageing off"
+        ) from None
+    return Settings(age, _bytes(environment.get(BYTES_VARIABLE, "").strip()))
+
+
+def _bytes(text: str) -> int | None:
+    if not text:
+        return None
+    unit = text[-1].upper() if not text[-1].isdigit() else ""
+    number = text[: len(text) - len(unit)]
+    if unit not in _UNITS or not (number.isascii() and number.isdigit()):
+        raise UsageError(f"{BYTES_VARIABLE} is {printable(text)!r}, which is no size", hint="bytes, or with K, M, G or T")
+    return int(number) * _UNITS[unit]
+
+
+# -- starting ---------------------------------------------------------------------------------------------------
+
+
+def maybe_start(home_fd: int, *, clean_records: Callable[[], None] | None = None) -> None:
+    """Start the reaper if the last one is an hour ago. Costs one stat otherwise; never raises, never waits for it."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            stamp = os.stat(b"locks/" + _STAMP, dir_fd=home_fd, follow_symlinks=False)
+            if 0 <= time.time() - stamp.st_mtime < _INTERVAL:
+                return
+        limits = settings(os.environ)
+        with fsops.closing(fsops.make_dir(home_fd, b"locks")) as locks, fsops.closing(fsops.open_lock(locks, _STAMP)) as fd:
+            os.utime(fd)  # at once: who ends in the same moment need not start a second
+        start(home_fd, limits, clean_records=clean_records)
+    except UsageError as error:
+        with contextlib.suppress(OSError):
+            os.write(2, f"sandbox: the cache is not cleaned: {error}\n".encode())
+    except OSError:
+        pass  # a full or read-only home: nothing that the run which just ended should fail for
+
+
+def start(home_fd: int, limits: Settings, *, clean_records: Callable[[], None] | None = None) -> None:
+    """Start the reaper now and return. Raises OSError when there can be no process."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    # Nothing may escape into the caller's code below this line.
+    try:
+        os.setsid()
+        if os.fork() == 0:
+            home = _detach(home_fd)
+            run_once(
+                home,
+                now=time.time(),
+                max_age_days=limits.max_age_days,
+                max_bytes=limits.max_bytes,
+                clean_records=clean_records,
+            )
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+
+
+def _detach(home_fd: int) -> int:
+    """Become a daemon that holds on to nothing but the home, whose new descriptor is returned."""
+    home = fcntl.fcntl(home_fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    if home != 3:
+        os.dup2(home, 3, inheritable=False)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    os.chdir("/")
+    os.umask(0o077)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with contextlib.suppress(Exception):
+        os.nice(19)
+        import prctl
+
+        prctl.set_name(NAME)
+        prctl.set_proctitle(NAME)
+    with contextlib.suppress(Exception):
+        import psutil
+
+        psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
+    return 3
+
+
+# -- one pass ---------------------------------------------------------------------------------------------------
+
+
+def run_once(
+    home_fd: int,
+    *,
+    now: float,
+    max_age_days: float,
+    max_bytes: int | None,
+    clean_records: Callable[[], None] | None = None,
+) -> Report:
+    """Evict, and clean what was left behind. Raises OSError when the home itself cannot be used."""
+    from sandbox.images import catalog
+
+    with contextlib.ExitStack() as stack:
+        cache, digests, locks = (
+            stack.enter_context(fsops.closing(fsops.make_dir(home_fd, name))) for name in (b"cache", b"digests", b"locks")
+        )
+        stamp = stack.enter_context(fsops.closing(fsops.open_lock(locks, _STAMP)))
+        try:
+            fcntl.flock(stamp, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return Report((), 0, 0, ran=False)
+        os.utime(stamp)
+        evicted, freed = _evict(cache, locks, now, max_age_days, max_bytes)
+        leftovers = catalog.remove_leftovers(cache, locks, before=now - _LEFTOVER_AGE)
+        leftovers += _forget_digests(digests, cache, now)
+        if clean_records is not None:
+            clean_records()
+        return Report(evicted, freed, leftovers)
+
+
+def _evict(
+    cache: int, locks: int, now: float, max_age_days: float, max_bytes: int | None
+) -> tuple[tuple[str, ...], int]:
+    """First what is too old, then the least recently used until the rest fits."""
+    from sandbox.images import catalog
+
+    images = catalog.list_images(cache)
+    total = sum(image.size for image in images)
+    evicted, freed = [], 0
+    for image in reversed(images):
+        too_old = max_age_days > 0 and now - image.last_used > max_age_days * 86400
+        too_much = max_bytes is not None and total - freed > max_bytes
+        if not (too_old or too_much) or now - image.last_used < catalog.RECENT_SECONDS:
+            continue
+        with contextlib.suppress(catalog.SandboxError, OSError):
+            catalog.remove(cache, locks, image.name, now=now, idle_for=catalog.RECENT_SECONDS)
+            evicted.append(image.name)
+            freed += image.size
+    return tuple(evicted), freed
+
+
+def _forget_digests(digests: int, cache: int, now: float) -> int:
+    """Digests of files that were not hashed for long, or whose image is gone."""
+    keys = {name.partition(b".")[0] for name in fsops.names(cache)}
+    forgotten = 0
+    for name in fsops.names(digests):
+        with contextlib.suppress(OSError):
+            age = now - os.stat(name, dir_fd=digests, follow_symlinks=False).st_mtime
+            if name.startswith(b".tmp-"):
+                stale = age > _LEFTOVER_AGE
+            else:
+                stale = age > _DIGEST_AGE or (age > _ORPHAN_DIGEST_AGE and _key_of(digests, name) not in keys)
+            if stale:
+                fsops.remove_tree(digests, name)
+                forgotten += 1
+    return forgotten
+
+
+def _key_of(digests: int, name: bytes) -> bytes:
+    lines = fsops.read_file(digests, name, 4096).split(b"\n")
+    return lines[3] if len(lines) > 3 else b""
