@@ -56,7 +56,7 @@ def _need_programs() -> None:
 def _stage(*, quick: bool) -> Iterator[Stage]:
     """Identities, directories and the wheel; on a disk, and gone at the end."""
     with contextlib.ExitStack() as stack:
-        area = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sbx-tests-bench-")))
+        area = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sbx-bench-")))
         area.chmod(0o755)
         identities = [users.current()]
         if os.geteuid() == 0:

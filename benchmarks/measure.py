@@ -52,7 +52,7 @@ class Bench:
 
     def compare(self, timed: Sequence[Timed], *, runs: int = 0, warmup: int = 3) -> list[float]:
         """Median seconds of each, measured in one run of hyperfine."""
-        with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sbx-tests-bench-") as scratch:
+        with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sbx-bench-") as scratch:
             Path(scratch).chmod(0o777)
             report = Path(scratch, "report.json")
             options = ["--export-json", str(report), "--style", "none", "--warmup", str(warmup)]

@@ -36,11 +36,15 @@ def remove_tree(path: Path) -> None:
 @pytest.fixture(scope="session")
 def session_area() -> Iterator[Path]:
     """This session's own directory on a disk, that every identity can reach (0755). Gone at the end."""
+    if os.geteuid() == 0:
+        users.remove_abandoned("sbx-tests-*")
     path = Path("/var/tmp") / f"sbx-tests-{secrets.token_hex(4)}"
     path.mkdir(mode=0o755)
     # Orphans of what the tests start come to this process, where the leak check sees them.
     prctl.set_child_subreaper(1)
+    lock = users.lock_directory(path)
     yield path
+    os.close(lock)
     mounted = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(path) in line]
     assert not mounted, f"still mounted, so nothing is removed: {mounted}"
     remove_tree(path)

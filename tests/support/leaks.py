@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 from tests.support.users import processes_of
 
 _OURS = re.compile(r"\.?(sandbox|sbx)[-_.]")
-_OTHER_SESSION = re.compile(r"sbx-tests-")
+_OTHER_SESSION = re.compile(r"sbx-(tests|bench)-")
 _PATIENCE_S = 5.0
 
 

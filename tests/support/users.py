@@ -1,15 +1,20 @@
 """An unprivileged account for one test session."""
 
 import contextlib
+import fcntl
 import os
 import pwd
 import secrets
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+
+_ABANDONED_AFTER_S = 3600.0
 
 
 class Identity(NamedTuple):
@@ -67,6 +72,38 @@ def unprivileged(home: Path) -> Iterator[Identity]:
         os.chown(home, entry.pw_uid, entry.pw_gid)
         supplementary = tuple(g for g in os.getgrouplist(name, entry.pw_gid) if g != entry.pw_gid)
         yield Identity(name, entry.pw_uid, entry.pw_gid, supplementary, home)
+
+
+def lock_directory(path: Path) -> int:
+    """A descriptor that holds the directory's lock as long as it is open; OSError when it is held already."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def remove_abandoned(pattern: str) -> None:
+    """Accounts and directories below /var/tmp of sessions that were killed: a live one holds its directory's lock."""
+    for area in Path("/var/tmp").glob(pattern):
+        with contextlib.suppress(OSError):
+            fd = lock_directory(area)
+            status = os.fstat(fd)
+            # A young one may not have taken its lock yet.
+            if status.st_uid == 0 and time.time() - status.st_mtime > _ABANDONED_AFTER_S:
+                _remove_session(area)
+            os.close(fd)
+
+
+def _remove_session(area: Path) -> None:
+    for entry in [entry for entry in pwd.getpwall() if entry.pw_dir == str(area / "home")]:
+        end_processes(entry.pw_uid)
+        _account_tool("userdel", entry.pw_name)
+        for suffix in "ab":
+            _account_tool("groupdel", f"{entry.pw_name}-{suffix}")
+    shutil.rmtree(area)
 
 
 def processes_of(uid: int) -> dict[int, str]:
