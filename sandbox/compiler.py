@@ -3,6 +3,7 @@
 import enum
 import os
 import signal
+from collections.abc import Callable
 from sandbox.record import Record
 
 from sandbox.engine.syscalls import CLONE_NEWNS, CLONE_NEWUSER
@@ -86,9 +87,9 @@ def treatment(tree: Opened, spec: Spec, mode: Mode, *, fuse: bool) -> Treatment:
         return Treatment.IMAGE
     if tree.is_directory:
         return Treatment.FUSE if fuse else Treatment.DIRECTORY
-    if fuse and (spec.cache or tree.format in (Kind.SQUASHFS, Kind.ELF, Kind.TEXT)):
-        return Treatment.FUSE
-    if fuse and tree.kind is TreeKind.STATIC:
+    # To be writable, a tree must be the user's: what we convert is, the owners in a foreign image are anybody's.
+    ours = spec.cache and tree.format in (Kind.ZIP, Kind.TAR)
+    if fuse and (tree.kind is TreeKind.STATIC or ours):
         return Treatment.FUSE
     return Treatment.KEPT if spec.cache else Treatment.EXTRACT
 
@@ -104,7 +105,7 @@ def mounted_name(tree: Opened) -> Place:
 class _Builder:
     """Collects steps and hands out slots and source numbers."""
 
-    def __init__(self, spec: Spec, host: Host, mode: Mode, extract_argv: tuple[bytes, ...]) -> None:
+    def __init__(self, spec: Spec, host: Host, mode: Mode, extract_argv: Callable[[str], tuple[bytes, ...]]) -> None:
         self.spec, self.host, self.mode, self.extract_argv = spec, host, mode, extract_argv
         self.steps: list[Step] = []
         self.sources: list[Source] = []
@@ -174,9 +175,9 @@ class _Builder:
             return self.tmpfs()
         source = self.source(material)
         if material.treatment is Treatment.EXTRACT:
-            return self.copied(source, self.extract_argv)
+            return self.copied(source, self.extract_argv(material.tree.label))
         directory = material.treatment in (Treatment.DIRECTORY, Treatment.KEPT)
-        if directory and writable and not self.overlays():
+        if directory and writable and not self.overlays(material.tree):
             return self.copied(source, _COPY)
         lower = self.slot()
         if directory:
@@ -192,9 +193,15 @@ class _Builder:
         self.steps.append(Extract(slot, source, argv))
         return slot
 
-    def overlays(self) -> bool:
-        """Whether an overlay can be had: in a user namespace its upper must hold user.* attributes."""
-        return self.mode is not Mode.USERNS or self.upper is not None or self.host.kernel >= TMPFS_USER_XATTR
+    def overlays(self, tree: Opened) -> bool:
+        """Whether an overlay makes this directory writable.
+
+        In a user namespace the upper must hold user.* attributes, and files of other users stay theirs.
+        """
+        if self.mode is not Mode.USERNS:
+            return True
+        foreign = tree.is_directory and tree.status is not None and tree.status.st_uid != self.host.uid
+        return not foreign and (self.upper is not None or self.host.kernel >= TMPFS_USER_XATTR)
 
     def overlay(self, lower: int) -> int:
         if self.upper is None:
@@ -204,10 +211,10 @@ class _Builder:
         self.steps.append(Overlay(slot := self.slot(), (lower,), self.upper, option))
         return slot
 
-    def command(self, trees: list[Opened]) -> None:
+    def command(self, trees: list[Opened], cwd: bytes) -> None:
         spec = self.spec
         if spec.chdir is not None:
-            self.steps.append(Chdir(_chdir_place(spec.chdir, trees)))
+            self.steps.append(Chdir(_chdir_place(spec.chdir, trees, cwd)))
         if spec.run is not None:
             self.steps.append(Run(*find_in_trees(spec.run, trees, option="--run")))
         if self.mode is not Mode.ROOT:
@@ -231,7 +238,8 @@ def compile_plan(
     targets: dict[bytes, Target],
     *,
     scratch: Source | None,
-    extract_argv: tuple[bytes, ...],
+    extract_argv: Callable[[str], tuple[bytes, ...]],
+    cwd: bytes,
 ) -> Compiled:
     """The plan for one launch. Pure: everything it needs to know is in its arguments."""
     builder = _Builder(spec, host, mode, extract_argv)
@@ -247,7 +255,7 @@ def compile_plan(
         name = material.tree.name
         deny = policies.get(name, policies.get(b"", False))
         builder.tree(material, targets.get(name), deny_symlinks=deny)
-    builder.command(trees)
+    builder.command(trees, cwd)
     flags = PlanFlag.LEAVE_RUNNING if spec.leave_running else PlanFlag(0)
     plan = Plan(mode, flags, host.uid, host.gid, home, tuple(builder.sources), tuple(builder.steps))
     return Compiled(plan, builder.fds)
@@ -265,7 +273,7 @@ def find_in_trees(path: bytes, trees: list[Opened], *, option: str) -> tuple[Pla
     )
 
 
-def _chdir_place(path: bytes, trees: list[Opened]) -> Place:
+def _chdir_place(path: bytes, trees: list[Opened], cwd: bytes) -> Place:
     """A directory of a mounted tree (NAME or NAME/PATH), else an ordinary path."""
     if not path.startswith((b"/", b"./", b"../")):
         first, _, rest = path.partition(b"/")
@@ -276,4 +284,4 @@ def _chdir_place(path: bytes, trees: list[Opened]) -> Place:
                 if b".." in parts:
                     raise UsageError(f"--chdir: {printable(path)}: '..' is not allowed inside a tree")
                 return place.replace(path=b"/".join([place.path, *parts]))
-    return Place(Base.ROOT, path if path.startswith(b"/") else os.path.join(os.getcwdb(), path))
+    return Place(Base.ROOT, path if path.startswith(b"/") else os.path.join(cwd, path))

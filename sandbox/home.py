@@ -283,15 +283,16 @@ def remove_scratch(path: bytes, run_id: str) -> None:
 
 
 def _end_orphans(run_id: str) -> None:
-    """Kill processes that still hold the namespaces of a dead run: its tmpfs, named after the run, is in their mounts."""
+    """Kill processes that still hold the namespaces of a dead run: its scratch, named after it, is in their mounts."""
     if len(run_id) != 32:
         return
-    marker = f" sandbox:{run_id} ".encode()
+    markers = (f" sandbox:{run_id} ".encode(), f"/sandbox-{run_id}/procdir ".encode())
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         with contextlib.suppress(OSError), fsops.closing(os.pidfd_open(int(entry))) as pidfd:
             with open(f"/proc/{entry}/mountinfo", "rb") as file:
-                found = marker in file.read()
+                mounts = file.read()
+                found = any(marker in mounts for marker in markers)
             if found:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)

@@ -78,7 +78,8 @@ def prepare(
         materials,
         targets,
         scratch=_scratch(spec),
-        extract_argv=maker.extract_argv(),
+        extract_argv=maker.extract_argv,
+        cwd=os.getcwdb(),
     )
     return Prepared(compiled, Launch(spec.command, command_env, compiled.fds), where)
 
@@ -220,12 +221,10 @@ class _Maker:
                 hint="--tmpfs-size gives it more, --cache keeps the tree on disk",
             )
 
-    def extract_argv(self) -> tuple[bytes, ...]:
-        if not any(tree.kind.value != "dynamic-empty" for tree in self.spec.trees) or self.mode is not Mode.USERNS:
-            return ()
+    def extract_argv(self, label: str) -> tuple[bytes, ...]:
         from sandbox.images import convert
 
-        return convert.worker_argv(sink="dir", max_unpacked=self.spec.max_unpacked)
+        return convert.worker_argv(sink="dir", max_unpacked=self.spec.max_unpacked, label=label)
 
     def show_hint(self) -> None:
         slow = [(label, seconds) for label, seconds in self.converted if seconds > _HINT_AFTER_SECONDS]

@@ -476,6 +476,8 @@ def _step_fault(step: Step, plan: Plan, defined: set[int]) -> str:
             return f"unknown propagation {kind}"
         case _:
             pass
+    if isinstance(step, Tree) and step.recursive > 1:
+        return f"recursive is {step.recursive}"
     if isinstance(step, Attach) and step.attrs & ~sum(Attr):
         return f"unknown attributes {step.attrs:#x}"
     if isinstance(step, Extract) and not (step.argv and step.argv[0].startswith(b"/")):

@@ -36,7 +36,7 @@ def main() -> NoReturn:
 
 def _reserve_standard_descriptors() -> None:
     """Closed standard descriptors must not be taken by ours; close-on-exec, so the command finds them closed."""
-    while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
+    while (fd := os.open("/", os.O_RDONLY | os.O_CLOEXEC)) <= 2:
         pass
     os.close(fd)
 

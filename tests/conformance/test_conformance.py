@@ -1,0 +1,48 @@
+"""Every case on every engine in every mode that this machine supports; a combination that did not run fails."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.cases import CASES, Case, make_inputs
+from tests.support import modes
+
+COMBINATIONS = [("python", "root"), ("python", "userns"), ("native", "root"), ("native", "userns")]
+
+
+@pytest.fixture(scope="module")
+def inputs(session_area):
+    """Read-only inputs of all cases, with a path of the same length everywhere."""
+    where = session_area / "conformance"
+    where.mkdir(mode=0o755)
+    make_inputs(where)
+    return where
+
+
+def supported(engine: str, mode: str, identities) -> bool:
+    return (engine, mode) in modes.expected(identities[True])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("engine", "mode"), COMBINATIONS, ids=lambda value: value)
+def test_case(engine, mode, case: Case, inputs: Path, run_sandbox, area, identities, ran):
+    if not supported(engine, mode, identities):
+        pytest.skip(f"engine {engine} in mode {mode} is not supported here")
+    as_user = mode != "root"
+    who = identities[as_user]
+    own = area.dir(as_user)
+
+    def fill(text: str) -> str:
+        return text.replace("{d}", str(inputs)).replace("{w}", str(own))
+
+    argv = case.argv if case.script is None else ("sh", "-c", case.script)
+    env = {"EXPECT_UID": str(who.uid), "EXPECT_GID": str(who.gid), "EXPECT_PWD": str(own), **case.env}
+    command = ["run", "--engine", engine, "--mode", mode, *map(fill, case.options), "--", *map(fill, argv)]
+    done = run_sandbox(command, as_user=as_user, env=env, input="input\n" if case.name == "stdin" else None)
+    assert (done.stdout, done.returncode) == (case.stdout, case.code), done.stderr
+    assert case.stderr in done.stderr
+    if case.code == 125:
+        assert len(done.stderr.splitlines()) == 1, "a mistake is explained in one line"
+    assert not [name for name in os.listdir(own) if name.startswith("sandbox-") and name != "sandbox-home"]
+    ran(engine, mode)

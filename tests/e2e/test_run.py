@@ -1,0 +1,453 @@
+"""`sandbox run` as a person types it, as root and as an ordinary user: what must hold after and during any run."""
+
+import contextlib
+import os
+import pty
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import archives
+from tests.support.archives import Entry
+
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to set the scene")
+TREE = [Entry("f", b"hello\n"), Entry.directory("sub"), Entry("sub/g", b"g\n")]
+
+
+def wait_for(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "nothing happened in time"
+        time.sleep(0.02)
+    return value
+
+
+def read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+# -- exit codes and complaints --------------------------------------------------------------------------------
+
+
+def test_a_command_without_the_dashes(run_sandbox, who):
+    done = run_sandbox(["run", "echo", "-n", "--", "x"], as_user=who.as_user)
+    assert (done.stdout, done.returncode) == ("-- x", 0)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["run", "--no-such-option", "true"], "--no-such-option"),
+        (["run"], "no command"),
+        (["run", "-s", "missing.zip", "true"], "missing.zip"),
+        (["run", "-s", "there:sub/none", "true"], "sub/none"),
+        (["run", "-s", "tree.zip:there", "true"], "--static there:tree.zip"),
+        (["run", "-s", "a/b:tree.zip", "true"], "'a/b'"),
+        (["run", "-s", "tree.zip", "-d", "tree.zip", "true"], "NAME:"),
+        (["run", "-s", "/etc/hostname", "true"], "hostname"),
+        (["run", "-s", "/dev/null", "true"], "/dev/null"),
+        (["run", "--tmpfs-size", "much", "true"], "much"),
+        (["run", "-e", "NOT_SET_ANYWHERE", "true"], "NOT_SET_ANYWHERE"),
+        (["run", "--env-file", "missing", "true"], "missing"),
+        (["run", "--symlinks", "x=deny", "true"], "'x'"),
+        (["run", "--scratch", "/nowhere", "true"], "/nowhere"),
+        (["run", "--mode", "root", "true"], "may not mount"),
+        (["frobnicate"], "frobnicate"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_125(run_sandbox, who, area, args, words):
+    if args[1:2] == ["--mode"] and not who.as_user:
+        pytest.skip("root may mount")
+    archives.make_zip(area.dir(who.as_user) / "tree.zip", TREE)
+    done = run_sandbox(args, as_user=who.as_user)
+    assert done.returncode == 125, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_killed_by_a_signal_kills_the_launcher_without_a_core(run_sandbox, who, area):
+    done = run_sandbox(["run", "--", "sh", "-c", "kill -SEGV $$"], as_user=who.as_user)
+    assert done.returncode == -signal.SIGSEGV
+    assert not list(area.dir(who.as_user).glob("core*"))
+
+
+def test_explain_runs_nothing(run_sandbox, who, area):
+    archives.make_zip(area.dir(who.as_user) / "tree.zip", TREE)
+    args = ["run", "--explain", "-s", "tree.zip", "-d", "w:tree.zip", "--cache", "--", "touch", "ran"]
+    done = run_sandbox(args, as_user=who.as_user)
+    assert done.returncode == 0, done.stderr
+    assert "tree.zip" in done.stdout
+    assert "touch ran" in done.stdout
+    assert not (area.dir(who.as_user) / "ran").exists()
+    assert not list((area.home(as_user=who.as_user)).glob("cache/*"))
+
+
+def test_a_file_whose_name_holds_a_colon(run_sandbox, who, area):
+    archives.make_zip(area.dir(who.as_user) / "a:b.zip", TREE)
+    done = run_sandbox(["run", "-s", "a:b.zip", "--", "sh", "-c", "ls $SANDBOX_STATIC"], as_user=who.as_user)
+    assert done.stdout == "a:b\n", done.stderr
+
+
+def test_names_are_bytes(run_sandbox, who, area):
+    name = b"na\xffme \n'\"$"
+    directory = os.fsencode(area.dir(who.as_user)) + b"/dir\xfe"
+    os.mkdir(directory, 0o755)
+    Path(os.fsdecode(directory), "f").write_text("x\n")
+    script = 'cd "$SANDBOX_STATIC" && ls | od -An -c | head -1 && cat */f'
+    done = run_sandbox([b"run", b"-s", name + b":" + directory, "--", "sh", "-c", script], as_user=who.as_user)
+    assert done.returncode == 0, done.stderr
+    assert "377" in done.stdout
+    assert done.stdout.endswith("x\n")
+
+
+# -- what reaches the command ---------------------------------------------------------------------------------
+
+
+def test_inherited_descriptors_reach_the_command(run_sandbox, who):
+    reader, writer = os.pipe()
+    with contextlib.closing(os.fdopen(reader)) as stream:
+        script = f"echo through > /proc/self/fd/{writer}; ls /proc/self/fd | wc -l"
+        done = run_sandbox(["run", "--", "sh", "-c", script], as_user=who.as_user, pass_fds=(writer,))
+        os.close(writer)
+        assert stream.read() == "through\n"
+    # 0, 1, 2, the pipe, and what ls opens: nothing of the launcher's.
+    assert done.stdout == "5\n"
+
+
+def test_closed_standard_descriptors_stay_closed(run_sandbox, who, area):
+    archives.make_squashfs(area.dir(who.as_user) / "t.sfs", TREE)
+    out = area.dir(who.as_user) / "out"
+    command = f"exec {run_sandbox.command} run -s t.sfs -- sh -c 'ls /proc/$$/fd | tr \"\\n\" \" \" > {out}' <&- >&- 2>&-"
+    subprocess.run(
+        ["sh", "-c", command],
+        **who.popen_options(),
+        env=run_sandbox.environment(who.as_user),
+        cwd=area.dir(who.as_user),
+        check=True,
+    )
+    # The shell itself opened `out` as 1 for ls; the rest of its descriptors are what it was given.
+    assert set(read(out).split()) <= {"10", "1", "255"}
+
+
+def test_signal_dispositions_are_default(run_sandbox, who):
+    script = "grep -E '^Sig(Blk|Ign)' /proc/self/status"
+    done = run_sandbox(["run", "--", "sh", "-c", script], as_user=who.as_user)
+    assert [int(line.split()[1], 16) for line in done.stdout.splitlines()] == [0, 0]
+
+
+def test_supplementary_groups_still_grant_access(run_sandbox, user, area):
+    directory = area.dir(as_user=True) / "group"
+    directory.mkdir()
+    (directory / "f").write_text("x\n")
+    if os.geteuid() != 0:
+        pytest.skip("needs root to give a directory to a group")
+    os.chown(directory, 0, user.groups[0])
+    directory.chmod(0o050)
+    assert run_sandbox(["run", "--", "cat", str(directory / "f")], as_user=True).stdout == "x\n"
+
+
+@ROOT_ONLY
+def test_setuid_programs_work_in_root_mode_without_isolation(run_sandbox):
+    done = run_sandbox(["run", "--", "grep", "NoNewPrivs", "/proc/self/status"], as_user=False)
+    assert done.stdout.split() == ["NoNewPrivs:", "0"]
+    done = run_sandbox(["run", "--", "sudo", "-n", "-u", "nobody", "id", "-un"], as_user=False)
+    assert done.stdout == "nobody\n", done.stderr
+
+
+# -- signals --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["TERM", "HUP", "USR1", "USR2", "INT", "QUIT", "WINCH"])
+def test_signals_are_forwarded(run_sandbox, who, area, name):
+    mark = area.dir(who.as_user) / "mark"
+    script = f"trap 'echo got > {mark}; exit 9' {name}; echo ready > {mark}; while :; do sleep 0.05; done"
+    process = run_sandbox.popen(["run", "--", "sh", "-c", script], as_user=who.as_user)
+    wait_for(lambda: read(mark) == "ready\n")
+    process.send_signal(getattr(signal, f"SIG{name}"))
+    assert process.wait(20) == 9
+    assert read(mark) == "got\n"
+
+
+def test_a_command_that_ignores_a_signal_goes_on(run_sandbox, who, area):
+    mark = area.dir(who.as_user) / "mark"
+    script = f"trap '' TERM; echo ready > {mark}; sleep 0.5; exit 4"
+    process = run_sandbox.popen(["run", "--", "sh", "-c", script], as_user=who.as_user)
+    wait_for(lambda: read(mark) == "ready\n")
+    process.terminate()
+    assert process.wait(20) == 4
+
+
+def test_stop_and_continue_as_a_shell_sees_it(run_sandbox, who, area):
+    mark = area.dir(who.as_user) / "mark"
+    script = f"echo ready > {mark}; kill -STOP $$; echo again > {mark}; exit 6"
+    process = run_sandbox.popen(["run", "--", "sh", "-c", script], as_user=who.as_user)
+    wait_for(lambda: os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT))
+    assert read(mark) == "ready\n"
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(20) == 6
+    assert read(mark) == "again\n"
+
+
+def test_job_control_on_a_terminal(run_sandbox, who, area):
+    """^Z stops the job, fg continues it, ^C ends the command and not more than that."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        try:
+            os.chdir(area.dir(who.as_user))
+            if who.as_user:
+                os.setgroups(who.groups)
+                os.setresgid(who.gid, who.gid, who.gid)
+                os.setresuid(who.uid, who.uid, who.uid)
+            env = run_sandbox.environment(who.as_user, {"PS1": "$ ", "TERM": "dumb", "ENV": None})
+            os.execve("/bin/bash", ["bash", "--norc", "--noprofile", "-i"], env)
+        except BaseException as error:
+            os.write(1, repr(error).encode())
+        os._exit(1)
+    with contextlib.closing(os.fdopen(terminal, "r+b", buffering=0)) as tty:
+        seen = bytearray()
+
+        def expect(words: bytes) -> None:
+            end = time.monotonic() + 20
+            while words not in seen:
+                assert time.monotonic() < end, seen.decode(errors="replace")
+                seen.extend(tty.read(4096))
+            del seen[: seen.index(words) + len(words)]
+
+        script = "trap 'echo inter''rupted; exit 7' INT; echo rea''dy; while :; do sleep 0.05; done"
+        tty.write(f"{run_sandbox.command} run -- sh -c \"{script}\"\n".encode())
+        expect(b"ready")
+        tty.write(b"\x1a")
+        expect(b"Stopped")
+        tty.write(b"echo in the she''ll; fg\n")
+        expect(b"in the shell")
+        time.sleep(0.3)
+        tty.write(b"\x03")
+        expect(b"interrupted")
+        tty.write(b"echo status $?.\n")
+        expect(b"status 7.")
+        tty.write(b"exit\n")
+    os.waitpid(pid, 0)
+
+
+# -- what is left behind --------------------------------------------------------------------------------------
+
+
+def test_what_the_command_left_running_is_ended(run_sandbox, who, area):
+    pids = area.dir(who.as_user) / "pids"
+    script = f"sleep 1000 & echo $! >> {pids}; (trap '' TERM; setsid sh -c 'trap \"\" TERM; echo $$ >> {pids}; sleep 1000; :' & ) ; sleep 0.3"
+    assert run_sandbox(["run", "--", "sh", "-c", script], as_user=who.as_user).returncode == 0
+    started = [int(pid) for pid in read(pids).split()]
+    assert len(started) == 2
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+
+def test_leave_running(run_sandbox, who, area):
+    pids = area.dir(who.as_user) / "pids"
+    script = f"sleep 1000 >/dev/null 2>&1 & echo $! > {pids}"
+    assert run_sandbox(["run", "--leave-running", "--", "sh", "-c", script], as_user=who.as_user).returncode == 0
+    pid = int(read(pids))
+    assert Path(f"/proc/{pid}").exists()
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("scratch", ["tmpfs", "."])
+def test_a_killed_supervisor_is_cleaned_up_by_the_next_run(run_sandbox, who, area, scratch):
+    where = area.dir(who.as_user)
+    archives.make_squashfs(where / "t.sfs", TREE)
+    script = "setsid sleep 1000 & echo ready > mark; sleep 1000"
+    args = ["run", "--scratch", scratch, "-s", "t.sfs", "-d", "w:t.sfs", "--", "sh", "-c", script]
+    process = run_sandbox.popen(args, as_user=who.as_user)
+    wait_for(lambda: read(where / "mark") == "ready\n")
+    process.kill()
+    process.wait()
+    assert list((area.home(who.as_user) / "procdirs").iterdir())
+    done = run_sandbox(["run", "-v", "--", "true"], as_user=who.as_user)
+    assert done.returncode == 0
+    assert "dead run" in done.stderr
+    assert not list(where.glob("sandbox-*-*")), "the scratch directory on disk is removed as well"
+    # Procdirs, records, mounts, loop devices and processes are looked at by the fixture.
+
+
+def test_a_live_procdir_is_never_removed(run_sandbox, who, area):
+    where = area.dir(who.as_user)
+    script = 'echo x > "$SANDBOX_TMPDIR/f"; echo ready > mark; while [ ! -e go ]; do sleep 0.02; done; cat "$SANDBOX_TMPDIR/f"'
+    process = run_sandbox.popen(["run", "--", "sh", "-c", script], as_user=who.as_user, stdout=subprocess.PIPE)
+    wait_for(lambda: read(where / "mark") == "ready\n")
+    for _ in range(3):
+        assert run_sandbox(["run", "--", "true"], as_user=who.as_user).returncode == 0
+    # Somebody in another pid namespace sees no such pid, and still must see that it lives.
+    inside = ["unshare", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    subprocess.run(
+        [*inside, run_sandbox.command, "run", "--mode", "userns", "--", "true"],
+        **who.popen_options(),
+        env=run_sandbox.environment(who.as_user),
+        cwd=where,
+        capture_output=True,
+    )
+    (where / "go").touch()
+    assert process.communicate(timeout=20)[0] == "x\n"
+
+
+@ROOT_ONLY
+def test_records_of_another_host_are_left_alone(run_sandbox, area):
+    run_sandbox(["run", "--", "true"], as_user=False, check=True)
+    home = area.home(as_user=False)
+    (home / "records" / "1").write_text('{"id": "0", "host": "elsewhere", "boot_id": "other"}\n')
+    (home / "procdirs" / "1").mkdir()
+    run_sandbox(["run", "--", "true"], as_user=False, check=True)
+    assert (home / "procdirs" / "1").is_dir()
+    (home / "records" / "1").unlink()
+    (home / "procdirs" / "1").rmdir()
+
+
+def test_nothing_shows_in_a_host_whose_mounts_are_shared(run_sandbox, who, area):
+    """In a mount namespace made shared, as systemd makes the host's, nothing of a run appears."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to make a host of its own")
+    where = area.dir(who.as_user)
+    archives.make_squashfs(where / "t.sfs", TREE)
+    (where / "d").mkdir()
+    (where / "d/f").write_text("x")
+    inner = f"{run_sandbox.command} run -s t.sfs -d w:t.sfs -s d -d e:d -- sh -c 'echo ready > mark; while [ ! -e go ]; do sleep 0.02; done'"
+    become = f"setpriv --reuid {who.uid} --regid {who.gid} --clear-groups" if who.as_user else "env"
+    script = f"""mount --make-rshared / && mount --bind . . && cat /proc/self/mountinfo > before
+    {become} sh -c "{inner.replace('"', chr(34))}" & while [ ! -e mark ]; do sleep 0.02; done
+    cat /proc/self/mountinfo > during; touch go; wait; cat /proc/self/mountinfo > after"""
+    env = run_sandbox.environment(who.as_user)
+    subprocess.run(["unshare", "-m", "sh", "-c", script], env=env, cwd=where, check=True, timeout=60)
+    before, during, after = (read(where / name) for name in ("before", "during", "after"))
+    assert "shared:" in before
+    assert during == before
+    assert after == before
+
+
+# -- many at once ---------------------------------------------------------------------------------------------
+
+
+@ROOT_ONLY
+def test_a_hundred_at_once_share_one_loop_device(run_sandbox, area):
+    where = area.dir(as_user=False)
+    image = archives.make_squashfs(where / "t.sfs", TREE)
+    script = "echo . >> ready; while [ ! -e go ]; do sleep 0.1; done; cat $SANDBOX_STATIC/t/f"
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    args = ["run", "-s", "t.sfs", "--", "sh", "-c", script]
+    started = [run_sandbox.popen(args, as_user=False, **options) for _ in range(100)]
+    wait_for(lambda: len(read(where / "ready")) == 200, seconds=120)
+    backing = [path.read_text().strip() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+    assert backing.count(str(image)) == 1
+    (where / "go").touch()
+    for process in started:
+        out, err = process.communicate(timeout=60)
+        assert (out, err, process.returncode) == ("hello\n", "", 0)
+
+
+# -- homes and hosts that cannot be used ----------------------------------------------------------------------
+
+
+def test_a_home_that_is_a_dangling_link(run_sandbox, who, area):
+    home = area.home(who.as_user)
+    home.symlink_to("nowhere/at/all")
+    done = run_sandbox(["run", "true"], as_user=who.as_user)
+    assert done.returncode == 125
+    assert "dangling link" in done.stderr
+    home.unlink()
+
+
+@ROOT_ONLY
+def test_a_home_of_somebody_else(run_sandbox, area, user):
+    home = area.dir(as_user=True) / "theirs"
+    home.mkdir()
+    os.chown(home, user.uid, user.gid)
+    done = run_sandbox(["run", "true"], as_user=False, env={"SANDBOX_HOME": str(home)})
+    assert done.returncode == 125
+    assert f"belongs to uid {user.uid}" in done.stderr
+    assert not list(home.iterdir())
+    done = run_sandbox(["run", "true"], as_user=True, env={"SANDBOX_HOME": str(area.dir(as_user=False))})
+    assert done.returncode == 125
+    assert "belongs to uid 0" in done.stderr
+
+
+def test_a_home_that_others_may_write_to(run_sandbox, who, area):
+    home = area.home(who.as_user)
+    home.mkdir()
+    os.chown(home, who.uid, who.gid)
+    home.chmod(0o777)
+    done = run_sandbox(["run", "true"], as_user=who.as_user)
+    assert done.returncode == 125
+    assert "chmod 700" in done.stderr
+
+
+def test_a_home_that_cannot_be_written(run_sandbox, user, area):
+    done = run_sandbox(["run", "true"], as_user=True, env={"SANDBOX_HOME": "/proc/nothing"})
+    assert done.returncode == 125
+    assert "/proc/nothing" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@ROOT_ONLY
+def test_root_with_a_foreign_home_uses_its_own(run_sandbox, user):
+    env = {"SANDBOX_HOME": None, "HOME": str(user.home)}
+    done = run_sandbox(["run", "-v", "--", "sh", "-c", "echo $SANDBOX_TMPDIR"], as_user=False, env=env)
+    assert done.stdout.startswith("/root/.sandbox/procdirs/")
+    assert "is not root's" in done.stderr
+
+
+@ROOT_ONLY
+def test_no_loop_control(run_sandbox, area):
+    where = area.dir(as_user=False)
+    archives.make_squashfs(where / "t.sfs", TREE)
+    script = f"mount -t tmpfs none /dev && {run_sandbox.command} run -s t.sfs -- true"
+    env = run_sandbox.environment(as_user=False)
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], env=env, cwd=where, capture_output=True, text=True)
+    assert done.returncode == 125, done.stderr
+
+
+def test_a_sandbox_inside_a_sandbox(run_sandbox, who, area):
+    where = area.dir(who.as_user)
+    archives.make_zip(where / "t.zip", TREE)
+    inner = [run_sandbox.command, "run", "-s", "in:t.zip", "--", "sh", "-c", "cat $SANDBOX_STATIC/in/f"]
+    done = run_sandbox(["run", "-s", "t.zip", "--", *inner], as_user=who.as_user)
+    assert (done.stdout, done.returncode) == ("hello\n", 0), done.stderr
+
+
+# -- modes ----------------------------------------------------------------------------------------------------
+
+
+@ROOT_ONLY
+def test_fuse_in_a_user_namespace(run_sandbox, area):
+    """Root may open /dev/fuse here: `userns` mode serves the image through squashfuse_ll."""
+    where = area.dir(as_user=False)
+    archives.make_squashfs(where / "t.sfs", TREE)
+    archives.make_zip(where / "z.zip", TREE)
+    script = "cat $SANDBOX_STATIC/t/f; grep -c ' fuse' /proc/self/mountinfo; rm -r $SANDBOX_DYNAMIC/z/sub; ls $SANDBOX_DYNAMIC/z"
+    args = ["run", "--mode", "userns", "--cache", "-s", "t.sfs", "-d", "z.zip", "--", "sh", "-c", script]
+    done = run_sandbox(args, as_user=False)
+    assert (done.stdout, done.returncode) == ("hello\n1\nf\n", 0), done.stderr
+
+
+def test_the_user_is_the_user(run_sandbox, user):
+    done = run_sandbox(["run", "--mode", "userns", "--", "sh", "-c", "id -u; id -un; id -g; whoami"], as_user=True)
+    assert done.stdout.split() == [str(user.uid), user.name, str(user.gid), user.name]
+    done = run_sandbox(["run", "--mode", "userns", "--", "grep", "NoNewPrivs", "/proc/self/status"], as_user=True)
+    assert done.stdout.split()[1] == "1"
+
+
+def test_user_namespaces_forbidden(run_sandbox, area):
+    """In a user namespace of its own a limit of 0 forbids more, as `user.max_user_namespaces=0` does on a host."""
+    script = f"echo 0 > /proc/sys/user/max_user_namespaces && exec {run_sandbox.command} run --mode userns -- true"
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--user", "sh", "-c", script],
+        **run_sandbox.identities[True].popen_options(),
+        env=run_sandbox.environment(as_user=True),
+        cwd=area.dir(as_user=True),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 125, done.stderr
+    assert "max_user_namespaces" in done.stderr
+    assert "setuid" in done.stderr
