@@ -122,7 +122,7 @@ def _build(
     packer = _packer(out_fd, fast, uid, gid, max_image)
     options = {"sink": "tar", "max_unpacked": max_unpacked, "uid": uid, "gid": gid, "label": label}
     for two_passes in (False, True):
-        worker = _worker(job, **options, two_passes=two_passes, parent=os.getpid())
+        worker = _worker(job, **options, source=source, two_passes=two_passes, parent=os.getpid())
         status, said, packed, log = _pipeline(worker, source, packer, out_fd, progress)
         if status != _TWO_PASSES:
             break
@@ -169,10 +169,10 @@ def _pipeline(
             children = [stack.enter_context(_ending(child))]
             child = subprocess.Popen(
                 [*worker, f"--out={write}"],
-                stdin=source,
+                stdin=subprocess.DEVNULL if "pack" in worker else source,
                 stdout=said,
                 stderr=said,
-                pass_fds=(write,),
+                pass_fds=(write, source),
                 env=_ENVIRONMENT,
                 cwd="/",
             )

@@ -1,7 +1,8 @@
 """The builder process: hostile parsing happens here, apart from the launcher.
 
 Started by path (`python -I .../worker.py unpack|pack|exec ...`): -I keeps the caller's directory and PYTHONPATH out.
-Descriptor 0 is the source; descriptor 3, or `--out`, takes the tree or the tar. On failure the exit status is 1 and
+Descriptor 0 is the source (`--source` for a directory: Python does not start on one); descriptor 3, or `--out`, takes the
+tree or the tar. On failure the exit status is 1 and
 descriptor 1 has exactly one line. Status 3: a name came twice and the stream needs `--two-passes`; 4: whoever read
 the stream went away, and knows why.
 """
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sandbox-worker")
     parser.add_argument("job", choices=("unpack", "pack", "exec"))
     parser.add_argument("--sink", choices=("dir", "tar"))
+    parser.add_argument("--source", type=int, default=0)
     parser.add_argument("--out", type=int, default=3)
     parser.add_argument("--max-unpacked", type=int, default=0)
     parser.add_argument("--max-file", type=int, default=0)
@@ -118,12 +120,12 @@ def _unpack(options: argparse.Namespace) -> int:
     )
     try:
         if options.two_passes:
-            with _source(kind) as source:
+            with _source(kind, options.source) as source:
                 versions = archive.last_versions(source, options.max_unpacked)
-            with _source(kind) as source:
+            with _source(kind, options.source) as source:
                 archive.unpack_last(source, sink, options.max_unpacked, versions)
         else:
-            with _source(kind) as source:
+            with _source(kind, options.source) as source:
                 archive.unpack(source, sink, options.max_unpacked)
     except sinks.NeedsTwoPasses:
         return TWO_PASSES
@@ -135,11 +137,11 @@ def _unpack(options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _source(kind: Kind | None) -> "Iterator[Source]":
+def _source(kind: Kind | None, directory: int) -> "Iterator[Source]":
     if kind is None:
         from sandbox.images.tree import TreeSource
 
-        yield TreeSource(0)
+        yield TreeSource(directory)
         return
     from sandbox.images.reader import Reader
 
@@ -160,11 +162,10 @@ def _source(kind: Kind | None) -> "Iterator[Source]":
 def _sqfs2tar() -> Iterator[Iterator[bytes]]:
     """The content of the squashfs at descriptor 0 as a tar stream, by a process of its own."""
     import subprocess
-    import tempfile
 
     program = find_program("sqfs2tar", "squashfs-tools-ng")
     command = [sys.executable, "-I", __file__, "exec", "--parent", str(os.getpid()), "--", program]
-    with tempfile.TemporaryFile(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as said:
+    with open(os.memfd_create("sandbox-words", os.MFD_CLOEXEC), "w+b") as said:
         child = subprocess.Popen(
             [*command, "--no-xattr", "/proc/self/fd/0"], stdin=0, stdout=subprocess.PIPE, stderr=said
         )

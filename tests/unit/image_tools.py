@@ -104,6 +104,13 @@ def image_tree(image: int, where: os.PathLike[str]) -> Tree:
     return tree_of(os.fsencode(where))
 
 
+def image_listing(image: int) -> list[tarfile.TarInfo]:
+    command = ["/usr/bin/sqfs2tar", f"/proc/self/fd/{image}"]
+    listing = subprocess.run(command, check=True, pass_fds=(image,), stdout=subprocess.PIPE).stdout
+    with tarfile.open(fileobj=io.BytesIO(listing)) as packed:
+        return packed.getmembers()
+
+
 def tree_of(root: bytes) -> Tree:
     found: Tree = {}
     for parent, directories, files in os.walk(root):
@@ -124,7 +131,15 @@ def tree_of(root: bytes) -> Tree:
     return found
 
 
-def raw_zip(name: bytes, data: bytes, *, local_name: bytes | None = None, flags: int = 0, claimed: int | None = None) -> bytes:
+def raw_zip(
+    name: bytes,
+    data: bytes,
+    *,
+    local_name: bytes | None = None,
+    flags: int = 0,
+    claimed: int | None = None,
+    attributes: int = 0o100644 << 16,
+) -> bytes:
     """A zip of one stored entry, byte by byte: for what zipfile will not write."""
     import zlib
 
@@ -132,5 +147,6 @@ def raw_zip(name: bytes, data: bytes, *, local_name: bytes | None = None, flags:
     size = len(data) if claimed is None else claimed
     common = (20, flags, 0, 0, 0x21, zlib.crc32(data), len(data), size)
     local = struct.pack("<4s5H3L2H", b"PK\3\4", *common, len(local_name), 0) + local_name + data
-    central = struct.pack("<4s6H3L5H2L", b"PK\1\2", 3 << 8 | 20, *common, len(name), 0, 0, 0, 0, 0o100644 << 16, 0) + name
+    entry = (b"PK\1\2", 3 << 8 | 20, *common, len(name), 0, 0, 0, 0, attributes, 0)
+    central = struct.pack("<4s6H3L5H2L", *entry) + name
     return local + central + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(central), len(local), 0)
