@@ -3,16 +3,15 @@
 import contextlib
 import os
 import stat
-import sys
 import time
 from collections.abc import Callable
 from sandbox.record import Record
 
-from sandbox import compiler, environment, fsops, home, host, plan, sources
+from sandbox import compiler, environment, fsops, home, host, sources
 from sandbox.compiler import Compiled, Material, Target, Treatment
 from sandbox.engine.steps import Launch
 from sandbox.engine.supervisor import Result
-from sandbox.errors import SourceError, UsageError, printable, reason
+from sandbox.errors import HostError, SourceError, UsageError, printable, reason
 from sandbox.home import Home
 from sandbox.host import Host
 from sandbox.images import formats
@@ -36,19 +35,41 @@ def run(spec: Spec, environ: dict[bytes, bytes], *, say: Say, hint: Say) -> Resu
     """Run the command of a spec. Raises SandboxError when it could not be started."""
     with contextlib.ExitStack() as stack:
         prepared = prepare(spec, environ, stack, say=say, hint=hint)
-        home.clean_stale(prepared.home, say=say)
-        result = _execute(spec, prepared)
-        if spec.cache:
-            from sandbox.images import reaper
+        plan, engine = prepared.compiled.plan, _engine(spec.engine)
+        say(f"mode {plan.mode.name.lower()}, engine {engine}, {len(plan.steps)} steps")
+        if engine == "native":
+            from sandbox.engine import native
 
-            reaper.maybe_start(prepared.home.fd)
+            _start_reaper(spec, prepared.home)
+            native.run(plan, prepared.launch)
+        from sandbox.engine import python
+
+        home.clean_stale(prepared.home, say=say)
+        result = python.run(plan, prepared.launch, prepared.home)
+        _start_reaper(spec, prepared.home)
         return result
 
 
-def _execute(spec: Spec, prepared: Prepared) -> Result:
-    from sandbox.engine import python
+def _engine(wanted: str) -> str:
+    """The engine to use. Raises HostError when the native one was asked for and is not there."""
+    from sandbox.engine import native
 
-    return python.run(prepared.compiled.plan, prepared.launch, prepared.home)
+    if wanted == "python" or native.available():
+        return "python" if wanted == "python" else "native"
+    if wanted == "native":
+        raise HostError(
+            "--engine native: the program was not built into this installation",
+            hint="install cargo and reinstall, or use --engine python; see sandbox doctor",
+        )
+    return "python"
+
+
+def _start_reaper(spec: Spec, where: Home) -> None:
+    """Only what may have filled the cache pays for looking whether it is time to empty it."""
+    if spec.cache:
+        from sandbox.images import reaper
+
+        reaper.maybe_start(where.fd)
 
 
 def prepare(
@@ -240,11 +261,3 @@ def explain(spec: Spec, environ: dict[bytes, bytes], *, say: Say) -> list[str]:
         from sandbox.explain import lines
 
         return lines(prepared.compiled.plan, spec.command)
-
-
-def environment_of_process() -> dict[bytes, bytes]:
-    """This process's environment as bytes."""
-    return dict(os.environb)
-
-
-__all__ = ["Prepared", "environment_of_process", "explain", "plan", "prepare", "run", "sys"]

@@ -9,7 +9,6 @@ from sandbox import launch
 from sandbox.cli.main import complain
 from sandbox.cli.parser import Parser
 from sandbox.engine.supervisor import end_like
-from sandbox.errors import UsageError
 from sandbox.spec import DEFAULT_MAX_UNPACKED, ENGINES, MODES, Spec, Tree, TreeKind, parse_size, parse_symlinks
 
 _EPILOG = """\
@@ -127,5 +126,3 @@ def main(argv: list[bytes]) -> int:
 def _silent(_: str) -> None:
     pass
 
-
-__all__ = ["UsageError", "main", "parse", "split_command"]

@@ -111,8 +111,8 @@ def test_names_are_bytes(run_sandbox, who, area):
 def test_inherited_descriptors_reach_the_command(run_sandbox, who):
     reader, writer = os.pipe()
     with contextlib.closing(os.fdopen(reader)) as stream:
-        script = f"echo through > /proc/self/fd/{writer}; ls /proc/self/fd | wc -l"
-        done = run_sandbox(["run", "--", "sh", "-c", script], as_user=who.as_user, pass_fds=(writer,))
+        script = f"echo through >&{writer}; ls /proc/self/fd | wc -l"
+        done = run_sandbox(["run", "--", "bash", "-c", script], as_user=who.as_user, pass_fds=(writer,))
         os.close(writer)
         assert stream.read() == "through\n"
     # 0, 1, 2, the pipe, and what ls opens: nothing of the launcher's.

@@ -1,0 +1,41 @@
+"""The native engine: the same plan, carried out by the Rust program of the package (docs/plan.md, section 9)."""
+
+import os
+import signal
+from typing import NoReturn
+
+from sandbox.engine.steps import Launch
+from sandbox.errors import HostError, reason
+from sandbox.plan import Plan, encode
+
+_PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "bin", "sandbox-engine")
+
+
+def available() -> bool:
+    """Whether the native program was built into this package."""
+    return os.access(_PROGRAM, os.X_OK)
+
+
+def run(plan: Plan, launch: Launch) -> NoReturn:
+    """Become the engine, which launches, supervises, cleans up and ends like the command. Raises HostError."""
+    plan_fd = _memory(b"sandbox-plan", encode(plan))
+    env_fd = _memory(b"sandbox-env", b"".join(b"%s=%s\0" % item for item in launch.env.items()))
+    argv = [_PROGRAM, "run", str(plan_fd), str(env_fd)]
+    for index, fd in launch.fds.items():
+        os.set_inheritable(fd, True)
+        argv.append(f"{index}={fd}")
+    # Python ignores these two, and what is ignored stays so across exec.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execv(_PROGRAM, [*map(os.fsencode, argv), b"--", *launch.command])
+    except OSError as error:
+        raise HostError(f"cannot start the native engine {_PROGRAM}: {reason(error)}", hint="--engine python") from None
+
+
+def _memory(name: bytes, data: bytes) -> int:
+    fd = os.memfd_create(name, 0)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
