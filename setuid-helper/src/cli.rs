@@ -1,15 +1,14 @@
 //! The command line of both programs: `run PLAN ENV [INDEX=FD ...] -- [argv ...]` and `version`.
 
 use crate::environment::Environment;
-use crate::error::{Doing, Failure, LAUNCHER_FAILED, Outcome, printable};
+use crate::error::{Doing, Failure, Outcome, printable};
 use crate::plan::{self, FIRST_VERSION, LAST_VERSION, MAX_BYTES, Mode, Plan};
+use crate::prelude::*;
 use crate::sources::Handed;
-use crate::{supervisor, sys};
+use crate::{Start, supervisor, sys};
+use core::ffi::CStr;
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use std::ffi::CString;
-use std::io::Write;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
 
 const USAGE: &str = "usage: run PLAN ENV [INDEX=FD ...] -- [argv ...], or: version";
 /// The kernel takes at most 6 MiB of arguments and environment together (execve(2)).
@@ -34,49 +33,43 @@ impl Program {
 }
 
 /// Run the program; does not return.
-pub fn main(program: Program) -> ! {
-    let arguments: Vec<Vec<u8>> = std::env::args_os().skip(1).map(OsStringExt::into_vec).collect();
-    let result = match arguments.first().map(Vec::as_slice) {
-        Some(b"version") if arguments.len() == 1 => version(program),
-        Some(b"run") => run(program, arguments),
+pub fn main(program: Program, start: Start) -> ! {
+    sys::occupy_standard();
+    let words: Vec<&CStr> = start.arguments.get(1..).unwrap_or_default().to_vec();
+    let result = match words.first().map(|word| word.to_bytes()) {
+        Some(b"version") if words.len() == 1 => version(program),
+        Some(b"run") => refuse_borrowed_rights(program, &start).and_then(|()| run(&words[1..], start.environment)),
         _ => Err(Failure::new(USAGE)),
     };
-    match result {
-        Ok(code) => std::process::exit(code),
-        Err(failure) => {
-            complain(&failure.message);
-            std::process::exit(failure.code)
-        }
-    }
+    let code = result.unwrap_or_else(|failure| {
+        complain(&failure.message);
+        failure.code
+    });
+    sys::exit_now(code)
 }
 
 /// One line on descriptor 2, in one write, so that lines of parallel launches do not mix.
 pub fn complain(message: &str) {
-    let _ = std::io::stderr().write_all(format!("sandbox: {message}\n").as_bytes());
+    let _ = rustix::io::write(sys::standard(2), format!("sandbox: {message}\n").as_bytes());
 }
 
 fn version(program: Program) -> Outcome<i32> {
     let line = format!("{} {} plans {FIRST_VERSION}-{LAST_VERSION}\n", program.name(), env!("CARGO_PKG_VERSION"));
-    let written = std::io::stdout().write_all(line.as_bytes());
-    Ok(if written.is_ok() { 0 } else { LAUNCHER_FAILED })
+    rustix::io::write(sys::standard(1), line.as_bytes()).doing("write the version", b"").map(|_| 0)
 }
 
-fn run(program: Program, arguments: Vec<Vec<u8>>) -> Outcome<i32> {
-    refuse_borrowed_rights(program)?;
-    let mut arguments = arguments.into_iter().skip(1);
-    let plan_fd = descriptor(&arguments.next().unwrap_or_default())?;
-    let environment = arguments.next().ok_or_else(|| Failure::new(USAGE))?;
-    let environment_fd = if environment == b"-" { None } else { Some(descriptor(&environment)?) };
+fn run(words: &[&'static CStr], environment: Vec<&'static CStr>) -> Outcome<i32> {
+    let end = words.iter().position(|word| *word == c"--").ok_or_else(|| Failure::new(USAGE))?;
+    let (&[plan_fd, environment_fd, ref pairs @ ..], command) = (&words[..end], &words[end + 1..]) else {
+        return Err(Failure::new(USAGE));
+    };
+    let plan_fd = descriptor(plan_fd.to_bytes())?;
+    let environment_fd = if environment_fd == c"-" { None } else { Some(descriptor(environment_fd.to_bytes())?) };
     let mut handed = Handed::default();
-    loop {
-        match arguments.next() {
-            None => return Err(Failure::new(USAGE)),
-            Some(separator) if separator == b"--" => break,
-            Some(pair) => handed.add(&pair)?,
-        }
+    for pair in pairs {
+        handed.add(pair.to_bytes())?;
     }
     refuse_shared(plan_fd, environment_fd, &handed)?;
-    let command = arguments.map(CString::new).collect::<Result<Vec<_>, _>>().map_err(|_| Failure::new(USAGE))?;
     let bytes = read_all(adopt(plan_fd)?, MAX_BYTES, "plan")?;
     let plan = plan::decode(&bytes)
         .map_err(|invalid| Failure::new(format!("cannot decode the plan: {} (at {})", invalid.why, invalid.at)))?;
@@ -84,15 +77,15 @@ fn run(program: Program, arguments: Vec<Vec<u8>>) -> Outcome<i32> {
     let text = environment_fd.map(|fd| read_all(adopt(fd)?, MAX_ENVIRONMENT, "environment")).transpose()?;
     let environment = match &text {
         Some(text) => Environment::parse(text)?,
-        None => Environment::own(),
+        None => Environment::own(environment),
     };
     supervisor::launch(&plan, handed, environment, command)
 }
 
 /// An engine with more rights than its caller must go through the setuid surface, which this is not.
-fn refuse_borrowed_rights(program: Program) -> Outcome<()> {
+fn refuse_borrowed_rights(program: Program, start: &Start) -> Outcome<()> {
     use rustix::process::{getegid, geteuid, getgid, getuid};
-    if sys::is_secure_execution() || getuid() != geteuid() || getgid() != getegid() {
+    if start.is_secure || getuid() != geteuid() || getgid() != getegid() {
         let message = format!("{} must not run with more rights than its caller", program.name());
         return Err(Failure::new(message).hint("remove its setuid and setgid bits and its file capabilities"));
     }
@@ -119,7 +112,7 @@ fn refuse_foreign(plan: &Plan) -> Outcome<()> {
 /// A descriptor number on the command line.
 pub fn descriptor(text: &[u8]) -> Outcome<i32> {
     let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-    let number = std::str::from_utf8(text).ok().filter(|_| digits).and_then(|text| text.parse().ok());
+    let number = core::str::from_utf8(text).ok().filter(|_| digits).and_then(|text| text.parse().ok());
     number.ok_or_else(|| Failure::new(format!("not a descriptor number: '{}'", printable(text))).hint(USAGE))
 }
 
@@ -156,6 +149,5 @@ fn read_all(fd: OwnedFd, limit: usize, what: &str) -> Outcome<Vec<u8>> {
 fn read_some(fd: &OwnedFd, seekable: bool, bytes: &mut Vec<u8>) -> Result<usize, Errno> {
     let offset = bytes.len() as u64;
     let spare = rustix::buffer::spare_capacity(bytes);
-    let fd: BorrowedFd = std::os::fd::AsFd::as_fd(fd);
     if seekable { rustix::io::pread(fd, spare, offset) } else { rustix::io::read(fd, spare) }
 }

@@ -1,17 +1,19 @@
 //! The environment of the command. Entries borrow from where they were read; only what steps add is owned.
 
 use crate::error::{Failure, Outcome};
-use crate::sys::{self, CStrings};
-use std::borrow::Cow;
-use std::ffi::{CStr, CString};
+use crate::prelude::*;
+use crate::sys::CStrings;
+use alloc::borrow::Cow;
+use alloc::ffi::CString;
+use core::ffi::CStr;
 
 /// `NAME=value` strings, in order.
 pub struct Environment<'a>(Vec<Cow<'a, CStr>>);
 
 impl<'a> Environment<'a> {
     /// The one that this program was started with.
-    pub fn own() -> Self {
-        Environment(sys::environment().into_iter().map(Cow::Borrowed).collect())
+    pub fn own(entries: Vec<&'a CStr>) -> Self {
+        Environment(entries.into_iter().map(Cow::Borrowed).collect())
     }
 
     /// NUL-terminated `NAME=value` strings.

@@ -1,8 +1,9 @@
 //! One line for the user: what was being done, to which thing, why it failed, and what can be done about it.
 
-use crate::sys;
+use crate::errno::error_text;
+use crate::prelude::*;
+use core::fmt::Write;
 use rustix::io::Errno;
-use std::fmt::Write;
 
 /// The launcher itself failed.
 pub const LAUNCHER_FAILED: i32 = 125;
@@ -35,7 +36,7 @@ impl Failure {
     pub fn os(doing: &str, thing: &[u8], error: Errno) -> Failure {
         let thing = printable(thing);
         let separator = if thing.is_empty() { "" } else { " " };
-        let message = format!("cannot {doing}{separator}{thing}: {}", sys::error_text(error));
+        let message = format!("cannot {doing}{separator}{thing}: {}", error_text(error));
         Failure { code: LAUNCHER_FAILED, message, errno: Some(error) }
     }
 

@@ -1,9 +1,11 @@
 //! Filesystem operations by descriptor. Nothing here follows a symlink or crosses a mount.
 
+use crate::prelude::*;
+use alloc::ffi::CString;
+use core::ffi::CStr;
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, chmod, fstat, mkdirat, openat, statat, unlinkat};
 use rustix::io::Errno;
-use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// How directories of ours are opened.
 pub const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);

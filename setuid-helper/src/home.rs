@@ -3,9 +3,10 @@
 use crate::error::{Doing, Failure, Outcome, printable};
 use crate::fsops::{open_dir, open_path};
 use crate::plan::Plan;
+use crate::prelude::*;
 use crate::sources::same_directory;
+use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, fstat, fstatfs};
-use std::os::fd::OwnedFd;
 
 /// Open directories of the host.
 pub struct Home {

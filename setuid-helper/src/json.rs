@@ -1,6 +1,7 @@
 //! The JSON of run records: one object on one line, of strings, numbers and lists of strings.
 
-use std::fmt::Write;
+use crate::prelude::*;
+use core::fmt::Write;
 
 /// `value` as a JSON string: valid UTF-8 as it is, any other byte as a `\udcXX` surrogate (as Python's fsdecode).
 pub fn quote(out: &mut String, value: &[u8]) {
@@ -158,7 +159,7 @@ impl Parser<'_> {
     fn unit(&mut self) -> Option<u32> {
         let (digits, rest) = self.rest.split_at_checked(4)?;
         self.rest = rest;
-        let digits = std::str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'))?;
+        let digits = core::str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'))?;
         u32::from_str_radix(digits, 16).ok()
     }
 }

@@ -1,16 +1,21 @@
 //! The native engine of sandbox: executes a plan (`docs/plan.md`), the same way as the Python engine.
 //!
 //! `sandbox-engine` is never setuid; `sandbox-helper` may be. Both start here.
+#![cfg_attr(freestanding, no_std)]
 #![deny(unsafe_code)]
+
+extern crate alloc;
 
 mod child;
 mod cli;
 mod environment;
+mod errno;
 mod error;
 mod fsops;
 mod home;
 mod json;
 pub mod plan;
+mod prelude;
 mod record;
 mod scratch;
 mod sources;
@@ -19,3 +24,4 @@ mod supervisor;
 mod sys;
 
 pub use cli::{Program, main};
+pub use sys::start::Start;

@@ -5,16 +5,17 @@ use crate::fsops::{proc_fd, remove_dir};
 use crate::home::Home;
 use crate::json::{quote, quote_list};
 use crate::plan::{Plan, Step};
+use crate::prelude::*;
 use crate::scratch;
+use core::ffi::CStr;
+use core::fmt::Write;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
     AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, linkat, mkdirat, openat, renameat_with, stat,
     unlinkat,
 };
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
-use std::ffi::CString;
-use std::fmt::Write;
-use std::os::fd::{AsFd, OwnedFd};
 
 /// Names that are tried: `<pid>`, `<pid>.1` and so on.
 const NAMES: u32 = 10_000;
@@ -34,7 +35,7 @@ pub struct Record<'h> {
 
 impl<'h> Record<'h> {
     /// A locked record and an empty procdir.
-    pub fn new(home: &'h Home, plan: &Plan, command: &[CString]) -> Outcome<Record<'h>> {
+    pub fn new(home: &'h Home, plan: &Plan, command: &[&CStr]) -> Outcome<Record<'h>> {
         let id = random_id()?;
         let scratch = scratch::paths(plan, &id);
         let text = describe(plan, command, &id, &scratch)?;
@@ -133,7 +134,7 @@ fn random_id() -> Outcome<String> {
 }
 
 /// The record's text, one line of JSON.
-fn describe(plan: &Plan, command: &[CString], id: &str, scratch: &[Vec<u8>]) -> Outcome<String> {
+fn describe(plan: &Plan, command: &[&CStr], id: &str, scratch: &[Vec<u8>]) -> Outcome<String> {
     let namespace = stat("/proc/self/ns/pid").doing("look at", b"/proc/self/ns/pid")?.st_ino;
     let (pid, start_time) = (rustix::process::getpid(), start_time()?);
     let mut text = format!("{{\"id\": \"{id}\", \"host\": ");
@@ -141,7 +142,7 @@ fn describe(plan: &Plan, command: &[CString], id: &str, scratch: &[Vec<u8>]) -> 
     let _ = write!(text, ", \"boot_id\": \"{}\", \"pid_namespace\": {namespace}", boot_id()?);
     let _ = write!(text, ", \"pid\": {pid}, \"start_time\": {start_time}, \"command\": ");
     let run = plan.steps.iter().find_map(|step| if let Step::Run { path, .. } = *step { Some(path) } else { None });
-    quote_list(&mut text, run.into_iter().chain(command.iter().map(|word| word.as_bytes())));
+    quote_list(&mut text, run.into_iter().chain(command.iter().map(|word| word.to_bytes())));
     let _ = write!(text, ", \"mode\": \"{}\", \"scratch\": ", plan.mode.name());
     quote_list(&mut text, scratch.iter().map(Vec::as_slice));
     text.push_str("}\n");
@@ -160,7 +161,7 @@ fn start_time() -> Outcome<u64> {
     let text = read_start("/proc/self/stat", 1024)?;
     let after_name = text.rsplit(|byte| *byte == b')').next().unwrap_or_default();
     let field = after_name.split(|byte| *byte == b' ').filter(|field| !field.is_empty()).nth(19);
-    let number = field.and_then(|field| std::str::from_utf8(field).ok()).and_then(|field| field.parse().ok());
+    let number = field.and_then(|field| core::str::from_utf8(field).ok()).and_then(|field| field.parse().ok());
     number.ok_or_else(|| Failure::new("cannot make sense of /proc/self/stat"))
 }
 

@@ -3,10 +3,11 @@
 use crate::error::{Doing, Outcome};
 use crate::fsops::{make_new_dir, open_parent, remove_tree};
 use crate::plan::{Plan, Step};
+use crate::prelude::*;
 use crate::sources::same_directory;
+use rustix::fd::AsFd;
 use rustix::fs::fstat;
 use rustix::io::Errno;
-use std::os::fd::AsFd;
 
 /// The directory in it that becomes the procdir.
 pub const PROCDIR: &[u8] = b"procdir";

@@ -3,9 +3,10 @@
 use crate::cli::descriptor;
 use crate::error::{Doing, Failure, Outcome, printable};
 use crate::plan::{Plan, Source, SourceKind};
+use crate::prelude::*;
 use crate::sys;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Descriptor numbers that were handed over, by index of their source.
 #[derive(Default)]

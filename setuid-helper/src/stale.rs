@@ -3,14 +3,15 @@
 use crate::fsops::{remove_dir, same_inode};
 use crate::home::Home;
 use crate::json::{self, Value};
+use crate::prelude::*;
 use crate::record::boot_id;
 use crate::scratch;
+use core::ffi::CStr;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, flock, fstat, openat, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use std::ffi::CStr;
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use rustix::thread::{Timespec, nanosleep};
 
 /// A record is bounded by the kernel's limit of a command line.
 const MAX_RECORD: usize = 8 << 20;
@@ -86,7 +87,7 @@ fn end_orphans(id: &str) -> Result<(), Errno> {
         if kill_orphans(id)? == 0 {
             return Ok(());
         }
-        std::thread::sleep(Duration::from_millis(10));
+        let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: 10_000_000 });
     }
     Err(Errno::BUSY)
 }

@@ -1,6 +1,18 @@
 //! The native engine, without the part that may be setuid.
+#![cfg_attr(freestanding, no_std, no_main)]
 #![deny(unsafe_code)]
 
+use sandbox_native::{Program, Start};
+
+#[cfg(not(freestanding))]
 fn main() {
-    sandbox_native::main(sandbox_native::Program::Engine);
+    sandbox_native::main(Program::Engine, Start::hosted());
+}
+
+/// The name that the library's start code calls.
+#[cfg(freestanding)]
+#[allow(unsafe_code)] // for the name alone
+#[unsafe(no_mangle)]
+fn sandbox_program(start: Start) -> ! {
+    sandbox_native::main(Program::Engine, start)
 }

@@ -5,11 +5,14 @@ use super::place::resolve;
 use crate::error::{Doing, Failure, NOT_EXECUTABLE, NOT_FOUND, Outcome, printable};
 use crate::fsops::proc_fd;
 use crate::plan::Place;
+use crate::prelude::*;
 use crate::sys::{self, CStrings};
+use alloc::borrow::Cow;
+use alloc::ffi::CString;
+use core::ffi::CStr;
+use rustix::fd::AsFd;
 use rustix::fs::{Access, AtFlags, CWD, FileType, OFlags, ResolveFlags, accessat, fstat, readlinkat, statat};
 use rustix::io::Errno;
-use std::ffi::{CStr, CString};
-use std::os::fd::AsFd;
 
 /// Where a command is looked up when its environment has no `PATH`.
 const DEFAULT_PATH: &[u8] = b"/usr/local/bin:/usr/bin:/bin";
@@ -31,27 +34,31 @@ impl Child<'_> {
         }
         self.executable = Some(readlinkat(CWD, proc_fd(&fd), Vec::new()).doing("find the path of", path)?);
         let shown = [&self.path_of(place), &b"/"[..], path].concat();
-        self.argv.insert(0, CString::new(shown).unwrap_or_default());
+        self.argv.insert(0, Cow::Owned(CString::new(shown).unwrap_or_default()));
         Ok(())
     }
 
     /// Become the command. Returns only when that fails.
     pub fn run_command(&self) -> Failure {
         let Some(name) = self.argv.first() else { return Failure::new("no command was given") };
-        let argv: CStrings = self.argv.iter().map(CString::as_c_str).collect();
+        let argv: CStrings = self.argv.iter().map(AsRef::as_ref).collect();
         let environment = self.environment.pointers();
         let mut failure = None;
+        let mut missing = Vec::new();
         for candidate in self.candidates(name.to_bytes()) {
-            let why = match sys::execute(&candidate, &argv, &environment) {
-                Errno::NOENT | Errno::NOTDIR if !exists(&candidate) => continue,
-                Errno::NOENT => Failure::new(format!("cannot run {}: its interpreter does not exist", shown(name))),
-                error => Failure::os("run", name.to_bytes(), error),
-            };
-            // As a shell does: what was found and cannot be executed counts more than what was not found.
-            failure.get_or_insert(why.code(NOT_EXECUTABLE));
+            match sys::execute(&candidate, &argv, &environment) {
+                Errno::NOENT | Errno::NOTDIR => missing.push(candidate),
+                // As a shell does: what was found and cannot be executed counts more than what was not found.
+                error => drop(failure.get_or_insert_with(|| Failure::os("run", name.to_bytes(), error))),
+            }
         }
-        failure
-            .unwrap_or_else(|| Failure::new(format!("cannot run {}: command not found", shown(name))).code(NOT_FOUND))
+        if failure.is_none() && missing.iter().any(|candidate| exists(candidate)) {
+            failure = Some(Failure::new(format!("cannot run {}: its interpreter does not exist", shown(name))));
+        }
+        match failure {
+            Some(failure) => failure.code(NOT_EXECUTABLE),
+            None => Failure::new(format!("cannot run {}: command not found", shown(name))).code(NOT_FOUND),
+        }
     }
 
     fn candidates(&self, name: &[u8]) -> Vec<CString> {

@@ -4,9 +4,10 @@ use super::Child;
 use super::spawn::{c_strings, spawn};
 use crate::error::{Doing, Failure, Outcome, printable};
 use crate::plan::{Slot, SourceKind, Strings};
+use crate::prelude::*;
+use rustix::fd::AsFd;
 use rustix::fs::{MemfdFlags, Mode, OFlags, SeekFrom, memfd_create, openat, seek};
 use rustix::process::{WaitOptions, waitpid};
-use std::os::fd::AsFd;
 
 /// The longest message that is shown, in bytes.
 const MESSAGE: usize = 4096;

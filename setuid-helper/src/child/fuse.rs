@@ -5,11 +5,12 @@ use super::mounts::{SAFE, new_mount};
 use super::spawn::{c_strings, open_null, spawn};
 use crate::error::{Doing, Outcome};
 use crate::plan::{Slot, attr};
+use crate::prelude::*;
 use crate::sys::{self, Forked};
+use rustix::fd::{AsFd, AsRawFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::MountAttrFlags;
 use rustix::process::{WaitOptions, waitpid};
-use std::os::fd::{AsFd, AsRawFd};
 
 /// Numbers that the program gets its descriptors under.
 const FUSE: i32 = 3;

@@ -2,10 +2,11 @@
 
 use crate::error::{Doing, Failure, Outcome};
 use crate::fsops::make_dir;
+use crate::prelude::*;
 use crate::sys;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Dir, FlockOperation, Mode, OFlags, flock, fstat, openat};
 use rustix::io::Errno;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 const ATTEMPTS: u32 = 64;
 const NO_LOOP: &str =
@@ -27,7 +28,7 @@ impl Device {
         let lock = lock(home, &name).doing("lock", name.as_bytes())?;
         let mut remembered = [0u8; 16];
         let length = rustix::io::pread(&lock, &mut remembered, 0).unwrap_or(0);
-        let remembered = std::str::from_utf8(&remembered[..length]).ok().and_then(|text| text.trim().parse().ok());
+        let remembered = core::str::from_utf8(&remembered[..length]).ok().and_then(|text| text.trim().parse().ok());
         let wanted = (status.st_dev, status.st_ino);
         if let Some((number, fd)) = find(remembered, wanted) {
             if Some(number) != remembered {
@@ -47,11 +48,11 @@ impl Device {
     }
 }
 
-fn device(number: u32, fd: OwnedFd, lock: Option<OwnedFd>) -> Device {
+fn device(number: usize, fd: OwnedFd, lock: Option<OwnedFd>) -> Device {
     Device { path: path_of(number), _fd: fd, _lock: lock }
 }
 
-fn path_of(number: u32) -> String {
+fn path_of(number: usize) -> String {
     format!("/dev/loop{number}")
 }
 
@@ -64,14 +65,14 @@ fn lock(home: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
 }
 
 /// A hint for the next run; without it that one searches.
-fn remember(lock: &OwnedFd, number: u32) {
+fn remember(lock: &OwnedFd, number: usize) {
     let text = format!("{number}\n");
     if rustix::io::pwrite(lock, text.as_bytes(), 0).is_ok() {
         let _ = rustix::fs::ftruncate(lock, text.len() as u64);
     }
 }
 
-fn find(remembered: Option<u32>, wanted: (u64, u64)) -> Option<(u32, OwnedFd)> {
+fn find(remembered: Option<usize>, wanted: (u64, u64)) -> Option<(usize, OwnedFd)> {
     if let Some(found) = remembered.and_then(|number| open_if_it_backs(number, wanted)) {
         return Some(found);
     }
@@ -88,17 +89,17 @@ fn find(remembered: Option<u32>, wanted: (u64, u64)) -> Option<(u32, OwnedFd)> {
 }
 
 /// It is asked after it was opened: what is open cannot be cleared and attached to another file.
-fn open_if_it_backs(number: u32, wanted: (u64, u64)) -> Option<(u32, OwnedFd)> {
+fn open_if_it_backs(number: usize, wanted: (u64, u64)) -> Option<(usize, OwnedFd)> {
     let fd = open_device(number).ok()?;
     let backs = sys::loop_status(fd.as_fd()).ok()?.backs(wanted.0, wanted.1);
     backs.then_some((number, fd))
 }
 
-fn open_device(number: u32) -> Result<OwnedFd, Errno> {
+fn open_device(number: usize) -> Result<OwnedFd, Errno> {
     openat(CWD, path_of(number), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn attach(image: BorrowedFd) -> Outcome<(u32, OwnedFd)> {
+fn attach(image: BorrowedFd) -> Outcome<(usize, OwnedFd)> {
     let path = "/dev/loop-control";
     let control = openat(CWD, path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     let control = control.map_err(|error| Failure::os("open", path.as_bytes(), error).hint(NO_LOOP))?;

@@ -16,12 +16,15 @@ use crate::environment::Environment;
 use crate::error::{Failure, Outcome};
 use crate::home::Home;
 use crate::plan::{Plan, Slot, Step};
+use crate::prelude::*;
 use crate::sources::Sources;
+use alloc::borrow::Cow;
+use alloc::ffi::CString;
+use core::ffi::CStr;
 use mounts::Mount;
 use overlay::Layers;
+use rustix::fd::OwnedFd;
 use rustix::process::Pid;
-use std::ffi::CString;
-use std::os::fd::OwnedFd;
 
 /// What the supervisor prepared before the fork.
 pub struct Prepared<'p> {
@@ -43,7 +46,7 @@ pub struct Prepared<'p> {
 pub struct Child<'p> {
     prepared: Prepared<'p>,
     environment: Environment<'p>,
-    argv: Vec<CString>,
+    argv: Vec<Cow<'p, CStr>>,
     /// What a `Run` step found, in place of what `argv` names.
     executable: Option<CString>,
     mounts: Vec<(Slot, Mount)>,
@@ -55,12 +58,12 @@ pub struct Child<'p> {
 }
 
 /// Execute the plan and become the command. Returns only to say why that failed.
-pub fn become_command(prepared: Prepared, environment: Environment, argv: Vec<CString>) -> Failure {
+pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CStr]) -> Failure {
     let steps = &prepared.plan.steps;
     let mut child = Child {
         prepared,
         environment,
-        argv,
+        argv: argv.iter().map(|word| Cow::Borrowed(*word)).collect(),
         executable: None,
         mounts: Vec::new(),
         procdirs: None,

@@ -4,15 +4,16 @@ use super::Child;
 use crate::error::{Doing, Failure, Outcome, printable};
 use crate::fsops::open_path;
 use crate::plan::{Base, Place, Slot, SourceKind, attr};
+use crate::prelude::*;
 use crate::sources::same_directory;
 use crate::{scratch, sys};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What every new mount gets.
 pub const SAFE: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);

@@ -3,6 +3,7 @@
 use super::Child;
 use crate::error::{Doing, Failure, LAUNCHER_FAILED, Outcome};
 use crate::plan::Propagation;
+use crate::prelude::*;
 use crate::sys;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;

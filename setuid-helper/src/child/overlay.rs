@@ -5,10 +5,11 @@ use super::mounts::{SAFE, clone_mount, move_onto, new_mount};
 use crate::error::{Doing, Outcome};
 use crate::fsops::{make_new_dir, open_path, proc_fd, remove_dir};
 use crate::plan::{Slot, Slots, attr, overlay};
+use crate::prelude::*;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, chmodat, fstat};
-use rustix::io::Errno;
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::mount::{UnmountFlags, unmount};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 const NAME: &[u8] = b".sandbox-layers";
 /// fsconfig(2) takes strings of at most 255 bytes.
@@ -25,8 +26,7 @@ pub struct Layers {
 
 impl Child<'_> {
     pub fn overlay(&mut self, slot: Slot, lowers: Slots, upper: Slot, options: u32) -> Outcome<()> {
-        let upper_fd =
-            self.mount(upper)?.root.try_clone().map_err(|_| Errno::MFILE).doing("keep the upper mount", b"")?;
+        let upper_fd = fcntl_dupfd_cloexec(&self.mount(upper)?.root, 3).doing("keep the upper mount", b"")?;
         let top = lowers.iter().next_back().unwrap_or_default();
         let mode =
             Mode::from_raw_mode(fstat(&self.mount(top)?.root).doing("look at the top layer", b"")?.st_mode & 0o777);
@@ -64,7 +64,7 @@ impl Child<'_> {
     }
 
     fn make_layers(&mut self) -> Outcome<Layers> {
-        let parent = self.procdir()?.try_clone_to_owned().map_err(|_| Errno::MFILE).doing("keep the procdir", b"")?;
+        let parent = fcntl_dupfd_cloexec(self.procdir()?, 3).doing("keep the procdir", b"")?;
         let make = || -> Result<OwnedFd, Errno> {
             let directory = make_new_dir(&parent, NAME)?;
             let clone = clone_mount(directory.as_fd(), false, 0)?;

@@ -4,10 +4,11 @@ use super::Child;
 use crate::error::{Doing, Failure, Outcome, printable};
 use crate::fsops::{open_path, same_inode};
 use crate::plan::{Base, Place};
+use crate::prelude::*;
 use crate::sources::same_directory;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2};
 use rustix::io::Errno;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 const PATH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);

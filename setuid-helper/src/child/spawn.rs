@@ -1,12 +1,15 @@
 //! Programs that steps start: a clean environment, and chosen descriptors under chosen numbers.
 
+use crate::errno::error_text;
 use crate::error::{Doing, Outcome};
+use crate::prelude::*;
 use crate::sys::{self, CStrings, Forked};
+use alloc::ffi::CString;
+use core::ffi::CStr;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::Pid;
-use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 const ENVIRONMENT: [&CStr; 2] = [c"PATH=/usr/sbin:/usr/bin:/sbin:/bin", c"LC_ALL=C.UTF-8"];
 /// Above every number that a program gets, so that no `dup2` overwrites what is still to be placed.
@@ -23,17 +26,13 @@ pub fn spawn(argv: &[CString], fds: &[(BorrowedFd, i32)], prepare: impl Fn()) ->
                 let pointers: CStrings = argv.iter().map(CString::as_c_str).collect();
                 if let Some(path) = argv.first() {
                     let error = sys::execute(path, &pointers, &ENVIRONMENT.into_iter().collect());
-                    let message = format!("cannot execute it: {}", sys::error_text(error));
-                    let _ = rustix::io::write(stdout(), message.as_bytes());
+                    let message = format!("cannot execute it: {}", error_text(error));
+                    let _ = rustix::io::write(sys::standard(1), message.as_bytes());
                 }
             }
             sys::exit_now(127)
         }
     }
-}
-
-fn stdout() -> impl AsFd {
-    std::io::stdout()
 }
 
 fn place(fds: &[(BorrowedFd, i32)]) -> Result<(), rustix::io::Errno> {

@@ -2,6 +2,7 @@
 
 use super::reader::Invalid;
 use super::{Plan, Slot, SourceKind, Step, attr, overlay};
+use crate::prelude::*;
 
 pub fn check(plan: &Plan) -> Result<(), Invalid> {
     if plan.home.kind != SourceKind::Directory {

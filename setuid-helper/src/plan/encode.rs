@@ -1,6 +1,7 @@
 //! Plan to bytes. Nothing is checked here: `decode` knows the limits, and tests compare the two.
 
 use super::{LAST_VERSION, MAGIC, Place, Plan, Source, Step};
+use crate::prelude::*;
 
 /// The plan as bytes.
 pub fn encode(plan: &Plan) -> Vec<u8> {

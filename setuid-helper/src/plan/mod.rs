@@ -1,5 +1,7 @@
 //! The Plan: plain data that borrows from the bytes it was decoded from. `docs/plan.md` is the specification.
 
+use crate::prelude::Vec;
+
 mod check;
 mod decode;
 mod encode;

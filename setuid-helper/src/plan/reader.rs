@@ -1,6 +1,7 @@
 //! A cursor over hostile bytes. It copies nothing and allocates nothing.
 
 use super::{MAX_ITEMS, MAX_PATH, MAX_STRING};
+use crate::prelude::*;
 
 /// Why bytes are not a plan, and where that was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,10 +1,11 @@
 //! What the command left behind: asked to end, then killed, and reaped until nothing is left.
 
+use crate::prelude::*;
 use crate::sys::{self, Mask};
+use core::time::Duration;
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, getpid, wait};
-use std::time::{Duration, Instant};
 
 const GRACE: Duration = Duration::from_millis(500);
 /// How often what is left is looked at again: it may have started something new.
@@ -13,10 +14,10 @@ const LOOK: Duration = Duration::from_millis(50);
 /// End every process below this one, which is a child subreaper. Costs one system call when there is none.
 pub fn end() {
     let children = Mask::of(&[libc::SIGCHLD]);
-    let deadline = Instant::now() + GRACE;
+    let deadline = sys::now() + GRACE;
     let mut asked = Vec::new();
     while any_left() {
-        let kill = Instant::now() >= deadline;
+        let kill = sys::now() >= deadline;
         let left = descendants();
         let mut refused = 0;
         for pid in &left {
@@ -27,7 +28,7 @@ pub fn end() {
         if kill && !left.is_empty() && refused == left.len() {
             return;
         }
-        sys::wait(&children, Some(if kill { LOOK } else { LOOK.min(deadline - Instant::now().min(deadline)) }));
+        sys::wait(children, Some(if kill { LOOK } else { LOOK.min(deadline.saturating_sub(sys::now())) }));
     }
 }
 
@@ -86,7 +87,7 @@ fn all_processes() -> Result<Vec<(Pid, i32)>, Errno> {
 fn parent(stat: &[u8]) -> Option<i32> {
     let after_name = stat.rsplit(|byte| *byte == b')').next()?;
     let field = after_name.split(|byte| *byte == b' ').filter(|field| !field.is_empty()).nth(1)?;
-    std::str::from_utf8(field).ok()?.parse().ok()
+    core::str::from_utf8(field).ok()?.parse().ok()
 }
 
 #[cfg(test)]

@@ -9,26 +9,27 @@ use crate::environment::Environment;
 use crate::error::{Doing, Failure, Outcome};
 use crate::home::Home;
 use crate::plan::{LEAVE_RUNNING, Plan};
+use crate::prelude::*;
 use crate::record::Record;
 use crate::scratch;
 use crate::sources::{Handed, Sources};
 use crate::stale;
 use crate::sys::{self, Forked, Mask};
+use core::ffi::CStr;
+use rustix::fd::OwnedFd;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, getpid, set_child_subreaper};
-use std::ffi::CString;
-use std::os::fd::OwnedFd;
 use wait::End;
 
 /// The longest failure that the child reports, in bytes: what every pipe holds, however little its user may have.
 const REPORT: usize = 4096;
 
 /// Launch, supervise, clean up. Returns the exit code; does not return when the command was killed by a signal.
-pub fn launch(plan: &Plan, handed: Handed, environment: Environment, argv: Vec<CString>) -> Outcome<i32> {
+pub fn launch(plan: &Plan, handed: Handed, environment: Environment, argv: &[&'static CStr]) -> Outcome<i32> {
     let inherited = Inherited::take();
     let home = Home::open(plan)?;
     let sources = Sources::open(plan, handed)?;
-    let record = Record::new(&home, plan, &argv)?;
+    let record = Record::new(&home, plan, argv)?;
     scratch::make(plan, &record.id)?;
     set_child_subreaper(Some(getpid())).doing("become a child subreaper", b"")?;
     let (report, writer) = pipe_with(PipeFlags::CLOEXEC).doing("make a pipe", b"")?;
@@ -43,7 +44,7 @@ pub fn launch(plan: &Plan, handed: Handed, environment: Environment, argv: Vec<C
             report_failure(&writer, &failure)
         }
     };
-    drop((writer, sources, environment, argv));
+    drop((writer, sources, environment));
     // While the child sets up, on another processor: nothing that it needs is in the way.
     stale::clean(&home, &record.name);
     let end = wait::for_command(command);

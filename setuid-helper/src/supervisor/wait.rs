@@ -30,7 +30,7 @@ pub fn for_command(command: Pid) -> End {
     signals[1..].copy_from_slice(&FORWARDED);
     let mask = Mask::of(&signals);
     loop {
-        match sys::wait(&mask, None) {
+        match sys::wait(mask, None) {
             Some(arrived) if arrived.signal == libc::SIGCHLD => {
                 if let Some(end) = reap(command) {
                     return end;

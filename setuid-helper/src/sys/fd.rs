@@ -1,33 +1,47 @@
 //! Descriptors that arrive, or are wanted, under a certain number.
 
-use rustix::io::{Errno, FdFlags};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use super::raw::{number, syscall};
+use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd};
 
 /// Take over an inherited descriptor and make it close-on-exec. The caller sees to it that no number is taken twice.
-pub fn adopt(number: i32) -> Result<OwnedFd, Errno> {
-    if number < 0 {
+pub fn adopt(raw: i32) -> Result<OwnedFd, Errno> {
+    if raw < 0 {
         return Err(Errno::BADF);
     }
     // SAFETY: the descriptor is only looked at for this one call, and fcntl answers EBADF if it is not open.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-    rustix::io::fcntl_setfd(borrowed.as_fd(), FdFlags::CLOEXEC)?;
+    fcntl_setfd(unsafe { BorrowedFd::borrow_raw(raw) }, FdFlags::CLOEXEC)?;
     // SAFETY: it is open (fcntl said so) and was handed to this program by its caller, on purpose, to own.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
 /// Make `fd` available, across exec, as exactly this number. Only for a process that is about to exec.
-pub fn place_at(fd: BorrowedFd, number: i32) -> Result<(), Errno> {
-    if fd.as_raw_fd() == number {
-        return rustix::io::fcntl_setfd(fd, FdFlags::empty());
+pub fn place_at(fd: BorrowedFd, wanted: i32) -> Result<(), Errno> {
+    if fd.as_raw_fd() == wanted {
+        return fcntl_setfd(fd, FdFlags::empty());
     }
-    // SAFETY: dup2 takes two numbers and touches no memory. What `number` meant before is lost on purpose.
-    match unsafe { libc::dup2(fd.as_raw_fd(), number) } {
-        -1 => Err(last_error()),
-        _ => Ok(()),
+    // SAFETY: no pointers. What `wanted` meant before is replaced on purpose; nothing in this process uses it again.
+    unsafe { syscall(libc::SYS_dup3, [number(fd), wanted.unsigned_abs() as usize]) }.map(drop)
+}
+
+/// Descriptors 0, 1 and 2 are never ours: where one is closed, `/dev/null` takes its number until exec. Otherwise a
+/// message for descriptor 2 would end up in whatever file was opened next.
+pub fn occupy_standard() {
+    for raw in 0..=2 {
+        // SAFETY: the descriptor is only looked at for this one call, and fcntl answers EBADF if it is not open.
+        if fcntl_getfd(unsafe { BorrowedFd::borrow_raw(raw) }) == Err(Errno::BADF) {
+            // The lowest free number is the wanted one, as all below it are open by now.
+            if let Ok(null) = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+                let _ = null.into_raw_fd();
+            }
+        }
     }
 }
 
-/// `errno` of the libc call that just failed.
-pub(super) fn last_error() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+/// Descriptor 1 or 2, to write to.
+pub fn standard(raw: i32) -> BorrowedFd<'static> {
+    debug_assert!((0..=2).contains(&raw));
+    // SAFETY: `occupy_standard` saw to it that these are open, and nothing closes them.
+    unsafe { BorrowedFd::borrow_raw(raw) }
 }

@@ -1,12 +1,12 @@
 //! The ioctls of loop(4).
 
-use super::fd::last_error;
+use super::raw::{input, number, output, syscall};
+use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
-use std::os::fd::{AsRawFd, BorrowedFd};
 
-const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
-const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
-const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
+const LOOP_GET_STATUS64: usize = 0x4C05;
+const LOOP_CONFIGURE: usize = 0x4C0A;
+const LOOP_CTL_GET_FREE: usize = 0x4C82;
 const READ_ONLY: u32 = 1;
 const AUTOCLEAR: u32 = 4;
 
@@ -67,29 +67,20 @@ impl LoopStatus {
 pub fn loop_status(device: BorrowedFd) -> Result<LoopStatus, Errno> {
     let mut info = EMPTY;
     // SAFETY: the kernel writes one loop_info64 through the pointer, which is to one that outlives the call.
-    match unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) } {
-        -1 => Err(last_error()),
-        _ => Ok(LoopStatus(info)),
-    }
+    unsafe { syscall(libc::SYS_ioctl, [number(device), LOOP_GET_STATUS64, output(&mut info)]) }?;
+    Ok(LoopStatus(info))
 }
 
 /// The number of a loop device that was free a moment ago.
-pub fn get_free(control: BorrowedFd) -> Result<u32, Errno> {
+pub fn get_free(control: BorrowedFd) -> Result<usize, Errno> {
     // SAFETY: this ioctl takes no argument.
-    match unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) } {
-        -1 => Err(last_error()),
-        number => Ok(number.unsigned_abs()),
-    }
+    unsafe { syscall(libc::SYS_ioctl, [number(control), LOOP_CTL_GET_FREE]) }
 }
 
 /// Attach `backing`, whole, read-only, autoclear (Linux 5.8). EBUSY: somebody was faster.
 pub fn loop_configure(device: BorrowedFd, backing: BorrowedFd) -> Result<(), Errno> {
-    let fd = backing.as_raw_fd().unsigned_abs();
     let info = LoopInfo64 { flags: READ_ONLY | AUTOCLEAR, ..EMPTY };
-    let config = LoopConfig { fd, block_size: 0, info, reserved: [0; 8] };
+    let config = LoopConfig { fd: number(backing) as u32, block_size: 0, info, reserved: [0; 8] };
     // SAFETY: the kernel reads one loop_config through the pointer, which is to one that outlives the call.
-    match unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) } {
-        -1 => Err(last_error()),
-        _ => Ok(()),
-    }
+    unsafe { syscall(libc::SYS_ioctl, [number(device), LOOP_CONFIGURE, input(&config)]) }.map(drop)
 }

@@ -1,4 +1,5 @@
-//! Everything that the compiler cannot check: calls that rustix does not have, or has only as unsafe functions.
+//! Everything that the compiler cannot check: system calls that rustix does not have, or has only as unsafe
+//! functions, and the start of a program without a C library.
 //!
 //! The only module tree in which `unsafe` is allowed. Each function is small, takes and returns ordinary types, and
 //! is safe to call with any arguments.
@@ -8,10 +9,17 @@ mod fd;
 mod loopdev;
 mod mount;
 mod process;
+mod raw;
 mod signal;
 
-pub use fd::{adopt, place_at};
+#[cfg(freestanding)]
+mod allocator;
+#[cfg(freestanding)]
+mod memory;
+pub mod start;
+
+pub use fd::{adopt, occupy_standard, place_at, standard};
 pub use loopdev::{get_free, loop_configure, loop_status};
 pub use mount::{set_mount, unshare};
-pub use process::{CStrings, Forked, environment, error_text, execute, exit_now, fork, is_secure_execution};
+pub use process::{CStrings, Forked, execute, exit_now, fork, now};
 pub use signal::{Arrived, Mask, block_all, default_action, die_of, ignore, is_ignored, send, send_to_self, wait};

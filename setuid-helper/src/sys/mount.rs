@@ -1,18 +1,17 @@
 //! mount_setattr(2) and unshare(2).
 
-use super::fd::last_error;
+use super::raw::{input, number, syscall};
+use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
-use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Add attributes (`MOUNT_ATTR_*`) to the mount of `fd`, recursively, and make its propagation slave. Linux 5.12.
 pub fn set_mount(fd: BorrowedFd, attributes: u64) -> Result<(), Errno> {
     let attr = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: libc::MS_SLAVE, userns_fd: 0 };
-    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
-    let (path, size) = (c"".as_ptr(), size_of::<libc::mount_attr>());
-    // SAFETY: the path is an empty C string, and the kernel reads `size` bytes of a mount_attr that outlives the call.
-    let result = unsafe { libc::syscall(libc::SYS_mount_setattr, fd.as_raw_fd(), path, flags, &raw const attr, size) };
-    if result == -1 { Err(last_error()) } else { Ok(()) }
+    let flags = (libc::AT_EMPTY_PATH | libc::AT_RECURSIVE) as usize;
+    let arguments = [number(fd), c"".as_ptr() as usize, flags, input(&attr), size_of::<libc::mount_attr>()];
+    // SAFETY: the path is an empty C string, and the kernel reads a mount_attr of the given size.
+    unsafe { syscall(libc::SYS_mount_setattr, arguments) }.map(drop)
 }
 
 /// unshare(2). Unknown flags are EINVAL.

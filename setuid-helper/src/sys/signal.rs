@@ -1,46 +1,60 @@
 //! Signals: blocked and waited for, never handled.
 
-use super::fd::last_error;
+use super::raw::{input, output, syscall};
+use core::mem::{offset_of, zeroed};
+use core::time::Duration;
 use rustix::io::Errno;
-use rustix::process::Pid;
-use std::mem::{MaybeUninit, zeroed};
-use std::time::Duration;
+use rustix::process::{Pid, Resource, Rlimit, setrlimit};
 
-/// A signal mask.
+/// `SIGEV`-less view of the start of the kernel's siginfo_t (asm-generic/siginfo.h), with its full size of 128 bytes.
+#[repr(C, align(8))]
+struct Info {
+    signal: i32,
+    errno: i32,
+    code: i32,
+    padding: i32,
+    pid: i32,
+    rest: [i32; 27],
+}
+
+/// The kernel's struct sigaction (linux/signal_types.h), which is not the C library's.
+#[repr(C)]
+struct Action {
+    handler: usize,
+    flags: usize,
+    restorer: usize,
+    mask: u64,
+}
+
+const SET: usize = size_of::<u64>();
+const _: () = assert!(size_of::<Info>() == 128 && offset_of!(Info, pid) == 16);
+
+/// A signal mask: bit N-1 for signal N.
 #[derive(Clone, Copy)]
-pub struct Mask(libc::sigset_t);
+pub struct Mask(u64);
 
 impl Mask {
     /// Exactly these signals.
     pub fn of(signals: &[i32]) -> Mask {
-        // SAFETY: an all-zero sigset_t is a valid one, and sigaddset refuses numbers that are no signals.
-        unsafe {
-            let mut set: libc::sigset_t = zeroed();
-            libc::sigemptyset(&raw mut set);
-            for signal in signals {
-                libc::sigaddset(&raw mut set, *signal);
-            }
-            Mask(set)
-        }
+        Mask(signals.iter().fold(0, |set, signal| set | 1 << (signal - 1)))
     }
 
     /// Make it this process's mask.
-    pub fn apply(&self) {
-        // SAFETY: the set is a valid one and nothing is stored.
-        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
+    pub fn apply(self) {
+        change(libc::SIG_SETMASK, self);
     }
+}
+
+fn change(how: i32, new: Mask) -> Mask {
+    let mut old = 0u64;
+    // SAFETY: both sets are of the size that is given, and live for the call.
+    let _ = unsafe { syscall(libc::SYS_rt_sigprocmask, [how as usize, input(&new.0), output(&mut old), SET]) };
+    Mask(old)
 }
 
 /// Block everything; returns the mask from before.
 pub fn block_all() -> Mask {
-    // SAFETY: both sets live on the stack for the whole call; an all-zero sigset_t is a valid one.
-    unsafe {
-        let mut all: libc::sigset_t = zeroed();
-        let mut before: libc::sigset_t = zeroed();
-        libc::sigfillset(&raw mut all);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-        Mask(before)
-    }
+    change(libc::SIG_SETMASK, Mask(u64::MAX))
 }
 
 /// A signal that was taken from the queue.
@@ -54,68 +68,61 @@ pub struct Arrived {
 }
 
 /// The next blocked signal of `mask`; None when the time is up, or on a stop and continue.
-pub fn wait(mask: &Mask, limit: Option<Duration>) -> Option<Arrived> {
-    let mut info = MaybeUninit::<libc::siginfo_t>::uninit();
-    let timeout = limit.map(|limit| libc::timespec {
-        tv_sec: limit.as_secs().try_into().unwrap_or(libc::time_t::MAX),
-        tv_nsec: limit.subsec_nanos().into(),
-    });
-    let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: set and timeout (or NULL) are valid for the call; the kernel fills in info when it returns a signal.
-    let signal = unsafe { libc::sigtimedwait(&raw const mask.0, info.as_mut_ptr(), timeout) };
-    if signal <= 0 {
-        return None;
-    }
-    // SAFETY: a positive result means that info was filled in; si_pid only reads bytes of that union.
-    let (code, sender) = unsafe { (info.assume_init_ref().si_code, info.assume_init_ref().si_pid()) };
-    Some(Arrived { signal, from_kernel: code == libc::SI_KERNEL, sender })
+pub fn wait(mask: Mask, limit: Option<Duration>) -> Option<Arrived> {
+    // SAFETY: integers only, for which all zeroes is a value.
+    let mut info: Info = unsafe { zeroed() };
+    let timeout = limit.map(|limit| [limit.as_secs(), limit.subsec_nanos().into()]);
+    let timeout = timeout.as_ref().map_or(0, input);
+    // SAFETY: the set is of the size that is given; info is as large as the kernel's; the timeout is NULL or a
+    // struct timespec of two 64-bit numbers; all live for the call.
+    let signal =
+        unsafe { syscall(libc::SYS_rt_sigtimedwait, [input(&mask.0), output(&mut info), timeout, SET]) }.ok()?;
+    Some(Arrived { signal: signal as i32, from_kernel: info.code == libc::SI_KERNEL, sender: info.pid })
 }
 
 /// kill(2) of one process.
 pub fn send(pid: Pid, signal: i32) -> Result<(), Errno> {
-    // SAFETY: kill takes two numbers; a Pid is positive, so it is never a group or everybody.
-    if unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) } == -1 { Err(last_error()) } else { Ok(()) }
+    let pid = pid.as_raw_nonzero().get() as usize;
+    // SAFETY: no pointers; a Pid is positive, so it is never a group or everybody.
+    unsafe { syscall(libc::SYS_kill, [pid, signal as usize]) }.map(drop)
 }
 
 /// kill(2) of this process.
 pub fn send_to_self(signal: i32) {
-    // SAFETY: as above; getpid never fails.
-    unsafe { libc::kill(libc::getpid(), signal) };
+    let _ = send(rustix::process::getpid(), signal);
+}
+
+fn set_action(signal: i32, handler: usize) {
+    let action = Action { handler, flags: 0, restorer: 0, mask: 0 };
+    // SAFETY: the action lives for the call, and its handler is SIG_DFL or SIG_IGN, so no code of ours ever runs in
+    // a signal context.
+    let _ = unsafe { syscall(libc::SYS_rt_sigaction, [signal as usize, input(&action), 0, SET]) };
 }
 
 /// Set the action of a signal to default.
 pub fn default_action(signal: i32) {
-    // SAFETY: SIG_DFL is no function, so no code can run in a signal context.
-    unsafe { libc::signal(signal, libc::SIG_DFL) };
-}
-
-/// Whether a signal is ignored, as it may be from before exec.
-pub fn is_ignored(signal: i32) -> bool {
-    let mut action = MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: with a NULL new action sigaction only fills in the old one, which is read only if it said so.
-    unsafe {
-        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
-            && action.assume_init_ref().sa_sigaction == libc::SIG_IGN
-    }
+    set_action(signal, libc::SIG_DFL);
 }
 
 /// Ignore a signal.
 pub fn ignore(signal: i32) {
-    // SAFETY: SIG_IGN is no function, so no code can run in a signal context.
-    unsafe { libc::signal(signal, libc::SIG_IGN) };
+    set_action(signal, libc::SIG_IGN);
+}
+
+/// Whether a signal is ignored, as it may be from before exec.
+pub fn is_ignored(signal: i32) -> bool {
+    let mut action = Action { handler: 0, flags: 0, restorer: 0, mask: 0 };
+    // SAFETY: the kernel fills in one of its struct sigaction, which lives for the call.
+    let result = unsafe { syscall(libc::SYS_rt_sigaction, [signal as usize, 0, output(&mut action), SET]) };
+    result.is_ok() && action.handler == libc::SIG_IGN
 }
 
 /// End this process by `signal`, without a core file: the caller sees what happened to the command.
 /// Every other signal must be blocked, or one that is pending may be what ends it.
 pub fn die_of(signal: i32) -> ! {
-    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
     default_action(signal);
-    // SAFETY: the limit is read from a valid struct; an all-zero sigset_t is a valid one, and lives for the call.
-    unsafe {
-        libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
-        send_to_self(signal);
-        let set = Mask::of(&[signal]);
-        libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set.0, std::ptr::null_mut()); // delivered before it returns
-    }
+    send_to_self(signal);
+    change(libc::SIG_UNBLOCK, Mask::of(&[signal])); // delivered before it returns
     super::exit_now(128 + signal)
 }
