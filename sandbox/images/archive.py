@@ -124,7 +124,8 @@ class Guard:
     def _entry(self, name: bytes, kind: Type, raw: Raw, mode: int, target: bytes = b"") -> Entry:
         replaces = self._claim(name, kind, raw.name)
         size = raw.size if kind is Type.FILE else 0
-        if size is not None and self.unpacked + (sum(n for _, n in raw.data_map) or size) > self.max_unpacked and size:
+        claimed = sum(length for _, length in raw.data_map) if raw.data_map else size
+        if claimed and self.unpacked + claimed > self.max_unpacked:
             raise self._too_large()
         return Entry(name, kind, mode, raw.mtime_ns, size, target, raw.data_map, replaces)
 

@@ -332,4 +332,6 @@ def _copy(source: int, out: int) -> None:
 
 
 def _is_full(error: SandboxError) -> bool:
-    return os.strerror(errno.ENOSPC).lower() in str(error).lower() or "no space left" in str(error)
+    from sandbox.images import convert
+
+    return isinstance(error, convert.NoSpaceError)

@@ -30,7 +30,7 @@ class CachedImage(NamedTuple):
     uses: int
 
 
-class InUse(SandboxError):
+class InUseError(SandboxError):
     """A sandbox is using, or about to use, what should go."""
 
 
@@ -100,7 +100,7 @@ def find(cache: int, wanted: str) -> str:
 
 
 def remove(cache: int, locks: int, name: str, *, now: float, idle_for: float = 0.0) -> None:
-    """Take the entry out, whole. Raises InUse while it is built, used as a tree, or was used within `idle_for` seconds."""
+    """Take the entry out, whole. Raises InUseError while it is built, used as a tree, or was used within `idle_for` seconds."""
     raw = os.fsencode(name)
     key = raw.partition(b".")[0]
     with _not_being_built(locks, key):
@@ -112,7 +112,7 @@ def remove(cache: int, locks: int, name: str, *, now: float, idle_for: float = 0
                 try:
                     # Again: who found it before the rename has counted the use by now, or will find nothing.
                     _check_idle(cache, key, now, idle_for)
-                except InUse:
+                except InUseError:
                     sys.renameat2(cache, doomed, cache, raw, sys.RENAME_NOREPLACE)
                     raise
                 fsops.remove_tree(cache, doomed)
@@ -135,7 +135,7 @@ def _not_being_built(locks: int, key: bytes) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InUse(f"cannot remove {key.decode()}: it is being built") from None
+            raise InUseError(f"cannot remove {key.decode()}: it is being built") from None
         yield
 
 
@@ -151,7 +151,7 @@ def _unused(cache: int, name: bytes) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno == errno.EWOULDBLOCK:
-                raise InUse(f"cannot remove {name.decode()}: a sandbox is using it") from None
+                raise InUseError(f"cannot remove {name.decode()}: a sandbox is using it") from None
         yield
 
 
@@ -161,7 +161,7 @@ def _check_idle(cache: int, key: bytes, now: float, idle_for: float) -> None:
     with contextlib.suppress(FileNotFoundError):
         status = os.stat(key + USES, dir_fd=cache, follow_symlinks=False)
         if now - status.st_mtime < idle_for:
-            raise InUse(f"cannot remove {key.decode()}: it was used a moment ago")
+            raise InUseError(f"cannot remove {key.decode()}: it was used a moment ago")
 
 
 def remove_leftovers(cache: int, locks: int, *, before: float) -> int:

@@ -24,7 +24,12 @@ _WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
 _PIPE_SIZE = 1 << 20
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 _POLL_MS = 100
+_NEARLY = 2 << 20  # tar2sqfs gives up on a whole block, and a block may be 1 MiB
 DEFAULT_LABEL = "the archive"
+
+
+class NoSpaceError(HostError):
+    """The file system of the image or tree is full."""
 
 
 def worker_argv(*, sink: str, max_unpacked: int, label: str = DEFAULT_LABEL) -> tuple[bytes, ...]:
@@ -131,12 +136,12 @@ def _build(
     if status == _FAILED and said:
         raise ArchiveError(said)
     if packed != 0:
-        raise _packing_failed(label, log, max_image)
+        raise _packing_failed(label, log, out_fd, max_image)
     if status != 0:
         raise ArchiveError(f"cannot unpack {label}: the unpacking process {_ended(status)}", hint=said)
 
 
-_FAILED, _TWO_PASSES = 1, 3
+_FAILED, _TWO_PASSES, _NO_SPACE = 1, 3, 5
 
 
 def _packer(out_fd: int, fast: bool, uid: int, gid: int, max_image: int) -> list[str]:
@@ -255,10 +260,12 @@ def _ended(status: int) -> str:
     return f"was killed by signal {-status}" if status < 0 else f"failed with status {status}"
 
 
-def _packing_failed(label: str, log: str, max_image: int) -> SandboxError:
-    if os.strerror(errno.ENOSPC) in log:
-        return HostError(f"cannot convert {label}: no space left for its image", hint="free some, or run without --cache")
-    if max_image and os.strerror(errno.EFBIG) in log:
+def _packing_failed(label: str, log: str, out_fd: int, max_image: int) -> SandboxError:
+    """tar2sqfs says "I/O error" and no more: what the image and its file system look like tells why."""
+    room = os.fstatvfs(out_fd)
+    if os.strerror(errno.ENOSPC) in log or (room.f_blocks and room.f_bavail * room.f_frsize < _NEARLY):
+        return NoSpaceError(f"cannot convert {label}: no space left for its image", hint="free some")
+    if max_image and os.fstat(out_fd).st_size > max_image - _NEARLY:
         return HostError(
             f"cannot convert {label}: its image needs more than {max_image} bytes of memory",
             hint="keep it on disk with --cache",
@@ -301,6 +308,8 @@ def extract(
         )
         stack.enter_context(_ending(child))
         (status,) = _wait([child], source, progress or _bar(fd, label))
+        if status == _NO_SPACE:
+            raise NoSpaceError(_text(said))
         if status == _FAILED:
             raise ArchiveError(_text(said))
         if status != 0:

@@ -166,12 +166,14 @@ def _into_memory(chunks: Iterator[bytes], kind: Kind, label: str, max_bytes: int
         for chunk in chunks:
             total += len(chunk)
             if total > max_bytes:
-                raise ArchiveError(f"cannot use {label}: it holds more than {max_bytes} bytes", hint="see --max-unpacked")
+                what = f"it holds more than {max_bytes} bytes"
+                raise ArchiveError(f"cannot use {label}: {what}", hint="see --max-unpacked")
             _write_all(memory, chunk)
         inner = _kind_of(os.pread(memory, 1024, 0), total)
         if inner is not Kind.SQUASHFS and (inner is not Kind.ZIP or kind is Kind.ELF):
             raise ArchiveError(f"cannot use {label}: what it holds is neither a zip nor a squashfs", hint=_KNOWN)
         seal(memory)
+        os.lseek(memory, 0, os.SEEK_SET)
         return memory, inner
     except OSError as error:
         os.close(memory)
@@ -212,7 +214,7 @@ def _decoded(fd: int, label: str) -> Iterator[bytes]:
         if in_comments and (line.startswith(b"#") or not line):
             continue
         in_comments = False
-        if not _BASE64_LINE.match(line) or (padded and line):
+        if not _BASE64_LINE.match(line) or (padded and line.strip(b"=")):
             raise ArchiveError(f"cannot use {label}: line {number} is not base64", hint="comment lines come first")
         padded = padded or line.endswith(b"=")
         pending += line

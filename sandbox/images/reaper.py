@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from sandbox import fsops
-from sandbox.errors import UsageError, printable
+from sandbox.errors import SandboxError, UsageError, printable
 
 NAME = "sandbox-reaper"
 AGE_VARIABLE, BYTES_VARIABLE = "SANDBOX_CACHE_MAX_AGE_DAYS", "SANDBOX_CACHE_MAX_BYTES"
@@ -46,12 +46,12 @@ def settings(environment: Mapping[str, str]) -> Settings:
     age_text = environment.get(AGE_VARIABLE, "").strip()
     try:
         age = float(age_text) if age_text else DEFAULT_AGE_DAYS
-        if not 0 <= age < 1e6:
-            raise ValueError
     except ValueError:
+        age = -1.0
+    if not 0 <= age < 1e6:
         raise UsageError(
             f"{AGE_VARIABLE} is {printable(age_text)!r}, which is no number of days", hint="0 switches ageing off"
-        ) from None
+        )
     return Settings(age, _bytes(environment.get(BYTES_VARIABLE, "").strip()))
 
 
@@ -184,7 +184,7 @@ def _evict(
         too_much = max_bytes is not None and total - freed > max_bytes
         if not (too_old or too_much) or now - image.last_used < catalog.RECENT_SECONDS:
             continue
-        with contextlib.suppress(catalog.SandboxError, OSError):
+        with contextlib.suppress(SandboxError, OSError):
             catalog.remove(cache, locks, image.name, now=now, idle_for=catalog.RECENT_SECONDS)
             evicted.append(image.name)
             freed += image.size

@@ -18,11 +18,11 @@ _TYPE_FLAG = {Type.FILE: b"0", Type.HARDLINK: b"1", Type.SYMLINK: b"2", Type.DIR
 _MAX_TIME = (1 << 32) - 1  # squashfs keeps seconds in 32 bits
 
 
-class NeedsTwoPasses(Exception):
+class NeedsTwoPassesError(Exception):
     """A name came a second time: a stream cannot take the first back."""
 
 
-class _WrongSize(ArchiveError):
+class _WrongSizeError(ArchiveError):
     def __init__(self, name: bytes) -> None:
         super().__init__(f"entry '{printable(name)}' is damaged: its data is not as long as its header says")
 
@@ -52,7 +52,7 @@ class TarSink:
             self._directories[entry.name] = (entry.mode, entry.mtime_ns)
             return
         if entry.replaces:
-            raise NeedsTwoPasses
+            raise NeedsTwoPassesError
         if entry.type is not Type.FILE:
             self._header(entry.name, _TYPE_FLAG[entry.type], entry.mode, entry.mtime_ns, 0, entry.target)
         elif entry.size is None:
@@ -102,11 +102,11 @@ class TarSink:
                 if at == begin + length:
                     begin, length = next(rest, (-1, 0))
                     if begin < 0:
-                        raise _WrongSize(name)
+                        raise _WrongSizeError(name)
                     at = begin
                     continue
                 if offset < at:
-                    raise _WrongSize(name)
+                    raise _WrongSizeError(name)
                 gap = min(offset, begin + length) - at
                 if gap:
                     self._zeros(gap)
@@ -127,7 +127,7 @@ class TarSink:
         last = -1
         for begin, length in segments:
             if begin < last or begin + length > size:
-                raise _WrongSize(entry.name)
+                raise _WrongSizeError(entry.name)
             last = begin + length
         fields = [_octal(begin, 12) + _octal(length, 12) for begin, length in segments]
         more = fields[4:]
@@ -221,7 +221,7 @@ class DirSink:
                     offset, view = offset + count, view[count:]
                 end = max(end, offset)
             if entry.size is not None and end > entry.size:
-                raise _WrongSize(entry.name)
+                raise _WrongSizeError(entry.name)
             if entry.size is not None and end < entry.size:
                 os.ftruncate(fd, entry.size)  # a hole at the end
             os.fchmod(fd, entry.mode)

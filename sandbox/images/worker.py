@@ -4,7 +4,7 @@ Started by path (`python -I .../worker.py unpack|pack|exec ...`): -I keeps the c
 Descriptor 0 is the source (`--source` for a directory: Python does not start on one); descriptor 3, or `--out`, takes the
 tree or the tar. On failure the exit status is 1 and
 descriptor 1 has exactly one line. Status 3: a name came twice and the stream needs `--two-passes`; 4: whoever read
-the stream went away, and knows why.
+the stream went away, and knows why; 5: as 1, because the disk is full.
 """
 
 import os
@@ -28,8 +28,9 @@ from sandbox.images.formats import Kind, detect
 if TYPE_CHECKING:
     from sandbox.images.archive import Sink, Source
 
-FAILED, TWO_PASSES, READER_GONE = 1, 3, 4
+FAILED, TWO_PASSES, READER_GONE, NO_SPACE = 1, 3, 4, 5
 DIRECTORIES = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MEMORY = 4 << 30  # what a decompressor may map: xz archives can ask for any dictionary
 
 
@@ -62,7 +63,8 @@ def main(argv: list[str]) -> int:
     except MemoryError:
         return _say(f"cannot unpack {options.label}: it needs more memory than {_MEMORY} bytes to decompress")
     except OSError as error:
-        return _say(_trouble(options, error))
+        _say(_trouble(options, error))
+        return NO_SPACE if error.errno in _FULL else FAILED
     except Exception as error:  # a hostile archive must not get a traceback for an answer
         return _say(f"cannot unpack {options.label}: internal error: {type(error).__name__}: {error}")
 
@@ -127,7 +129,7 @@ def _unpack(options: argparse.Namespace) -> int:
         else:
             with _source(kind, options.source) as source:
                 archive.unpack(source, sink, options.max_unpacked)
-    except sinks.NeedsTwoPasses:
+    except sinks.NeedsTwoPassesError:
         return TWO_PASSES
     except SandboxError as error:
         raise ArchiveError(f"cannot unpack {options.label}: {error.message}", hint=error.hint) from None
@@ -214,7 +216,7 @@ def _no_room(label: str, needed: int | None, free: int) -> str:
 
 
 def _trouble(options: argparse.Namespace, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) and options.sink == "dir":
+    if error.errno in _FULL and options.sink == "dir":
         room = os.fstatvfs(options.out)
         if room.f_files and not room.f_favail:
             return f"cannot unpack {options.label}: too many files for the file system ({_ROOM_HINT})"
