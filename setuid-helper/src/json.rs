@@ -136,7 +136,10 @@ impl Parser<'_> {
     fn escape(&mut self, text: &mut Vec<u8>) -> Option<()> {
         let c = match self.next()? {
             b'u' => match self.unit()? {
-                byte @ 0xdc80..=0xdcff => return Some(text.push((byte & 0xff) as u8)),
+                byte @ 0xdc80..=0xdcff => {
+                    text.push((byte & 0xff) as u8);
+                    return Some(());
+                }
                 high @ 0xd800..=0xdbff => {
                     self.rest = self.rest.strip_prefix(b"\\u")?;
                     let low = self.unit()?.checked_sub(0xdc00).filter(|low| *low < 0x400)?;

@@ -15,6 +15,8 @@ mod signal;
 #[cfg(freestanding)]
 mod allocator;
 #[cfg(freestanding)]
+mod entry;
+#[cfg(freestanding)]
 mod memory;
 pub mod start;
 
