@@ -1,9 +1,13 @@
-"""Timing by hyperfine, and the figures that come of it."""
+"""Timing, and the figures that come of it."""
 
 import json
+import os
+import re
 import shlex
+import statistics
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,14 +28,6 @@ class Figure(NamedTuple):
     met: bool | None = None
 
 
-class Timed(NamedTuple):
-    """One command of a comparison. `prepare` runs before every timing and is not timed (a shell line)."""
-
-    what: str
-    command: Sequence[str]
-    prepare: str = ""
-
-
 class Bench:
     """Runs comparisons as one identity, with a home of its own."""
 
@@ -50,26 +46,35 @@ class Bench:
         """Once, untimed: to fill a cache."""
         subprocess.run([*command], env=self.environment, cwd=self.directory, check=True, **self.who.popen_options())  # type: ignore[call-overload]
 
-    def compare(self, timed: Sequence[Timed], *, runs: int = 0, warmup: int = 3) -> list[float]:
+    def compare(self, commands: Sequence[Sequence[str]], *, warmup: int = 3) -> list[float]:
         """Median seconds of each, measured in one run of hyperfine."""
         with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sbx-bench-") as scratch:
             Path(scratch).chmod(0o777)
             report = Path(scratch, "report.json")
-            options = ["--export-json", str(report), "--style", "none", "--warmup", str(warmup)]
-            if all(entry.prepare == "" for entry in timed):
-                options.append("--shell=none")
-            else:
-                for entry in timed:
-                    options += ["--prepare", entry.prepare or "true"]
-            count = max(3, runs // 4) if self.quick and runs else runs
-            options += ["--runs", str(count)] if count else ["--min-runs", "20" if self.quick else "60"]
-            self.run(["hyperfine", *options, *(shlex.join(entry.command) for entry in timed)])
+            options = ["--shell=none", "--style=none", f"--warmup={warmup}", f"--export-json={report}"]
+            options.append(f"--min-runs={20 if self.quick else 60}")
+            self.run(["hyperfine", *options, *map(shlex.join, commands)])
             return [entry["median"] for entry in json.loads(report.read_text())["results"]]
+
+    def alternate(self, entries: Sequence[tuple[Sequence[str], Path]], *, runs: int) -> list[float]:
+        """Median seconds of long commands, by turns, so that a busy disk is everybody's; each makes its path anew."""
+        times: list[list[float]] = [[] for _ in entries]
+        for _ in range(2 if self.quick else runs):
+            for taken, (command, product) in zip(times, entries, strict=True):
+                self.run(["rm", "-rf", str(product)])
+                # Keeps one command's writing to the disk out of the other's time.
+                os.sync()
+                start = time.monotonic()
+                self.run(command)
+                taken.append(time.monotonic() - start)
+        return [statistics.median(taken) for taken in times]
 
     def shown(self, command: Sequence[str]) -> str:
         """As a reader would type it."""
-        short = ["sandbox" if word == self.sandbox else word for word in command]
-        return ("" if self.who.uid == 0 else f"[{'user'}] ") + shlex.join(short)
+        ours = {self.sandbox: "sandbox", str(Path(self.sandbox).parent / "python"): "python"}
+        line = shlex.join([ours.get(word, word) for word in command])
+        line = re.sub(r"ziglang-[^ ]*\.whl", "ziglang.whl", line.replace(f"{self.directory.parent}/", ""))
+        return line if self.who.uid == 0 else f"[user] {line}"
 
 
 def ratio(section: str, what: str, value: float, base: float, *, command: str, bar: float | None = None) -> Figure:

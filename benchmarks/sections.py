@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.measure import Bench, Figure, Timed, ratio, seconds
+from benchmarks.measure import Bench, Figure, ratio, seconds
 
 _HEAVY = ("pyroute2", "psutil", "rich", "libarchive")
 _AT_ONCE = 100
@@ -37,15 +37,14 @@ def launch(stage: Stage) -> Iterator[Figure]:
     """A run of nothing, warm; and what the start-up imports."""
     for bench in filter(None, (stage.root, stage.user)):
         who = "root" if bench is stage.root else "userns"
-        peers = [Timed("python", [str(stage.python), "-I", "-S", "-c", ""])]
+        peers = {"python": [str(stage.python), "-I", "-S", "-c", ""]}
         if shutil.which("bwrap"):
-            peers.append(Timed("bubblewrap", ["bwrap", "--dev-bind", "/", "/", "true"]))
-        bare = [*_plain(bench)[:-2], "--engine", "python", "--", "true"]
-        medians = bench.compare([Timed("sandbox", bare), *peers])
-        yield seconds("launch", f"sandbox run -- true, {who}", medians[0], command=bench.shown(bare), bar=0.060)
-        for peer, median in zip(peers, medians[1:], strict=True):
-            command = bench.shown(peer.command)
-            yield seconds("launch", f"for information: {peer.what}, {who}", median, command=command)
+            peers["bubblewrap"] = ["bwrap", "--dev-bind", "/", "/", "true"]
+        command = [bench.sandbox, "run", "--engine", "python", "--", "true"]
+        ours, *theirs = bench.compare([command, *peers.values()])
+        yield seconds("launch", f"sandbox run -- true, {who}", ours, command=bench.shown(command), bar=0.060)
+        for (peer, command), median in zip(peers.items(), theirs, strict=True):
+            yield seconds("launch", f"for information: {peer}, {who}", median, command=bench.shown(command))
     yield _imports(stage)
 
 
@@ -66,9 +65,7 @@ def first(stage: Stage) -> Iterator[Figure]:
     target = bench.directory / "unzipped"
     unzip = ["unzip", "-q", str(stage.wheel), "-d", str(target)]
     run = _zig(bench, stage, "--static")
-    # The sync keeps one command's writing to the disk out of the other's time.
-    entries = [Timed("first", run, f"rm -rf {bench.home}; sync"), Timed("unzip", unzip, f"rm -rf {target}; sync")]
-    medians = bench.compare(entries, runs=8, warmup=1)
+    medians = bench.alternate([(run, bench.home), (unzip, target)], runs=5)
     shutil.rmtree(target)
     yield seconds("first", "unzip -q of the ziglang wheel", medians[1], command=bench.shown(unzip))
     yield seconds("first", "first --cache run of it", medians[0], command=bench.shown(run))
@@ -81,7 +78,7 @@ def root(stage: Stage) -> Iterator[Figure]:
         return
     commands = [_plain(bench), _zig(bench, stage, "--static"), _zig(bench, stage, "--dynamic")]
     bench.run(commands[1])
-    base, *others = bench.compare([Timed("", command) for command in commands])
+    base, *others = bench.compare(commands)
     yield seconds("root", "sandbox run -- true", base, command=bench.shown(commands[0]))
     for what, value, command, bar in zip(("static", "dynamic"), others, commands[1:], (1.2, 1.3), strict=True):
         yield ratio("root", f"next run, {what} / true", value, base, command=bench.shown(command), bar=bar)
@@ -112,7 +109,7 @@ def userns(stage: Stage) -> Iterator[Figure]:
             commands = [_plain(bench), _zig(bench, stage, "--static"), _zig(bench, stage, "--dynamic")]
             commands = [[*command[:2], "--mode", "userns", *command[2:]] for command in commands]
             bench.run(commands[1])
-            base, *others = bench.compare([Timed("", command) for command in commands])
+            base, *others = bench.compare(commands)
             yield seconds("userns", f"sandbox run -- true ({what})", base, command=bench.shown(commands[0]))
             for kind, value, command in zip(("static", "dynamic"), others, commands[1:], strict=True):
                 name = f"next run {what}, {kind} / true"

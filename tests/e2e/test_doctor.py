@@ -67,6 +67,8 @@ def test_unusable_home_is_a_cross(run_sandbox, who, area, wrong):
     home = area.path / "home"
     if wrong == "file":
         home.write_text("")
+    elif os.geteuid() != 0:
+        pytest.skip("only root can give a directory away")
     else:
         home.mkdir()
         os.chown(home, 12345, 12345)
