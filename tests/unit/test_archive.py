@@ -101,12 +101,14 @@ def test_zip64(unpack: Unpack, tmp_path: Path) -> None:
     assert unpack(out.getvalue(), tmp_path / "out")[b"big"].content == b"content"
 
 
-def test_zip_with_more_than_65535_entries(tmp_path: Path) -> None:
+def test_zip_with_more_than_65535_entries() -> None:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as packed:
         for index in range(66_000):
             packed.writestr(f"{index % 100}/{index}", b"")
-    assert len(imaged(out.getvalue(), tmp_path / "out")) == 66_100
+    fd, image = memory(out.getvalue()), memory(b"")
+    convert.build_image(fd, formats.Kind.ZIP, image, label="test", max_unpacked=1 << 20, uid=0, gid=0)
+    assert len(image_listing(image)) == 66_100
 
 
 @pytest.mark.parametrize("marked", [False, True])
@@ -221,7 +223,10 @@ def test_images_are_unpacked_through_the_same_rules(tmp_path: Path) -> None:
     command = ["tar2sqfs", "-q", "-c", "lz4", str(tmp_path / "in.sqfs")]
     subprocess.run(command, input=tar(member("f", b"x", mode=0o4755), link("l", "/etc")), check=True)
     seen = unpacked((tmp_path / "in.sqfs").read_bytes(), tmp_path / "out")
-    assert {name: (one.type, one.mode) for name, one in seen.items()} == {b"f": ("file", 0o755), b"l": ("symlink", 0o777)}
+    assert {name: (one.type, one.mode) for name, one in seen.items()} == {
+        b"f": ("file", 0o755),
+        b"l": ("symlink", 0o777),
+    }
 
 
 def test_everything_in_an_image_belongs_to_the_user(tmp_path: Path) -> None:
@@ -283,9 +288,11 @@ def test_refused_with_one_line(unpack: Unpack, tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress, zst])
 @pytest.mark.parametrize("keep", [0.05, 0.5, 0.9])
-def test_truncated_tars_are_refused(unpack: Unpack, tmp_path: Path, pack: Callable[[bytes], bytes], keep: float) -> None:
+def test_truncated_tars_are_refused(
+    unpack: Unpack, tmp_path: Path, pack: Callable[[bytes], bytes], keep: float
+) -> None:
     data = pack(tar(member("a", os.urandom(100_000)), member("b", os.urandom(100_000))))
-    with pytest.raises(SandboxError, match="truncated|damaged"):
+    with pytest.raises(SandboxError, match=r"truncated|damaged"):
         unpack(data[: int(len(data) * keep)], tmp_path / "out")
 
 
@@ -297,7 +304,7 @@ def test_a_tar_cut_between_entries_is_refused(unpack: Unpack, tmp_path: Path) ->
 @pytest.mark.parametrize("keep", [0.05, 0.5, 0.99])
 def test_truncated_zips_are_refused(unpack: Unpack, tmp_path: Path, keep: float) -> None:
     data = zipped({"a": os.urandom(50_000), "b": os.urandom(50_000)})
-    with pytest.raises(SandboxError, match="truncated|damaged"):
+    with pytest.raises(SandboxError, match=r"truncated|damaged"):
         unpack(data[: int(len(data) * keep)], tmp_path / "out")
 
 
@@ -326,7 +333,7 @@ def test_bombs_that_lie_about_their_size_are_refused(unpack: Unpack, tmp_path: P
     data = bytearray(zipped({"zeros": bytes(50 << 20)}))
     for magic, offset in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
         struct.pack_into("<L", data, data.find(magic) + offset, 100)
-    with pytest.raises(SandboxError, match="damaged|max-unpacked"):
+    with pytest.raises(SandboxError, match=r"damaged|max-unpacked"):
         unpack(bytes(data), tmp_path / "out", 10 << 20)
 
 
@@ -369,9 +376,10 @@ def test_damaged_archives_never_escape_or_crash(tmp_path_factory: pytest.TempPat
     try:
         unpacked(bytes(changed), outside / "out")
     except SandboxError as error:
-        assert "\n" not in str(error)
-        assert "internal" not in str(error)
-        assert "signal" not in str(error)
+        said = str(error)
+    else:
+        said = ""
+    assert not [word for word in ("\n", "internal", "signal") if word in said]
     assert set(os.listdir(outside)) <= {"out"}
 
 

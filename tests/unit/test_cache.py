@@ -85,9 +85,7 @@ def test_the_same_content_elsewhere_is_a_hit(bench: Bench) -> None:
     assert bench.use(bench.source(data, "one")).name == bench.use(bench.source(data, "two")).name
 
 
-def test_digests_are_remembered_only_when_the_times_are_settled(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_digests_are_remembered_only_when_the_times_are_settled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     path = bench.source(tar(member("f", b"1")))
     bench.use(path)
     assert os.listdir(bench.home / "digests") == []

@@ -1,0 +1,41 @@
+"""The examples of the README, run as they stand there."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support import archives
+from tests.support.archives import Entry
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+EXAMPLES = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)
+EXPECTED = ["hi from C\n", "0.", "Makefile\nbuilt\n", "stdio.h\n", "hello from a zip\n"]
+
+
+def test_there_are_five_examples():
+    assert len(EXAMPLES) == len(EXPECTED) == 5
+
+
+@pytest.mark.big
+@pytest.mark.timeout(600)
+def test_examples(run_sandbox, who, area, zig_wheel):
+    where = area.dir(who.as_user)
+    (where / "ziglang.whl").symlink_to(zig_wheel)
+    (where / "hello.c").write_text('#include <stdio.h>\nint main(void) { puts("hi from C"); return 0; }\n')
+    source = [Entry("Makefile", b"all:\n\ttouch built\n"), Entry("docs/manual", b"x")]
+    archives.make_tar(where / "src.tar.gz", source, compression="gzip")
+    archives.make_zip(where / "tool.zip", [Entry.program("hello", "echo hello from a zip")])
+    env = run_sandbox.environment(who.as_user)
+    env["PATH"] = f"{run_sandbox.command.parent}:{env['PATH']}"
+    env["ZIG_GLOBAL_CACHE_DIR"] = env["ZIG_LOCAL_CACHE_DIR"] = str(where / "zig-cache")
+    for example, expected in zip(EXAMPLES, EXPECTED, strict=True):
+        done = subprocess.run(
+            ["sh", "-ec", example], **who.popen_options(), env=env, cwd=where, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, (example, done.stdout, done.stderr)
+        assert expected in done.stdout, (example, done.stdout, done.stderr)
+    # Nothing but the compiler's output, the --mkdir directory and the home: the archives are as they were.
+    assert (where / "src.tar.gz").exists()
+    assert not (where / "docs").exists()
