@@ -1,0 +1,238 @@
+"""Write the plan vectors: `good-*.plan` must decode, `bad-*.plan` must be refused, `*.txt` says what each holds.
+
+    PYTHONPATH=. python3 tests/vectors/make.py
+
+The output is committed; running this again changes nothing unless the format or this file did.
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from sandbox.codec import MAX_ITEMS, MAX_PATH, MAX_STRING, PlanError, decode, encode
+from sandbox.plan import (
+    Attach,
+    Base,
+    Chdir,
+    DeathSignal,
+    Extract,
+    Fuse,
+    Guard,
+    IdMap,
+    Image,
+    Mkdir,
+    Mode,
+    NoNewPrivs,
+    Overlay,
+    Place,
+    PlaceEnv,
+    Plan,
+    PlanFlag,
+    Run,
+    Scratch,
+    SetPropagation,
+    Source,
+    SourceKind,
+    Tmpfs,
+    Tree,
+    UnsetEnv,
+    Unshare,
+)
+
+HOME = Source(SourceKind.DIRECTORY, b"/home/u/.sandbox", 2049, 77)
+FILE = Source(SourceKind.FILE, b"/srv/image.sfs", 2049, 12, 4096, 1_700_000_000_000_000_001, 1_700_000_000_000_000_002)
+DIRECTORY = Source(SourceKind.DIRECTORY, b"/srv/tree", 2049, 13)
+MEMORY = Source(SourceKind.MEMORY, b"")
+TOP = Place(Base.PROCDIR, b"")
+INSIDE = Place(Base.PROCDIR, b"static/name")
+OUTSIDE = Place(Base.ROOT, b"/opt/sdk", 2049, 99)
+
+EVERY_STEP = (
+    Unshare(0x10020000),
+    IdMap(1000, 1000, 1000, 1000),
+    SetPropagation(1),
+    SetPropagation(2),
+    Guard(),
+    Tmpfs(0, 1 << 30, 0, 0o700),
+    Tmpfs(1, 1 << 20, 1000, 0o755),
+    Attach(0, TOP, 6),
+    Scratch(1, 2, 3),
+    Tree(4, 1, 0),
+    Tree(5, 1, 1),
+    Image(6, 0),
+    Image(7, 2),
+    Fuse(8, 0, b"/usr/bin/squashfuse_ll"),
+    Extract(1, 2, (b"/usr/bin/tool", b"--into", b"")),
+    Overlay(9, (4, 6), 3, 1),
+    Overlay(10, (9,), 1, 2),
+    Mkdir(INSIDE, 0o755),
+    Attach(6, INSIDE, 31),
+    Attach(10, OUTSIDE, 0),
+    PlaceEnv(b"SANDBOX_TMPDIR", TOP),
+    PlaceEnv(b"SANDBOX_STATIC", Place(Base.PROCDIR, b"static")),
+    UnsetEnv(b"LD_PRELOAD"),
+    Chdir(OUTSIDE),
+    Run(INSIDE, b"bin/tool"),
+    NoNewPrivs(),
+    DeathSignal(9),
+)
+
+
+def plan(*steps: object, mode: Mode = Mode.ROOT, flags: int = 0, home: Source = HOME, sources: tuple[Source, ...] = ()) -> Plan:
+    return Plan(mode, PlanFlag(flags), 1000, 1000, home, sources, steps)  # type: ignore[arg-type]
+
+
+SOURCES = (FILE, DIRECTORY, MEMORY)
+FULL = plan(*EVERY_STEP, mode=Mode.USERNS, flags=1, sources=SOURCES)
+
+
+def good() -> Iterator[tuple[str, str, Plan]]:
+    yield "minimal", "no source, no step, mode root", plan()
+    yield "setuid", "mode setuid, one step", plan(NoNewPrivs(), mode=Mode.SETUID)
+    yield "every-step", "every kind of step and source, mode userns, the flag to leave processes running", FULL
+    odd = b"/a b/\xff\xfe/new\nline/\xe2\x80\xae/..//."
+    yield "odd-paths", "paths of any bytes but NUL, and dots in root places", plan(Chdir(Place(Base.ROOT, odd)), home=HOME.replace(path=odd))
+    names = Place(Base.PROCDIR, b"...\n/\xff/ /.x")
+    yield "odd-names", "odd but plain components below the procdir", plan(Mkdir(names, 0o7777))
+    longest = b"/" + b"x" * (MAX_PATH - 1)
+    yield "longest-path", f"a path of {MAX_PATH} bytes", plan(Chdir(Place(Base.ROOT, longest)))
+    yield "longest-string", f"a string of {MAX_STRING} bytes", plan(UnsetEnv(b"x" * MAX_STRING))
+    yield "most-steps", f"{MAX_ITEMS} steps", plan(*[NoNewPrivs()] * MAX_ITEMS)
+    most = 0xFFFFFFFF
+    yield "extremes", "the largest numbers", plan(Tmpfs(most, 2**64 - 1, 2**64 - 1, most), Unshare(2**64 - 1), DeathSignal(most))
+
+
+def swapped(data: bytes, old: bytes, new: bytes) -> bytes:
+    if data.count(old) != 1:
+        raise ValueError(f"{old!r} occurs {data.count(old)} times")
+    return data.replace(old, new)
+
+
+def with_steps(*steps: bytes, count: int | None = None, sources: tuple[Source, ...] = ()) -> bytes:
+    head = encode(plan(sources=sources))[:-4]
+    return head + struct.pack("<I", len(steps) if count is None else count) + b"".join(steps)
+
+
+def step(opcode: int, body: bytes, length: int | None = None) -> bytes:
+    return struct.pack("<HI", opcode, len(body) if length is None else length) + body
+
+
+def text(value: bytes, length: int | None = None) -> bytes:
+    return struct.pack("<I", len(value) if length is None else length) + value
+
+
+def place(base: int, path: bytes) -> bytes:
+    return bytes([base]) + text(path) + bytes(16)
+
+
+def u32(*values: int) -> bytes:
+    return struct.pack(f"<{len(values)}I", *values)
+
+
+def bad_head() -> Iterator[tuple[str, str, bytes]]:
+    data = encode(FULL)
+    minimal = encode(plan())
+    yield "empty", "no bytes at all", b""
+    yield "magic", "another magic", b"SBXPLAM\0" + data[8:]
+    yield "version-0", "version 0", data[:8] + b"\0\0" + data[10:]
+    yield "version-2", "version 2", data[:8] + b"\2\0" + data[10:]
+    yield "mode-0", "mode 0", data[:10] + b"\0" + data[11:]
+    yield "mode-4", "mode 4", data[:10] + b"\4" + data[11:]
+    yield "flags", "an unknown flag", data[:11] + b"\2" + data[12:]
+    yield "truncated-head", "ends inside the head", data[:15]
+    yield "truncated-source", "ends inside a source", data[:100]
+    yield "truncated-step", "ends inside the last step", data[:-1]
+    yield "trailing", "one byte after the end", data + b"\0"
+    yield "home-file", "the home is a file", minimal[:20] + b"\1" + minimal[21:]
+    yield "home-relative", "the home's path is relative", swapped(minimal, b"/home/u", b"xhome/u")
+    yield "source-kind-0", "source kind 0", minimal[:20] + b"\0" + minimal[21:]
+    yield "source-kind-4", "source kind 4", minimal[:20] + b"\4" + minimal[21:]
+    yield "source-nul", "a NUL in a source's path", swapped(data, b"/srv/image", b"/srv\0image")
+    yield "source-empty", "a file source without a path", swapped(encode(plan(sources=(FILE,))), text(FILE.path), text(b""))
+    yield "memory-path", "a memory source with a path", encode(plan(sources=(MEMORY,))).replace(b"\3" + text(b""), b"\3" + text(b"/x"))
+    yield "path-length", "a path longer than the data", swapped(minimal, text(HOME.path), text(HOME.path, 0xFFFFFFFF))
+    yield "path-too-long", f"a path of {MAX_PATH + 1} bytes", swapped(minimal, text(HOME.path), text(b"/" + b"x" * MAX_PATH))
+    yield "sources-count", "four billion sources", minimal[:-8] + u32(0xFFFFFFFF, 0)
+    yield "steps-count-over", f"{MAX_ITEMS + 1} steps", with_steps(*[step(0x12, b"")] * (MAX_ITEMS + 1))
+    yield "steps-count-beyond", "more steps promised than there are", with_steps(step(0x12, b""), count=2)
+
+
+def bad_steps() -> Iterator[tuple[str, str, bytes]]:
+    tmpfs = step(0x05, u32(1) + bytes(20))
+    one = (FILE,)
+    yield "opcode-0", "opcode 0", with_steps(step(0, b""))
+    yield "opcode-unknown", "an unknown opcode", with_steps(step(0x7FFF, b""))
+    yield "step-short", "a step that says less than its fields", with_steps(step(0x01, bytes(8), 7))
+    yield "step-long", "a step that says more than its fields", with_steps(step(0x01, bytes(9)))
+    yield "step-length", "a step longer than the data", with_steps(step(0x12, b"", 0xFFFFFFFF))
+    yield "propagation-0", "propagation 0", with_steps(step(0x03, b"\0"))
+    yield "propagation-3", "propagation 3", with_steps(step(0x03, b"\3"))
+    yield "tree-recursive", "recursive is 2", with_steps(step(0x07, u32(1, 0) + b"\2"), sources=(DIRECTORY,))
+    yield "source-index", "a source beyond the list", with_steps(step(0x08, u32(1, 1)), sources=one)
+    yield "source-index-extract", "Extract from a source beyond the list", with_steps(tmpfs, step(0x0A, u32(1, 0, 1) + text(b"/x")))
+    yield "slot-unmade", "Attach of a slot that was not made", with_steps(step(0x0C, u32(1) + place(2, b"") + u32(0)))
+    yield "slot-twice", "a slot that is made twice", with_steps(tmpfs, tmpfs)
+    yield "slot-twice-scratch", "Scratch with one slot for both", with_steps(step(0x06, u32(0, 5, 5)), sources=(DIRECTORY,))
+    yield "slot-own-layer", "an overlay that is its own lower", with_steps(tmpfs, step(0x0B, u32(2, 1, 2, 1, 0)))
+    yield "overlay-no-lower", "an overlay without lowers", with_steps(tmpfs, step(0x0B, u32(2, 0, 1, 0)))
+    yield "overlay-upper", "an overlay whose upper was not made", with_steps(tmpfs, step(0x0B, u32(2, 1, 1, 9, 0)))
+    yield "overlay-options", "an unknown overlay option", with_steps(tmpfs, step(0x0B, u32(2, 1, 1, 1, 4)))
+    yield "overlay-count", "an overlay with more lowers than there are bytes", with_steps(tmpfs, step(0x0B, u32(2, 4000, 1, 0)))
+    yield "overlay-count-over", f"an overlay of {MAX_ITEMS + 1} lowers", with_steps(tmpfs, step(0x0B, u32(2, MAX_ITEMS + 1, *[1] * (MAX_ITEMS + 1), 1, 0)))
+    yield "attach-attrs", "an unknown attribute", with_steps(tmpfs, step(0x0C, u32(1) + place(2, b"") + u32(32)))
+    yield "extract-empty", "Extract without a program", with_steps(tmpfs, step(0x0A, u32(1, 0, 0)), sources=one)
+    yield "extract-relative", "Extract with a relative program", with_steps(tmpfs, step(0x0A, u32(1, 0, 1) + text(b"x")), sources=one)
+    yield "extract-count", "Extract with more words than there are bytes", with_steps(tmpfs, step(0x0A, u32(1, 0, 4096) + text(b"/x")), sources=one)
+    yield "extract-nul", "a NUL in a word of Extract", with_steps(tmpfs, step(0x0A, u32(1, 0, 1) + text(b"/x\0")), sources=one)
+    yield "fuse-relative", "Fuse with a relative program", with_steps(step(0x09, u32(1, 0) + text(b"x")), sources=one)
+    yield "env-empty", "PlaceEnv without a name", with_steps(step(0x0E, text(b"") + place(2, b"")))
+    yield "env-equals", "PlaceEnv of a name with =", with_steps(step(0x0E, text(b"A=B") + place(2, b"")))
+    yield "unset-empty", "UnsetEnv without a name", with_steps(step(0x0F, text(b"")))
+    yield "unset-equals", "UnsetEnv of a name with =", with_steps(step(0x0F, text(b"=")))
+    yield "string-too-long", f"a string of {MAX_STRING + 1} bytes", with_steps(step(0x0F, text(b"x" * (MAX_STRING + 1))))
+    yield "run-path-too-long", f"Run of a path of {MAX_PATH + 1} bytes", with_steps(step(0x11, place(2, b"") + text(b"x" * (MAX_PATH + 1))))
+
+
+def bad_places() -> Iterator[tuple[str, str, bytes]]:
+    for name, what, base, path in (
+        ("base-0", "base 0", 0, b""),
+        ("base-3", "base 3", 3, b""),
+        ("root-empty", "a root place without a path", 1, b""),
+        ("root-relative", "a root place with a relative path", 1, b"x"),
+        ("absolute", "a procdir place with an absolute path", 2, b"/x"),
+        ("up", "a procdir place that goes up", 2, b"a/../../x"),
+        ("dot", "a procdir place with a dot", 2, b"a/./b"),
+        ("double", "a procdir place with an empty component", 2, b"a//b"),
+        ("slash", "a procdir place that ends with a slash", 2, b"a/"),
+        ("nul", "a place with a NUL", 1, b"/a\0b"),
+    ):
+        yield f"place-{name}", what, with_steps(step(0x10, place(base, path)))
+
+
+def main() -> None:
+    here = Path(__file__).parent
+    for old in (*here.glob("*.plan"), *here.glob("*.txt")):
+        old.unlink()
+    for name, what, value in good():
+        data = encode(value)
+        assert decode(data) == value
+        write(here / f"good-{name}", what, data)
+    accepted = []
+    for name, what, data in (*bad_head(), *bad_steps(), *bad_places()):
+        write(here / f"bad-{name}", what, data)
+        try:
+            decode(data)
+        except PlanError:
+            continue
+        accepted.append(name)
+    if accepted:
+        raise SystemExit(f"the Python codec accepts bad vectors: {', '.join(accepted)}")
+
+
+def write(stem: Path, what: str, data: bytes) -> None:
+    stem.with_suffix(".plan").write_bytes(data)
+    stem.with_suffix(".txt").write_text(what + "\n")
+
+
+if __name__ == "__main__":
+    main()
