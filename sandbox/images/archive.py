@@ -186,8 +186,8 @@ def unpack(source: Source, sink: Sink, max_unpacked: int) -> Guard:
 def last_versions(source: Source, max_unpacked: int) -> dict[int, tuple[bytes, ...]]:
     """For an archive that holds names more than once: which names each entry has once all are unpacked.
 
-    Entries are counted from 0 as `source` yields them. A file whose names were all replaced is absent, and so are hard links: their
-    names stand with the file they mean.
+    Entries are counted from 0 as `source` yields them. A file whose names were all replaced is absent, and so are
+    hard links: their names stand with the file they mean.
     """
     guard = Guard(max_unpacked)
     owner: dict[bytes, int] = {}

@@ -15,7 +15,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from sandbox import fsops
 from sandbox.errors import HostError, SandboxError, SourceError, reason
@@ -57,7 +57,9 @@ class Cache:
         self._say = say
         self._fds: list[int] = []
         try:
-            self.cache, self.digests, self.locks = (self._directory(home_fd, n) for n in (b"cache", b"digests", b"locks"))
+            self.cache = self._directory(home_fd, b"cache")
+            self.digests = self._directory(home_fd, b"digests")
+            self.locks = self._directory(home_fd, b"locks")
         except OSError as error:
             self.close()
             raise HostError(f"cannot use the cache in the sandbox home: {reason(error)}") from None
@@ -74,7 +76,7 @@ class Cache:
         while self._fds:
             os.close(self._fds.pop())
 
-    def __enter__(self) -> "Cache":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,9 +93,7 @@ class Cache:
                 if inner_kind is Kind.SQUASHFS and kind is not Kind.SQUASHFS:
                     _copy(inner, out)
                     return
-                convert.build_image(
-                    inner, inner_kind, out, label=label, max_unpacked=max_unpacked, uid=uid, gid=gid
-                )
+                convert.build_image(inner, inner_kind, out, label=label, max_unpacked=max_unpacked, uid=uid, gid=gid)
 
         return self._find_or_make(_Job(key, IMAGE, label, None, build), fd)
 
@@ -283,8 +283,9 @@ class Cache:
 
     def _full(self, job: _Job) -> HostError:
         room = os.fstatvfs(self.cache)
+        free = room.f_bavail * room.f_frsize
         return HostError(
-            f"cannot cache {job.label}: no space left in the sandbox home, {room.f_bavail * room.f_frsize} bytes are free",
+            f"cannot cache {job.label}: no space left in the sandbox home, {free} bytes are free",
             hint="free some with: sandbox cache clean, or run without --cache",
         )
 

@@ -55,27 +55,29 @@ def _describe(cache: int, name: bytes) -> CachedImage:
     about = _about(cache, key)
     size = status.st_blocks * 512
     if name.endswith(TREE):
-        size = about.get("size") or tree_size(cache, name)
+        size = about.size or tree_size(cache, name)
     uses, last_used = 0, status.st_mtime if name.endswith(IMAGE) else status.st_ctime
     with contextlib.suppress(FileNotFoundError):
         used = os.stat(key + USES, dir_fd=cache, follow_symlinks=False)
         uses, last_used = used.st_size, used.st_mtime
-    created = about.get("created") or status.st_ctime
-    return CachedImage(name.decode(), size, about.get("source") or "", created, last_used, uses)
+    created = about.created or status.st_ctime
+    return CachedImage(name.decode(), size, about.source, created, last_used, uses)
 
 
-
-
-def _about(cache: int, key: bytes) -> dict[str, object]:
+class _About(NamedTuple):
     """The note beside an entry; what is missing or damaged in it counts as not known."""
-    expected = {"source": str, "created": (int, float), "size": int}
+
+    source: str = ""
+    created: float = 0.0
+    size: int = 0
+
+
+def _about(cache: int, key: bytes) -> _About:
     try:
         known = json.loads(fsops.read_file(cache, key + ABOUT))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(known, dict):
-        return {}
-    return {name: known[name] for name, kind in expected.items() if isinstance(known.get(name), kind)}  # type: ignore[arg-type]
+        return _About(str(known["source"]), float(known["created"]), int(known["size"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return _About()
 
 
 def tree_size(cache: int, name: bytes) -> int:
@@ -96,11 +98,13 @@ def find(cache: int, wanted: str) -> str:
     if len(fitting) == 1:
         return fitting[0]
     problem = f"{len(fitting)} images start with" if fitting else "the cache has no"
-    raise UsageError(f"cannot remove {printable(wanted)!r}: {problem} {printable(wanted)!r}", hint="see sandbox cache ls")
+    shown = repr(printable(wanted))
+    raise UsageError(f"cannot remove {shown}: {problem} {shown}", hint="see sandbox cache ls")
 
 
 def remove(cache: int, locks: int, name: str, *, now: float, idle_for: float = 0.0) -> None:
-    """Take the entry out, whole. Raises InUseError while it is built, used as a tree, or was used within `idle_for` seconds."""
+    """Take the entry out, whole. Raises InUseError while it is built, used as a tree, or used less than `idle_for`
+    seconds ago."""
     raw = os.fsencode(name)
     key = raw.partition(b".")[0]
     with _not_being_built(locks, key):

@@ -112,5 +112,3 @@ def of_tree(dir_fd: int) -> bytes:
         texts = (raw.name, raw.symlink, raw.hardlink or b"", content.digest())
         digest.update(b"%d %d %d %d " % fields + b"".join(b"%d:" % len(text) + text for text in texts))
     return digest.hexdigest().encode()
-
-

@@ -166,7 +166,10 @@ def _worded(said: str, name: bytes = b"") -> str:
 
 
 class Reader:
-    """The entries of the zip or tar in the regular file `fd`, in order. Raises ArchiveError without the source's name."""
+    """The entries of the zip or tar in the regular file `fd`, in order.
+
+    Raises ArchiveError without the source's name.
+    """
 
     def __init__(self, fd: int, kind: Kind, *, stream: Iterator[bytes] | None = None) -> None:
         # libarchive converts the names that a zip marks as UTF-8 to the locale's charset.

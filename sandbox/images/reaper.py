@@ -61,7 +61,8 @@ def _bytes(text: str) -> int | None:
     unit = text[-1].upper() if not text[-1].isdigit() else ""
     number = text[: len(text) - len(unit)]
     if unit not in _UNITS or not (number.isascii() and number.isdigit()):
-        raise UsageError(f"{BYTES_VARIABLE} is {printable(text)!r}, which is no size", hint="bytes, or with K, M, G or T")
+        what = f"{BYTES_VARIABLE} is {printable(text)!r}, which is no size"
+        raise UsageError(what, hint="bytes, or with K, M, G or T")
     return int(number) * _UNITS[unit]
 
 
@@ -76,7 +77,9 @@ def maybe_start(home_fd: int, *, clean_records: Callable[[], None] | None = None
             if 0 <= time.time() - stamp.st_mtime < _INTERVAL:
                 return
         limits = settings(os.environ)
-        with fsops.closing(fsops.make_dir(home_fd, b"locks")) as locks, fsops.closing(fsops.open_lock(locks, _STAMP)) as fd:
+        with contextlib.ExitStack() as stack:
+            locks = stack.enter_context(fsops.closing(fsops.make_dir(home_fd, b"locks")))
+            fd = stack.enter_context(fsops.closing(fsops.open_lock(locks, _STAMP)))
             os.utime(fd)  # at once: who ends in the same moment need not start a second
         start(home_fd, limits, clean_records=clean_records)
     except UsageError as error:
@@ -153,9 +156,8 @@ def run_once(
     from sandbox.images import catalog
 
     with contextlib.ExitStack() as stack:
-        cache, digests, locks = (
-            stack.enter_context(fsops.closing(fsops.make_dir(home_fd, name))) for name in (b"cache", b"digests", b"locks")
-        )
+        names = (b"cache", b"digests", b"locks")
+        cache, digests, locks = (stack.enter_context(fsops.closing(fsops.make_dir(home_fd, name))) for name in names)
         stamp = stack.enter_context(fsops.closing(fsops.open_lock(locks, _STAMP)))
         try:
             fcntl.flock(stamp, fcntl.LOCK_EX | fcntl.LOCK_NB)

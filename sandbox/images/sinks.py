@@ -97,7 +97,8 @@ class TarSink:
         rest = iter(segments)
         begin, length = next(rest)
         at = begin
-        for offset, view in blocks:
+        for block in blocks:
+            offset, view = block
             while view:
                 if at == begin + length:
                     begin, length = next(rest, (-1, 0))
@@ -183,8 +184,9 @@ class DirSink:
     Directories are 0700 while they are filled; their modes and times come last.
     """
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, *, dig_holes: bool = False) -> None:
         self._root = root
+        self._dig_holes = dig_holes  # zeros become holes: for sources that no longer know where theirs were
         self._made: set[bytes] = {b""}
         self._final: dict[bytes, tuple[int, int | None]] = {}
         self._parent: tuple[bytes, int] | None = None
@@ -215,7 +217,10 @@ class DirSink:
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
         try:
             end = 0
-            for offset, view in blocks() if entry.size != 0 else ():
+            for block in blocks() if entry.size != 0 else ():
+                offset, view = block
+                if self._dig_holes and view.tobytes().count(0) == len(view):
+                    continue
                 while view:
                     count = os.pwrite(fd, view, offset)
                     offset, view = offset + count, view[count:]

@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from sandbox.errors import SourceError, printable, reason
 from sandbox.images.reader import Raw
@@ -56,7 +56,8 @@ class TreeSource:
     def __init__(self, root: int) -> None:
         self._root = root
         self._links: dict[tuple[int, int], bytes] = {}
-        self._open: Callable[[], int] = lambda: -1
+        self._fd = -1
+        self._map: tuple[tuple[int, int], ...] = ()
 
     def __iter__(self) -> Iterator[Raw]:
         for path, status, parent, name in walk(self._root):
@@ -69,12 +70,12 @@ class TreeSource:
                 continue
             fd = os.open(name, _FILE, dir_fd=parent)
             try:
-                status = os.fstat(fd)
-                if not stat.S_ISREG(status.st_mode):
+                opened = os.fstat(fd)
+                if not stat.S_ISREG(opened.st_mode):
                     raise SourceError(f"'{printable(path)}' changes while it is read")
                 self._fd = fd
-                self._map = _data_map(fd, status)
-                yield Raw(path, kind, perm, mtime, status.st_size, b"", None, True, self._map)
+                self._map = _data_map(fd, opened)
+                yield Raw(path, kind, perm, mtime, opened.st_size, b"", None, True, self._map)
             finally:
                 os.close(fd)
 

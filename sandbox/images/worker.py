@@ -1,8 +1,8 @@
 """The builder process: hostile parsing happens here, apart from the launcher.
 
 Started by path (`python -I .../worker.py unpack|pack|exec ...`): -I keeps the caller's directory and PYTHONPATH out.
-Descriptor 0 is the source (`--source` for a directory: Python does not start on one); descriptor 3, or `--out`, takes the
-tree or the tar. On failure the exit status is 1 and
+Descriptor 0 is the source (`--source` for a directory: Python does not start on one); descriptor 3, or `--out`, takes
+the tree or the tar. On failure the exit status is 1 and
 descriptor 1 has exactly one line. Status 3: a name came twice and the stream needs `--two-passes`; 4: whoever read
 the stream went away, and knows why; 5: as 1, because the disk is full.
 """
@@ -116,7 +116,7 @@ def _unpack(options: argparse.Namespace) -> int:
     if options.sink == "dir" and kind is Kind.ZIP:
         _check_room(options)
     sink: Sink = (
-        sinks.DirSink(options.out)
+        sinks.DirSink(options.out, dig_holes=kind is Kind.SQUASHFS)
         if options.sink == "dir"
         else sinks.TarSink(options.out, uid=options.uid, gid=options.gid)
     )

@@ -229,6 +229,17 @@ def test_images_are_unpacked_through_the_same_rules(tmp_path: Path) -> None:
     }
 
 
+def test_holes_in_an_image_stay_holes(tmp_path: Path) -> None:
+    with open(tmp_path / "sparse", "wb") as file:
+        file.write(b"start")
+        file.truncate(256 << 20)
+    packed = subprocess.run(["tar", "-S", "-C", tmp_path, "-cf", "-", "sparse"], check=True, stdout=subprocess.PIPE)
+    subprocess.run(["tar2sqfs", "-q", "-c", "lz4", str(tmp_path / "in.sqfs")], input=packed.stdout, check=True)
+    seen = unpacked((tmp_path / "in.sqfs").read_bytes(), tmp_path / "out")
+    assert (seen[b"sparse"].size, seen[b"sparse"].content[:6]) == (256 << 20, b"start\0")
+    assert os.stat(tmp_path / "out" / "sparse").st_blocks * 512 < 2 << 20
+
+
 def test_everything_in_an_image_belongs_to_the_user(tmp_path: Path) -> None:
     fd, out = memory(tar(member("d/f", b"x", uid=7, gid=8), directory("e"))), memory(b"")
     convert.build_image(fd, formats.Kind.TAR, out, label="test", max_unpacked=1 << 20, uid=4_000_000, gid=70_000)
@@ -403,7 +414,7 @@ def test_a_directory_becomes_an_image(tmp_path: Path) -> None:
     os.symlink("/etc/shadow", source / "l")
     os.mkfifo(source / "pipe")
     with open(source / "sparse", "wb") as file:
-        file.truncate(1 << 30)
+        file.truncate(64 << 20)
     fd, out = os.open(source, os.O_PATH), memory(b"")
     convert.build_image_from_dir(fd, out, label="test", max_unpacked=1 << 20, uid=0, gid=0)
     seen = image_tree(out, tmp_path / "out")

@@ -113,7 +113,8 @@ before = set(sys.modules)
 from sandbox.images import cache, formats
 fd, home = os.open({str(path)!r}, os.O_RDONLY), os.open({str(bench.home)!r}, os.O_RDONLY)
 with cache.Cache(home) as store:
-    found = store.image(fd, formats.detect(fd, 'x'), label='x', max_unpacked=1 << 20, uid={os.getuid()}, gid={os.getgid()})
+    owner = {{'uid': {os.getuid()}, 'gid': {os.getgid()}}}
+    found = store.image(fd, formats.detect(fd, 'x'), label='x', max_unpacked=1 << 20, **owner)
 heavy = {{'libarchive', 'rich', 'psutil', 'prctl', 'subprocess', 'hashlib', 'json', 'argparse', 'logging'}}
 print(found.hit, sorted(heavy & set(sys.modules)))
 """
