@@ -4,7 +4,6 @@ import enum
 import os
 import signal
 from collections.abc import Callable
-from sandbox.record import Record
 
 from sandbox.engine.syscalls import CLONE_NEWNS, CLONE_NEWUSER
 from sandbox.errors import UsageError, printable
@@ -41,6 +40,7 @@ from sandbox.plan import (
     Unshare,
 )
 from sandbox.plan import Tree as CloneTree
+from sandbox.record import Record
 from sandbox.sources import Opened
 from sandbox.spec import Spec, TreeKind
 
@@ -245,7 +245,7 @@ def compile_plan(
     builder = _Builder(spec, host, mode, extract_argv)
     trees = [material.tree for material in materials]
     inside = [tree for tree in trees if not tree.name.startswith(b"/")]
-    kinds = {TreeKind.DYNAMIC if tree.kind is TreeKind.EMPTY else tree.kind for tree in inside}
+    kinds: set[TreeKind] = {TreeKind.DYNAMIC if tree.kind is TreeKind.EMPTY else tree.kind for tree in inside}
     builder.namespaces()
     builder.procdir(scratch, kinds)
     policies = {policy.name: policy.deny for policy in spec.symlinks}

@@ -10,7 +10,12 @@ EXIT_NOT_FOUND = 127
 def printable(raw: bytes | str) -> str:
     """One line for a terminal: bytes that are not printable text appear as backslash escapes."""
     text = raw if isinstance(raw, str) else raw.decode("utf-8", "surrogateescape")
-    return "".join(c if c.isprintable() else c.encode("utf-8", "surrogateescape").decode("latin-1").encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c
+        if c.isprintable()
+        else c.encode("utf-8", "surrogateescape").decode("latin-1").encode("unicode_escape").decode()
+        for c in text
+    )
 
 
 class SandboxError(Exception):

@@ -63,7 +63,7 @@ def _attrs(attrs: int) -> str:
     return ",".join(names) or "none"
 
 
-def _line(plan: Plan, step: Step) -> str:
+def _line(plan: Plan, step: Step) -> str:  # noqa: C901  (one line per kind of step)
     match step:
         case Unshare(flags):
             kinds = [name for bit, name in _NAMESPACES.items() if flags & bit]

@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from typing import Self
 
 from sandbox.engine import syscalls as sys
 
@@ -82,7 +83,7 @@ class Draft:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             self.fd = os.open(self.temporary, flags, mode, dir_fd=parent)
 
-    def __enter__(self) -> "Draft":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

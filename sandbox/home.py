@@ -78,7 +78,8 @@ def _passwd_home() -> str:
     try:
         return pwd.getpwuid(os.getuid()).pw_dir
     except KeyError:
-        return f"/tmp/sandbox-home-{os.getuid()}"
+        # A uid without a passwd entry has no home of its own; what is opened there is checked like any home.
+        return f"/tmp/sandbox-home-{os.getuid()}"  # noqa: S108
 
 
 @contextlib.contextmanager
@@ -97,7 +98,14 @@ def open_home(environ: dict[bytes, bytes], *, say: Say) -> Iterator[Home]:
             records = stack.enter_context(fsops.closing(fsops.make_dir(run_fd, b"records")))
         except OSError as error:
             raise _unusable(path, error) from None
-        yield Home(os.readlink(b"/proc/self/fd/%d" % fd), fd, os.readlink(b"/proc/self/fd/%d" % run_fd), run_fd, procdirs, records)
+        yield Home(
+            os.readlink(b"/proc/self/fd/%d" % fd),
+            fd,
+            os.readlink(b"/proc/self/fd/%d" % run_fd),
+            run_fd,
+            procdirs,
+            records,
+        )
 
 
 def _runtime_dir(environ: dict[bytes, bytes]) -> bytes:
@@ -278,7 +286,10 @@ def remove_scratch(path: bytes, run_id: str) -> None:
     if not run_id or name != b"sandbox-" + run_id.encode():
         return
     uid = os.getuid()
-    with contextlib.suppress(OSError), fsops.closing(os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+    with (
+        contextlib.suppress(OSError),
+        fsops.closing(os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd,
+    ):
         fsops.remove_tree(fd, name, keep=lambda status: status.st_uid != uid)
 
 

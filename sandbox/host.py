@@ -2,12 +2,12 @@
 
 import errno
 import os
-from sandbox.record import Record
 
 import prctl
 
 from sandbox.errors import HostError
 from sandbox.plan import Mode
+from sandbox.record import Record
 
 BASELINE = (5, 12)
 # tmpfs holds user.* extended attributes since then, which `userxattr` overlays need (tmpfs(5)).

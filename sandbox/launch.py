@@ -5,7 +5,6 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from sandbox.record import Record
 
 from sandbox import compiler, environment, fsops, home, host, sources
 from sandbox.compiler import Compiled, Material, Target, Treatment
@@ -16,6 +15,7 @@ from sandbox.home import Home
 from sandbox.host import Host
 from sandbox.images import formats
 from sandbox.plan import Mode, Source, SourceKind
+from sandbox.record import Record
 from sandbox.sources import Opened
 from sandbox.spec import Spec, validate
 
@@ -175,7 +175,7 @@ class _Maker:
         if how is Treatment.DIRECTORY or not self.build:
             return Material(tree, how, sources.describe(tree.path, tree.status), None)
         if tree.is_directory:
-            return self.directory_image(tree, how)
+            return self.cached(tree, how, tree.fd, None)
         fd, kind = self.unwrapped(tree)
         if how is Treatment.EXTRACT:
             self.check_room(fd, kind, tree)
@@ -199,36 +199,39 @@ class _Maker:
         return Material(tree, how, Source(SourceKind.MEMORY, b""), fd)
 
     def converted_archive(self, tree: Opened, how: Treatment, fd: int, kind: formats.Kind) -> Material:
-        from sandbox.images import cache, convert
+        if self.spec.cache:
+            return self.cached(tree, how, fd, kind)
+        from sandbox.images import convert
 
         started = time.monotonic()
-        limits = {"label": tree.label, "max_unpacked": self.spec.max_unpacked}
-        if not self.spec.cache:
-            image = convert.image_in_memory(fd, kind, uid=self.host.uid, gid=self.host.gid, **limits)
-            self.stack.enter_context(fsops.closing(image))
-            self.converted.append((tree.label, time.monotonic() - started))
-            return Material(tree, how, Source(SourceKind.MEMORY, b""), image)
-        store = cache.Cache(self.home.fd, say=self.say)
-        if how is Treatment.KEPT:
-            kept = store.tree(fd, kind, **limits)
-        else:
-            kept = store.image(fd, kind, uid=self.host.uid, gid=self.host.gid, **limits)
-        return self.kept(tree, how, kept)
+        image = convert.image_in_memory(
+            fd,
+            kind,
+            label=tree.label,
+            max_unpacked=self.spec.max_unpacked,
+            uid=self.host.uid,
+            gid=self.host.gid,
+        )
+        self.stack.enter_context(fsops.closing(image))
+        self.converted.append((tree.label, time.monotonic() - started))
+        return Material(tree, how, Source(SourceKind.MEMORY, b""), image)
 
-    def directory_image(self, tree: Opened, how: Treatment) -> Material:
+    def cached(self, tree: Opened, how: Treatment, fd: int, kind: formats.Kind | None) -> Material:
+        """What the cache has or makes of the source. Its descriptor also keeps the reaper away from a tree."""
         from sandbox.images import cache
 
-        store = cache.Cache(self.home.fd, say=self.say)
-        kept = store.directory_image(
-            tree.fd, label=tree.label, max_unpacked=self.spec.max_unpacked, uid=self.host.uid, gid=self.host.gid
-        )
-        return self.kept(tree, how, kept)
-
-    def kept(self, tree: Opened, how: Treatment, kept: "object") -> Material:
-        self.stack.enter_context(fsops.closing(kept.fd))  # type: ignore[attr-defined]
-        path = os.path.join(self.home.path, b"cache", kept.name)  # type: ignore[attr-defined]
-        source = sources.describe(path, os.fstat(kept.fd))  # type: ignore[attr-defined]
-        return Material(tree, how, source, None if how is Treatment.KEPT else kept.fd)  # type: ignore[attr-defined]
+        label, limit = tree.label, self.spec.max_unpacked
+        uid, gid = self.host.uid, self.host.gid
+        with cache.Cache(self.home.fd, say=self.say) as store:
+            if kind is None:
+                kept = store.directory_image(fd, label=label, max_unpacked=limit, uid=uid, gid=gid)
+            elif how is Treatment.KEPT:
+                kept = store.tree(fd, kind, label=label, max_unpacked=limit)
+            else:
+                kept = store.image(fd, kind, label=label, max_unpacked=limit, uid=uid, gid=gid)
+        self.stack.enter_context(fsops.closing(kept.fd))
+        path = os.path.join(self.home.path, b"cache", kept.name)
+        return Material(tree, how, sources.describe(path, os.fstat(kept.fd)), kept.fd)
 
     def check_room(self, fd: int, kind: formats.Kind, tree: Opened) -> None:
         """Say before starting, not after, that a tmpfs will not hold the archive."""
@@ -251,7 +254,9 @@ class _Maker:
         slow = [(label, seconds) for label, seconds in self.converted if seconds > _HINT_AFTER_SECONDS]
         if slow:
             seconds = sum(seconds for _, seconds in slow)
-            self.hint(f"converting {', '.join(label for label, _ in slow)} took {seconds:.1f} s; --cache keeps the result")
+            self.hint(
+                f"converting {', '.join(label for label, _ in slow)} took {seconds:.1f} s; --cache keeps the result"
+            )
 
 
 def explain(spec: Spec, environ: dict[bytes, bytes], *, say: Say) -> list[str]:

@@ -13,10 +13,10 @@ class Record:
     """Subclass with annotated fields, defaults allowed. Equal when the class and all fields are."""
 
     fields: ClassVar[tuple[str, ...]] = ()
-    __match_args__: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
-        cls.fields = cls.__match_args__ = tuple(cls.__annotations__)
+        cls.fields = tuple(cls.__annotations__)
+        type.__setattr__(cls, "__match_args__", cls.fields)
 
     def __init__(self, *args: Any, **named: Any) -> None:
         values = dict(zip(self.fields, args, strict=False), **named)
@@ -34,7 +34,7 @@ class Record:
         return (getattr(self, name) for name in self.fields)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and tuple(self) == tuple(other)  # type: ignore[arg-type]
+        return type(self) is type(other) and tuple(self) == tuple(other)
 
     def __hash__(self) -> int:
         return hash((type(self), *self))

@@ -3,12 +3,12 @@
 import errno
 import os
 import stat
-from sandbox.record import Record
 
 from sandbox.engine import syscalls as sys
 from sandbox.errors import SourceError, UsageError, printable, reason
 from sandbox.images.formats import Kind, detect
 from sandbox.plan import Source, SourceKind
+from sandbox.record import Record
 from sandbox.spec import Tree, TreeKind, check_name
 
 _ARCHIVE_SUFFIXES = (b".gz", b".bz2", b".xz", b".zst", b".Z", b".lz4", b".lzma")
@@ -56,7 +56,7 @@ def open_source(tree: Tree) -> Opened:
             name = name if name is not None else os.path.basename(os.path.abspath(path))
             return Opened(tree.kind, check_name(name, option=option), path, fd, status, None)
         if not stat.S_ISREG(status.st_mode):
-            raise SourceError(f"{option}: {printable(path)} is neither a regular file nor a directory")
+            raise SourceError(f"{option}: {printable(path)} is neither a regular file nor a directory")  # noqa: TRY301
         name = check_name(name if name is not None else default_name(path), option=option)
         return Opened(tree.kind, name, path, fd, status, detect(fd, printable(path)))
     except BaseException:

@@ -2,9 +2,9 @@
 
 import enum
 import re
-from sandbox.record import Record
 
 from sandbox.errors import UsageError, printable
+from sandbox.record import Record
 
 DEFAULT_MAX_UNPACKED = 64 << 30
 _SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)

@@ -1,5 +1,6 @@
 """`sandbox`: finds the command's module and turns errors into one line and an exit code."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -43,20 +44,16 @@ def _reserve_standard_descriptors() -> None:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError):
             if stream is not None:
                 stream.flush()
-        except OSError:
-            pass
 
 
 def complain(text: str) -> None:
     """One line on stderr."""
     line = "sandbox: " + " ".join(text.split("\n")) + "\n"
-    try:
+    with contextlib.suppress(OSError):
         os.write(2, line.encode("utf-8", "surrogateescape"))
-    except OSError:
-        pass
 
 
 def _dispatch(argv: list[bytes]) -> int:

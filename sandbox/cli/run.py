@@ -20,9 +20,8 @@ cannot be executed, 127 it was not found, otherwise the command's own."""
 class _AddTree(argparse.Action):
     """--static and --dynamic go into one list: mounts are made in the order given."""
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        trees = [*(getattr(namespace, "trees", None) or []), Tree(self.const, os.fsencode(values))]
-        namespace.trees = trees
+    def __call__(self, _parser: Any, namespace: Any, values: Any, _option: Any = None) -> None:
+        namespace.trees = [*namespace.trees, Tree(self.const, os.fsencode(values))]
 
 
 def _parser() -> tuple[Parser, list[argparse.Action]]:
@@ -39,22 +38,55 @@ def _parser() -> tuple[Parser, list[argparse.Action]]:
         actions.append(add(*names, **settings))
 
     tree = {"action": _AddTree, "dest": "trees", "default": []}
-    option("-s", "--static", metavar="[NAME:]SRC", const=TreeKind.STATIC, help="SRC read-only at $SANDBOX_STATIC/NAME, or at NAME if that is absolute", **tree)
-    option("-d", "--dynamic", metavar="[NAME:]SRC", const=TreeKind.DYNAMIC, help="SRC writable at $SANDBOX_DYNAMIC/NAME; changes vanish", **tree)
+    option(
+        "-s",
+        "--static",
+        metavar="[NAME:]SRC",
+        const=TreeKind.STATIC,
+        help="SRC read-only at $SANDBOX_STATIC/NAME, or at NAME if that is absolute",
+        **tree,
+    )
+    option(
+        "-d",
+        "--dynamic",
+        metavar="[NAME:]SRC",
+        const=TreeKind.DYNAMIC,
+        help="SRC writable at $SANDBOX_DYNAMIC/NAME; changes vanish",
+        **tree,
+    )
     option("--dynamic-empty", metavar="NAME", const=TreeKind.EMPTY, help="an empty writable tree", **tree)
     option("--cache", action="store_true", help="keep converted images in $SANDBOX_HOME/cache")
     option("--run", metavar="NAME/PATH", help="start this executable of a mounted tree; COMMAND is then its arguments")
     option("--mode", choices=MODES, default="auto", help="where the right to mount comes from")
     option("--engine", choices=ENGINES, default="auto", help="who carries out the plan")
-    option("-e", "--env", metavar="K[=V]", action="append", default=[], help="set a variable; K alone takes the caller's value")
+    option(
+        "-e",
+        "--env",
+        metavar="K[=V]",
+        action="append",
+        default=[],
+        help="set a variable; K alone takes the caller's value",
+    )
     option("--env-file", metavar="FILE", action="append", default=[], help="K=V lines")
     option("--unset-env", metavar="K", action="append", default=[], help="remove a variable")
     option("--chdir", metavar="DIR", help="working directory: a path, or NAME[/PATH] of a mounted tree")
     option("--mkdir", action="store_true", help="make missing mount points of absolute NAMEs (they stay)")
-    option("--scratch", metavar="tmpfs|DIR", default="tmpfs", help="where changes go: RAM, or a private directory in DIR")
+    option(
+        "--scratch", metavar="tmpfs|DIR", default="tmpfs", help="where changes go: RAM, or a private directory in DIR"
+    )
     option("--tmpfs-size", metavar="SIZE", help="limit of each tmpfs (bytes, or with K, M, G; default half of RAM)")
-    option("--max-unpacked", metavar="SIZE", help=f"refuse archives that unpack to more (default {DEFAULT_MAX_UNPACKED >> 30}G)")
-    option("--symlinks", metavar="[NAME=]follow|deny", action="append", default=[], help="whether links in a tree are followed")
+    option(
+        "--max-unpacked",
+        metavar="SIZE",
+        help=f"refuse archives that unpack to more (default {DEFAULT_MAX_UNPACKED >> 30}G)",
+    )
+    option(
+        "--symlinks",
+        metavar="[NAME=]follow|deny",
+        action="append",
+        default=[],
+        help="whether links in a tree are followed",
+    )
     option("--leave-running", action="store_true", help="do not end what the command leaves behind")
     option("--explain", action="store_true", help="print the plan and run nothing")
     option("-v", "--verbose", action="store_true", help="say what is being done")
@@ -120,9 +152,8 @@ def main(argv: list[bytes]) -> int:
             print(line)
         return 0
     hint = complain if args.verbose or os.isatty(2) else _silent
-    end_like(launch.run(spec, dict(os.environb), say=say, hint=hint))
+    return end_like(launch.run(spec, dict(os.environb), say=say, hint=hint))
 
 
 def _silent(_: str) -> None:
     pass
-

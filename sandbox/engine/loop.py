@@ -43,9 +43,10 @@ def _find(status: os.stat_result, *, remembered: bytes) -> tuple[int, bytes] | N
         return fd, b"/dev/loop" + number
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(b"/sys/block"):
-            if name.startswith(b"loop") and os.path.exists(b"/sys/block/" + name + b"/loop"):
-                if (fd := _open_if_backs(b"/dev/" + name, status)) is not None:
-                    return fd, b"/dev/" + name
+            # A device that nothing is attached to has no such directory, and costs no open.
+            in_use = name.startswith(b"loop") and os.path.exists(b"/sys/block/" + name + b"/loop")
+            if in_use and (fd := _open_if_backs(b"/dev/" + name, status)) is not None:
+                return fd, b"/dev/" + name
     return None
 
 

@@ -4,9 +4,10 @@ import os
 import signal
 from typing import NoReturn
 
+from sandbox.codec import encode
 from sandbox.engine.steps import Launch
 from sandbox.errors import HostError, reason
-from sandbox.plan import Plan, encode
+from sandbox.plan import Plan
 
 _PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "bin", "sandbox-engine")
 
@@ -18,8 +19,8 @@ def available() -> bool:
 
 def run(plan: Plan, launch: Launch) -> NoReturn:
     """Become the engine, which launches, supervises, cleans up and ends like the command. Raises HostError."""
-    plan_fd = _memory(b"sandbox-plan", encode(plan))
-    env_fd = _memory(b"sandbox-env", b"".join(b"%s=%s\0" % item for item in launch.env.items()))
+    plan_fd = _memory("sandbox-plan", encode(plan))
+    env_fd = _memory("sandbox-env", b"".join(b"%s=%s\0" % item for item in launch.env.items()))
     argv = [_PROGRAM, "run", str(plan_fd), str(env_fd)]
     for index, fd in launch.fds.items():
         os.set_inheritable(fd, True)
@@ -33,7 +34,7 @@ def run(plan: Plan, launch: Launch) -> NoReturn:
         raise HostError(f"cannot start the native engine {_PROGRAM}: {reason(error)}", hint="--engine python") from None
 
 
-def _memory(name: bytes, data: bytes) -> int:
+def _memory(name: str, data: bytes) -> int:
     fd = os.memfd_create(name, 0)
     with open(fd, "wb", closefd=False) as file:
         file.write(data)

@@ -12,7 +12,7 @@ from sandbox.engine.steps import Child, Launch
 from sandbox.engine.supervisor import Result
 from sandbox.errors import CommandError, SandboxError, SourceError, StepError, printable, reason
 from sandbox.home import Home, RunRecord
-from sandbox.plan import Plan, PlanFlag, Scratch, SourceKind
+from sandbox.plan import Plan, PlanFlag, Scratch, Source, SourceKind
 
 
 def run(plan: Plan, launch: Launch, where: Home) -> Result:
@@ -21,11 +21,13 @@ def run(plan: Plan, launch: Launch, where: Home) -> Result:
         raise StepError(f"the plan is for uid {plan.uid}, this is {os.getuid()}", hint="compile it again")
     with contextlib.ExitStack() as stack:
         fds = {**_open_files(plan, launch.fds, stack), **launch.fds}
-        parents = [plan.sources[step.source].path for step in plan.steps if isinstance(step, Scratch)]
-        record = home.new_record(where, launch.command, plan.mode.name.lower(), parents)
+        parents = [plan.sources[step.source] for step in plan.steps if isinstance(step, Scratch)]
+        paths = [source.path for source in parents]
+        record = home.new_record(where, launch.command, plan.mode.name.lower(), paths)
         inherited = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            _make_scratch(plan, record)
+            for source, path in zip(parents, record.scratch, strict=True):
+                _make_scratch(source, os.path.basename(path))
             return _run_child(plan, launch.replace(fds=fds), where, record, inherited)
         finally:
             record.remove()
@@ -55,19 +57,18 @@ def _open_files(plan: Plan, given: dict[int, int], stack: contextlib.ExitStack) 
     return fds
 
 
-def _make_scratch(plan: Plan, record: RunRecord) -> None:
-    for path in record.scratch:
-        parent, name = os.path.split(path)
-        try:
-            with fsops.closing(os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as directory:
-                with fsops.closing(fsops.make_new_dir(directory, name)) as fd:
-                    for part in (b"procdir", b"overlay"):
-                        os.mkdir(part, 0o700, dir_fd=fd)
-        except OSError as error:
-            raise StepError(
-                f"--scratch: cannot make a directory in {printable(parent)}: {reason(error)}",
-                hint="name a directory that you may write to",
-            ) from None
+def _make_scratch(parent: Source, name: bytes) -> None:
+    try:
+        with fsops.closing(os.open(parent.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as directory:
+            steps.check_identity(directory, parent.dev, parent.ino, parent.path)
+            with fsops.closing(fsops.make_new_dir(directory, name)) as fd:
+                for part in (b"procdir", b"overlay"):
+                    os.mkdir(part, 0o700, dir_fd=fd)
+    except OSError as error:
+        raise StepError(
+            f"--scratch: cannot make a directory in {printable(parent.path)}: {reason(error)}",
+            hint="name a directory that you may write to",
+        ) from None
 
 
 def _run_child(plan: Plan, launch: Launch, where: Home, record: RunRecord, inherited: object) -> Result:
@@ -100,7 +101,11 @@ def _become_command(child: Child, writer: int, inherited: object) -> None:
         except Exception as error:  # a bug; still one line, never a second copy of the launcher
             failure = StepError(f"internal error while setting up: {type(error).__name__}: {error}")
         code = failure.exit_code
-        os.write(writer, b"%d\0%s\0%s" % (code, failure.message.encode(errors="surrogateescape"), failure.hint.encode(errors="surrogateescape")))
+        os.write(
+            writer,
+            b"%d\0%s\0%s"
+            % (code, failure.message.encode(errors="surrogateescape"), failure.hint.encode(errors="surrogateescape")),
+        )
     finally:
         os._exit(code)
 

@@ -155,7 +155,7 @@ class Child:
         """A directory source, opened now: a descriptor from before the unshare cannot be cloned (EINVAL)."""
         source = self.plan.sources[index]
         with fsops.closing(os.open(source.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-            _check_identity(fd, source.dev, source.ino, source.path)
+            check_identity(fd, source.dev, source.ino, source.path)
             yield fd
 
     def image(self, step: Image) -> None:
@@ -197,7 +197,9 @@ class Child:
                 os.lseek(source, 0, os.SEEK_SET)
             output = os.memfd_create("sandbox-message", os.MFD_CLOEXEC)
             stack.enter_context(fsops.closing(output))
-            root = stack.enter_context(fsops.closing(os.open(b".", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.mounts[step.slot])))
+            root = stack.enter_context(
+                fsops.closing(os.open(b".", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.mounts[step.slot]))
+            )
             status = os.waitpid(_spawn(list(step.argv), {0: source, 1: output, 3: root}), 0)[1]
             if status:
                 message = os.pread(output, 4096, 0).decode("utf-8", "replace").strip()
@@ -243,14 +245,12 @@ class Child:
 
     def open_place(self, place: Place) -> int:
         if place.base == Base.ROOT:
-            fd = sys.openat2(
-                sys.AT_FDCWD, place.path, os.O_PATH | os.O_DIRECTORY, resolve=sys.RESOLVE_NO_MAGICLINKS
-            )
+            fd = sys.openat2(sys.AT_FDCWD, place.path, os.O_PATH | os.O_DIRECTORY, resolve=sys.RESOLVE_NO_MAGICLINKS)
         else:
             fd = fsops.open_path(self.procdir, place.path) if place.path else os.dup(self.procdir)
         if place.dev or place.ino:
             try:
-                _check_identity(fd, place.dev, place.ino, place.path)
+                check_identity(fd, place.dev, place.ino, place.path)
             except BaseException:
                 os.close(fd)
                 raise
@@ -366,7 +366,7 @@ def _above(fd: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
 
 
-def _check_identity(fd: int, dev: int, ino: int, path: bytes) -> None:
+def check_identity(fd: int, dev: int, ino: int, path: bytes) -> None:
     status = os.fstat(fd)
     if (status.st_dev, status.st_ino) != (dev, ino):
         raise StepError(
@@ -376,7 +376,7 @@ def _check_identity(fd: int, dev: int, ino: int, path: bytes) -> None:
 
 
 def _check_same(fd: int, expected: os.stat_result, path: bytes) -> None:
-    _check_identity(fd, expected.st_dev, expected.st_ino, path)
+    check_identity(fd, expected.st_dev, expected.st_ino, path)
 
 
 def _why(error: OSError) -> str:
@@ -413,7 +413,7 @@ def _remedy(step: Any, error: OSError) -> str:
             return "create the directory, or let --mkdir do it"
         case Image(), errno.ENODEV:
             return "the kernel has no squashfs: modprobe squashfs, or use --mode userns"
-        case (Overlay() | Tmpfs()), errno.ENODEV:
+        case ((Overlay() | Tmpfs()), errno.ENODEV):
             return "the kernel has no such filesystem: modprobe overlay"
         case Image(), errno.EINVAL:
             return "is the image damaged, or compressed in a way that this kernel lacks?"

@@ -141,7 +141,7 @@ def _fsconfig(context: int, command: int, key: bytes | None, value: bytes | None
 
 def _explain(context: int) -> str:
     """The kernel's error lines on a file system context ("e overlay: ..."), see fsopen(2)."""
-    lines = []
+    lines: list[str] = []
     while True:
         try:
             line = os.read(context, 1024)

@@ -85,7 +85,9 @@ def _source_cases() -> list[Case]:
     return cases
 
 
-_READ_ONLY = 'touch "$SANDBOX_STATIC/t/x" 2>/dev/null || echo refused; rm -f "$SANDBOX_STATIC/t/f" 2>/dev/null || echo kept'
+_READ_ONLY = (
+    'touch "$SANDBOX_STATIC/t/x" 2>/dev/null || echo refused; rm -f "$SANDBOX_STATIC/t/f" 2>/dev/null || echo kept'
+)
 
 CASES = [
     Case("exit code", "exit 42", code=42),
@@ -99,42 +101,149 @@ CASES = [
     Case("stdin", "cat", stdout="input\n"),
     Case("own uid", 'test "$(id -u)" = "$EXPECT_UID" && test "$(id -g)" = "$EXPECT_GID" && echo same', stdout="same\n"),
     Case("own name", 'test "$(id -un)" = "$USER" && echo same', stdout="same\n"),
-    Case("working directory", 'test "$PWD" = "$EXPECT_PWD" && test "$(pwd -P)" = "$EXPECT_PWD" && echo same', stdout="same\n"),
-    Case("library path survives", 'echo "$LD_LIBRARY_PATH"', env={"LD_LIBRARY_PATH": "/some/where"}, stdout="/some/where\n"),
+    Case(
+        "working directory",
+        'test "$PWD" = "$EXPECT_PWD" && test "$(pwd -P)" = "$EXPECT_PWD" && echo same',
+        stdout="same\n",
+    ),
+    Case(
+        "library path survives",
+        'echo "$LD_LIBRARY_PATH"',
+        env={"LD_LIBRARY_PATH": "/some/where"},
+        stdout="/some/where\n",
+    ),
     Case("scratch", 'cd "$SANDBOX_TMPDIR" && echo x > f && cat f && stat -c %a .', stdout="x\n700\n"),
-    Case("scratch is private", 'stat -c "%a %u" "$SANDBOX_TMPDIR/.." | sed "s/ $EXPECT_UID$/ mine/"', stdout="700 mine\n"),
-    Case("variables are unset when not asked for", 'echo "${SANDBOX_STATIC-none} ${SANDBOX_DYNAMIC-none}"', env={"SANDBOX_STATIC": "/old", "SANDBOX_DYNAMIC": "/old"}, stdout="none none\n"),
+    Case(
+        "scratch is private", 'stat -c "%a %u" "$SANDBOX_TMPDIR/.." | sed "s/ $EXPECT_UID$/ mine/"', stdout="700 mine\n"
+    ),
+    Case(
+        "variables are unset when not asked for",
+        'echo "${SANDBOX_STATIC-none} ${SANDBOX_DYNAMIC-none}"',
+        env={"SANDBOX_STATIC": "/old", "SANDBOX_DYNAMIC": "/old"},
+        stdout="none none\n",
+    ),
     *_source_cases(),
     Case("static is read-only", _READ_ONLY, ("-s", "t:{d}/tree.sfs"), "refused\nkept\n"),
     Case("static directory is read-only", _READ_ONLY, ("-s", "t:{d}/tree"), "refused\nkept\n"),
     Case("static archive is read-only", _READ_ONLY, ("-s", "t:{d}/tree.zip"), "refused\nkept\n"),
-    Case("mounts are nosuid and nodev", "grep -c '/static/t .*nosuid,nodev' /proc/self/mountinfo", ("-s", "t:{d}/tree.zip"), "1\n"),
+    Case(
+        "mounts are nosuid and nodev",
+        "grep -c '/static/t .*nosuid,nodev' /proc/self/mountinfo",
+        ("-s", "t:{d}/tree.zip"),
+        "1\n",
+    ),
     Case("default names", 'ls "$SANDBOX_STATIC"', ("-s", "{d}/tree.tar.gz"), "tree\n"),
-    Case("several trees", 'ls "$SANDBOX_STATIC"; ls "$SANDBOX_DYNAMIC"', ("-s", "a:{d}/tree.sfs", "-d", "b:{d}/tree.sfs", "-d", "c:{d}/tree", "--dynamic-empty", "e"), "a\nb\nc\ne\n"),
+    Case(
+        "several trees",
+        'ls "$SANDBOX_STATIC"; ls "$SANDBOX_DYNAMIC"',
+        ("-s", "a:{d}/tree.sfs", "-d", "b:{d}/tree.sfs", "-d", "c:{d}/tree", "--dynamic-empty", "e"),
+        "a\nb\nc\ne\n",
+    ),
     Case("empty tree", 'cd "$SANDBOX_DYNAMIC/e" && ls -A && echo x > f && cat f', ("--dynamic-empty", "e"), "x\n"),
     Case("absolute name", "cat {d}/parent/mount/f", ("-s", "{d}/parent/mount:{d}/tree.sfs"), "hello\n"),
-    Case("absolute name of a directory", "cat {d}/parent/mount/f; touch {d}/parent/mount/x && ls {d}/parent/mount/x | wc -l", ("-d", "{d}/parent/mount:{d}/tree"), "hello\n1\n"),
-    Case("a mount inside a mount", "cat {d}/parent/mount/sub/f; ls {d}/parent/mount", ("-s", "{d}/parent/mount:{d}/tree.sfs", "-s", "{d}/parent/mount/sub:{d}/tree.zip"), "hello\nf\nlink\nout\nplain\nsub\ntool\n"),
+    Case(
+        "absolute name of a directory",
+        "cat {d}/parent/mount/f; touch {d}/parent/mount/x && ls {d}/parent/mount/x | wc -l",
+        ("-d", "{d}/parent/mount:{d}/tree"),
+        "hello\n1\n",
+    ),
+    Case(
+        "a mount inside a mount",
+        "cat {d}/parent/mount/sub/f; ls {d}/parent/mount",
+        ("-s", "{d}/parent/mount:{d}/tree.sfs", "-s", "{d}/parent/mount/sub:{d}/tree.zip"),
+        "hello\nf\nlink\nout\nplain\nsub\ntool\n",
+    ),
     Case("no such mount point", "true", ("-s", "{d}/parent/none:{d}/tree.sfs"), code=125, stderr="--mkdir"),
     Case("run", None, ("-s", "tree:{d}/tree.sfs", "--run", "tree/tool"), argv=("x", "y"), stdout="tool x y\n"),
-    Case("run through a link in the tree", None, ("-d", "tree:{d}/tree.zip", "--run", "tree/sub/tool"), argv=("x",), stdout="tool x\n"),
-    Case("run what is no program", None, ("-s", "tree:{d}/tree.sfs", "--run", "tree/plain"), argv=(), code=126, stderr="not an executable file"),
-    Case("run a directory", None, ("-s", "tree:{d}/tree.sfs", "--run", "tree/sub"), argv=(), code=126, stderr="not an executable file"),
-    Case("run what leads out", None, ("-s", "tree:{d}/tree.sfs", "--run", "tree/out"), argv=(), code=127, stderr="in its tree"),
-    Case("run above the tree", None, ("-s", "tree:{d}/tree.sfs", "--run", "tree/../../../../../../../bin/true"), argv=(), code=127, stderr="in its tree"),
-    Case("run no tree", None, ("-s", "tree:{d}/tree.sfs", "--run", "other/tool"), argv=(), code=125, stderr="names no mounted tree"),
+    Case(
+        "run through a link in the tree",
+        None,
+        ("-d", "tree:{d}/tree.zip", "--run", "tree/sub/tool"),
+        argv=("x",),
+        stdout="tool x\n",
+    ),
+    Case(
+        "run what is no program",
+        None,
+        ("-s", "tree:{d}/tree.sfs", "--run", "tree/plain"),
+        argv=(),
+        code=126,
+        stderr="not an executable file",
+    ),
+    Case(
+        "run a directory",
+        None,
+        ("-s", "tree:{d}/tree.sfs", "--run", "tree/sub"),
+        argv=(),
+        code=126,
+        stderr="not an executable file",
+    ),
+    Case(
+        "run what leads out",
+        None,
+        ("-s", "tree:{d}/tree.sfs", "--run", "tree/out"),
+        argv=(),
+        code=127,
+        stderr="in its tree",
+    ),
+    Case(
+        "run above the tree",
+        None,
+        ("-s", "tree:{d}/tree.sfs", "--run", "tree/../../../../../../../bin/true"),
+        argv=(),
+        code=127,
+        stderr="in its tree",
+    ),
+    Case(
+        "run no tree",
+        None,
+        ("-s", "tree:{d}/tree.sfs", "--run", "other/tool"),
+        argv=(),
+        code=125,
+        stderr="names no mounted tree",
+    ),
     Case("chdir to a path", "pwd", ("--chdir", "/usr"), "/usr\n"),
     Case("chdir into a tree", "cat g", ("-s", "t:{d}/tree.sfs", "--chdir", "t/sub"), "g\n"),
     Case("chdir nowhere", "true", ("--chdir", "/nowhere"), code=125, stderr="/nowhere"),
     Case("env", 'echo "$A $B"', ("-e", "A=1", "--env", "B=two words"), "1 two words\n"),
     Case("env of the caller", 'echo "$CALLER"', ("-e", "CALLER"), "called\n", env={"CALLER": "called"}),
-    Case("env file", 'echo "$FROM_FILE $CALLER"', ("--env-file", "{d}/env"), "in file called\n", env={"CALLER": "called"}),
+    Case(
+        "env file", 'echo "$FROM_FILE $CALLER"', ("--env-file", "{d}/env"), "in file called\n", env={"CALLER": "called"}
+    ),
     Case("unset", 'echo "${GONE-unset}"', ("--unset-env", "GONE"), "unset\n", env={"GONE": "x"}),
-    Case("symlinks denied", 'cat "$SANDBOX_STATIC/t/link" 2>/dev/null || echo denied; cat "$SANDBOX_STATIC/t/f"', ("-s", "t:{d}/tree.sfs", "--symlinks", "t=deny"), "denied\nhello\n"),
-    Case("symlinks denied in a directory", 'cat "$SANDBOX_DYNAMIC/t/link" 2>/dev/null || echo denied', ("-d", "t:{d}/tree", "--symlinks", "deny"), "denied\n"),
-    Case("symlinks followed", 'cat "$SANDBOX_STATIC/t/link"', ("-s", "t:{d}/tree.sfs", "--symlinks", "follow"), "hello\n"),
-    Case("scratch on a disk", 'cd "$SANDBOX_DYNAMIC/t" && rm -r sub && echo x > f && cat f && stat -f -c %T "$SANDBOX_TMPDIR" | sed s/tmpfs/wrong/ | grep -c wrong', ("-d", "t:{d}/tree.sfs", "--scratch", "{w}"), "x\n0\n", code=1),
-    Case("tmpfs size", 'head -c 3M /dev/zero > "$SANDBOX_TMPDIR/x" 2>/dev/null || echo full', ("--tmpfs-size", "2M"), "full\n"),
-    Case("dynamic is limited too", 'head -c 3M /dev/zero > "$SANDBOX_DYNAMIC/t/x" 2>/dev/null || echo full', ("-d", "t:{d}/tree.sfs", "--tmpfs-size", "2M"), "full\n"),
+    Case(
+        "symlinks denied",
+        'cat "$SANDBOX_STATIC/t/link" 2>/dev/null || echo denied; cat "$SANDBOX_STATIC/t/f"',
+        ("-s", "t:{d}/tree.sfs", "--symlinks", "t=deny"),
+        "denied\nhello\n",
+    ),
+    Case(
+        "symlinks denied in a directory",
+        'cat "$SANDBOX_DYNAMIC/t/link" 2>/dev/null || echo denied',
+        ("-d", "t:{d}/tree", "--symlinks", "deny"),
+        "denied\n",
+    ),
+    Case(
+        "symlinks followed", 'cat "$SANDBOX_STATIC/t/link"', ("-s", "t:{d}/tree.sfs", "--symlinks", "follow"), "hello\n"
+    ),
+    Case(
+        "scratch on a disk",
+        'cd "$SANDBOX_DYNAMIC/t" && rm -r sub && echo x > f && cat f && stat -f -c %T "$SANDBOX_TMPDIR" | sed s/tmpfs/wrong/ | grep -c wrong',
+        ("-d", "t:{d}/tree.sfs", "--scratch", "{w}"),
+        "x\n0\n",
+        code=1,
+    ),
+    Case(
+        "tmpfs size",
+        'head -c 3M /dev/zero > "$SANDBOX_TMPDIR/x" 2>/dev/null || echo full',
+        ("--tmpfs-size", "2M"),
+        "full\n",
+    ),
+    Case(
+        "dynamic is limited too",
+        'head -c 3M /dev/zero > "$SANDBOX_DYNAMIC/t/x" 2>/dev/null || echo full',
+        ("-d", "t:{d}/tree.sfs", "--tmpfs-size", "2M"),
+        "full\n",
+    ),
     Case("what is left is ended", "sleep 1000 & setsid sleep 1000 & exit 3", code=3),
 ]

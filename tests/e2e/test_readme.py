@@ -32,7 +32,13 @@ def test_examples(run_sandbox, who, area, zig_wheel):
     env["ZIG_GLOBAL_CACHE_DIR"] = env["ZIG_LOCAL_CACHE_DIR"] = str(where / "zig-cache")
     for example, expected in zip(EXAMPLES, EXPECTED, strict=True):
         done = subprocess.run(
-            ["sh", "-ec", example], **who.popen_options(), env=env, cwd=where, capture_output=True, text=True, timeout=300
+            ["sh", "-ec", example],
+            **who.popen_options(),
+            env=env,
+            cwd=where,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == 0, (example, done.stdout, done.stderr)
         assert expected in done.stdout, (example, done.stdout, done.stderr)

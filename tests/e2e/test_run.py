@@ -122,7 +122,7 @@ def test_inherited_descriptors_reach_the_command(run_sandbox, who):
 def test_closed_standard_descriptors_stay_closed(run_sandbox, who, area):
     archives.make_squashfs(area.dir(who.as_user) / "t.sfs", TREE)
     out = area.dir(who.as_user) / "out"
-    command = f"exec {run_sandbox.command} run -s t.sfs -- sh -c 'ls /proc/$$/fd | tr \"\\n\" \" \" > {out}' <&- >&- 2>&-"
+    command = f'exec {run_sandbox.command} run -s t.sfs -- sh -c \'ls /proc/$$/fd | tr "\\n" " " > {out}\' <&- >&- 2>&-'
     subprocess.run(
         ["sh", "-c", command],
         **who.popen_options(),
@@ -219,7 +219,7 @@ def test_job_control_on_a_terminal(run_sandbox, who, area):
             del seen[: seen.index(words) + len(words)]
 
         script = "trap 'echo inter''rupted; exit 7' INT; echo rea''dy; while :; do sleep 0.05; done"
-        tty.write(f"{run_sandbox.command} run -- sh -c \"{script}\"\n".encode())
+        tty.write(f'{run_sandbox.command} run -- sh -c "{script}"\n'.encode())
         expect(b"ready")
         tty.write(b"\x1a")
         expect(b"Stopped")
@@ -239,8 +239,9 @@ def test_job_control_on_a_terminal(run_sandbox, who, area):
 
 def test_what_the_command_left_running_is_ended(run_sandbox, who, area):
     pids = area.dir(who.as_user) / "pids"
-    script = f"sleep 1000 & echo $! >> {pids}; (trap '' TERM; setsid sh -c 'trap \"\" TERM; echo $$ >> {pids}; sleep 1000; :' & ) ; sleep 0.3"
-    assert run_sandbox(["run", "--", "sh", "-c", script], as_user=who.as_user).returncode == 0
+    stubborn = f"trap '' TERM; echo $$ >> {pids}; sleep 1000; :"
+    script = f'sleep 1000 & echo $! >> {pids}; (setsid sh -c "$1" & ); sleep 0.3'
+    assert run_sandbox(["run", "--", "sh", "-c", script, "sh", stubborn], as_user=who.as_user).returncode == 0
     started = [int(pid) for pid in read(pids).split()]
     assert len(started) == 2
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
@@ -275,8 +276,9 @@ def test_a_killed_supervisor_is_cleaned_up_by_the_next_run(run_sandbox, who, are
 
 def test_a_live_procdir_is_never_removed(run_sandbox, who, area):
     where = area.dir(who.as_user)
-    script = 'echo x > "$SANDBOX_TMPDIR/f"; echo ready > mark; while [ ! -e go ]; do sleep 0.02; done; cat "$SANDBOX_TMPDIR/f"'
-    process = run_sandbox.popen(["run", "--", "sh", "-c", script], as_user=who.as_user, stdout=subprocess.PIPE)
+    script = 'cd "$SANDBOX_TMPDIR"; echo x > f; echo ready > $M/mark; until [ -e $M/go ]; do sleep 0.02; done; cat f'
+    args = ["run", "-e", f"M={where}", "--", "sh", "-c", script]
+    process = run_sandbox.popen(args, as_user=who.as_user, stdout=subprocess.PIPE)
     wait_for(lambda: read(where / "mark") == "ready\n")
     for _ in range(3):
         assert run_sandbox(["run", "--", "true"], as_user=who.as_user).returncode == 0
@@ -313,7 +315,8 @@ def test_nothing_shows_in_a_host_whose_mounts_are_shared(run_sandbox, who, area)
     archives.make_squashfs(where / "t.sfs", TREE)
     (where / "d").mkdir()
     (where / "d/f").write_text("x")
-    inner = f"{run_sandbox.command} run -s t.sfs -d w:t.sfs -s d -d e:d -- sh -c 'echo ready > mark; while [ ! -e go ]; do sleep 0.02; done'"
+    wait = "echo ready > mark; until [ -e go ]; do sleep 0.02; done"
+    inner = f"{run_sandbox.command} run -s t.sfs -d w:t.sfs -s d -d e:d -- sh -c '{wait}'"
     become = f"setpriv --reuid {who.uid} --regid {who.gid} --clear-groups" if who.as_user else "env"
     script = f"""mount --make-rshared / && mount --bind . . && cat /proc/self/mountinfo > before
     {become} sh -c "{inner.replace('"', chr(34))}" & while [ ! -e mark ]; do sleep 0.02; done
@@ -424,7 +427,7 @@ def test_fuse_in_a_user_namespace(run_sandbox, area):
     where = area.dir(as_user=False)
     archives.make_squashfs(where / "t.sfs", TREE)
     archives.make_zip(where / "z.zip", TREE)
-    script = "cat $SANDBOX_STATIC/t/f; grep -c ' fuse' /proc/self/mountinfo; rm -r $SANDBOX_DYNAMIC/z/sub; ls $SANDBOX_DYNAMIC/z"
+    script = "cat $SANDBOX_STATIC/t/f; grep -c ' fuse' /proc/self/mountinfo; cd $SANDBOX_DYNAMIC/z; rm -r sub; ls"
     args = ["run", "--mode", "userns", "--cache", "-s", "t.sfs", "-d", "z.zip", "--", "sh", "-c", script]
     done = run_sandbox(args, as_user=False)
     assert (done.stdout, done.returncode) == ("hello\n1\nf\n", 0), done.stderr

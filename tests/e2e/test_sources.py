@@ -53,7 +53,8 @@ def test_setuid_and_devices_in_archives_and_images_give_nothing(run_sandbox, who
     archives.make_squashfs(where / "i.sfs", entries)
     archives.make_tar(where / "a.tar", entries)
     script = """for t in i a; do cd $SANDBOX_STATIC/$t; test -u su && echo setuid $t; for d in disk null; do
-    if [ -e $d ]; then cat $d 2>/dev/null && echo readable $t/$d; fi; done; done; grep -c 'nosuid,nodev' /proc/self/mountinfo"""
+    if [ -e $d ]; then cat $d 2>/dev/null && echo readable $t/$d; fi; done; done
+    grep -c 'nosuid,nodev' /proc/self/mountinfo"""
     args = ["run", "-s", "i.sfs", "-s", "a.tar", "--", "sh", "-c", script]
     done = run_sandbox(args, as_user=who.as_user, check=True)
     lines = done.stdout.splitlines()
@@ -107,7 +108,16 @@ def _refused(where, name):
     raise AssertionError(name)
 
 
-NAMES = ["traversal", "absolute", "through a link", "hard link out", "truncated", "file and directory", "garbage in text", "bomb"]
+NAMES = [
+    "traversal",
+    "absolute",
+    "through a link",
+    "hard link out",
+    "truncated",
+    "file and directory",
+    "garbage in text",
+    "bomb",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -131,7 +141,9 @@ def test_a_tmpfs_that_is_too_small_is_said_before(run_sandbox, user, area):
     assert done.returncode == 125
     assert "--tmpfs-size" in done.stderr
     archives.make_tar(where / "b.tar", [Entry("big", os.urandom(8 << 20))], compression="gzip")
-    done = run_sandbox(["run", "--mode", "userns", "--tmpfs-size", "4M", "-d", "b.tar.gz:b.tar", "--", "true"], as_user=True)
+    done = run_sandbox(
+        ["run", "--mode", "userns", "--tmpfs-size", "4M", "-d", "b.tar.gz:b.tar", "--", "true"], as_user=True
+    )
     assert done.returncode == 125
     assert len(done.stderr.splitlines()) == 1, done.stderr
 

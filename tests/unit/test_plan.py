@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox import plan
+from sandbox.codec import PlanError, decode, encode
 from sandbox.plan import (
     Attach,
     Base,
@@ -12,14 +13,11 @@ from sandbox.plan import (
     Overlay,
     Place,
     Plan,
-    PlanError,
     PlanFlag,
     Source,
     SourceKind,
     Tmpfs,
     UnsetEnv,
-    decode,
-    encode,
 )
 
 HOME = Source(SourceKind.DIRECTORY, b"/home", 1, 2)
@@ -63,7 +61,9 @@ def _steps(draw):
                 values[name] = draw(st.integers(1, 2))
             else:
                 values[name] = draw(_FIELDS[kind])
-        if None not in values.values() and not (cls is Overlay and values["slot"] in (*values["lowers"], values["upper"])):
+        if None not in values.values() and not (
+            cls is Overlay and values["slot"] in (*values["lowers"], values["upper"])
+        ):
             steps.append(cls(**values))
     return tuple(steps)
 

@@ -78,7 +78,9 @@ EVERY_STEP = (
 )
 
 
-def plan(*steps: object, mode: Mode = Mode.ROOT, flags: int = 0, home: Source = HOME, sources: tuple[Source, ...] = ()) -> Plan:
+def plan(
+    *steps: object, mode: Mode = Mode.ROOT, flags: int = 0, home: Source = HOME, sources: tuple[Source, ...] = ()
+) -> Plan:
     return Plan(mode, PlanFlag(flags), 1000, 1000, home, sources, steps)  # type: ignore[arg-type]
 
 
@@ -91,7 +93,11 @@ def good() -> Iterator[tuple[str, str, Plan]]:
     yield "setuid", "mode setuid, one step", plan(NoNewPrivs(), mode=Mode.SETUID)
     yield "every-step", "every kind of step and source, mode userns, the flag to leave processes running", FULL
     odd = b"/a b/\xff\xfe/new\nline/\xe2\x80\xae/..//."
-    yield "odd-paths", "paths of any bytes but NUL, and dots in root places", plan(Chdir(Place(Base.ROOT, odd)), home=HOME.replace(path=odd))
+    yield (
+        "odd-paths",
+        "paths of any bytes but NUL, and dots in root places",
+        plan(Chdir(Place(Base.ROOT, odd)), home=HOME.replace(path=odd)),
+    )
     names = Place(Base.PROCDIR, b"...\n/\xff/ /.x")
     yield "odd-names", "odd but plain components below the procdir", plan(Mkdir(names, 0o7777))
     longest = b"/" + b"x" * (MAX_PATH - 1)
@@ -99,7 +105,11 @@ def good() -> Iterator[tuple[str, str, Plan]]:
     yield "longest-string", f"a string of {MAX_STRING} bytes", plan(UnsetEnv(b"x" * MAX_STRING))
     yield "most-steps", f"{MAX_ITEMS} steps", plan(*[NoNewPrivs()] * MAX_ITEMS)
     most = 0xFFFFFFFF
-    yield "extremes", "the largest numbers", plan(Tmpfs(most, 2**64 - 1, 2**64 - 1, most), Unshare(2**64 - 1), DeathSignal(most))
+    yield (
+        "extremes",
+        "the largest numbers",
+        plan(Tmpfs(most, 2**64 - 1, 2**64 - 1, most), Unshare(2**64 - 1), DeathSignal(most)),
+    )
 
 
 def swapped(data: bytes, old: bytes, new: bytes) -> bytes:
@@ -148,10 +158,22 @@ def bad_head() -> Iterator[tuple[str, str, bytes]]:
     yield "source-kind-0", "source kind 0", minimal[:20] + b"\0" + minimal[21:]
     yield "source-kind-4", "source kind 4", minimal[:20] + b"\4" + minimal[21:]
     yield "source-nul", "a NUL in a source's path", swapped(data, b"/srv/image", b"/srv\0image")
-    yield "source-empty", "a file source without a path", swapped(encode(plan(sources=(FILE,))), text(FILE.path), text(b""))
-    yield "memory-path", "a memory source with a path", encode(plan(sources=(MEMORY,))).replace(b"\3" + text(b""), b"\3" + text(b"/x"))
+    yield (
+        "source-empty",
+        "a file source without a path",
+        swapped(encode(plan(sources=(FILE,))), text(FILE.path), text(b"")),
+    )
+    yield (
+        "memory-path",
+        "a memory source with a path",
+        encode(plan(sources=(MEMORY,))).replace(b"\3" + text(b""), b"\3" + text(b"/x")),
+    )
     yield "path-length", "a path longer than the data", swapped(minimal, text(HOME.path), text(HOME.path, 0xFFFFFFFF))
-    yield "path-too-long", f"a path of {MAX_PATH + 1} bytes", swapped(minimal, text(HOME.path), text(b"/" + b"x" * MAX_PATH))
+    yield (
+        "path-too-long",
+        f"a path of {MAX_PATH + 1} bytes",
+        swapped(minimal, text(HOME.path), text(b"/" + b"x" * MAX_PATH)),
+    )
     yield "sources-count", "four billion sources", minimal[:-8] + u32(0xFFFFFFFF, 0)
     yield "steps-count-over", f"{MAX_ITEMS + 1} steps", with_steps(*[step(0x12, b"")] * (MAX_ITEMS + 1))
     yield "steps-count-beyond", "more steps promised than there are", with_steps(step(0x12, b""), count=2)
@@ -169,28 +191,64 @@ def bad_steps() -> Iterator[tuple[str, str, bytes]]:
     yield "propagation-3", "propagation 3", with_steps(step(0x03, b"\3"))
     yield "tree-recursive", "recursive is 2", with_steps(step(0x07, u32(1, 0) + b"\2"), sources=(DIRECTORY,))
     yield "source-index", "a source beyond the list", with_steps(step(0x08, u32(1, 1)), sources=one)
-    yield "source-index-extract", "Extract from a source beyond the list", with_steps(tmpfs, step(0x0A, u32(1, 0, 1) + text(b"/x")))
+    yield (
+        "source-index-extract",
+        "Extract from a source beyond the list",
+        with_steps(tmpfs, step(0x0A, u32(1, 0, 1) + text(b"/x"))),
+    )
     yield "slot-unmade", "Attach of a slot that was not made", with_steps(step(0x0C, u32(1) + place(2, b"") + u32(0)))
     yield "slot-twice", "a slot that is made twice", with_steps(tmpfs, tmpfs)
-    yield "slot-twice-scratch", "Scratch with one slot for both", with_steps(step(0x06, u32(0, 5, 5)), sources=(DIRECTORY,))
+    yield (
+        "slot-twice-scratch",
+        "Scratch with one slot for both",
+        with_steps(step(0x06, u32(0, 5, 5)), sources=(DIRECTORY,)),
+    )
     yield "slot-own-layer", "an overlay that is its own lower", with_steps(tmpfs, step(0x0B, u32(2, 1, 2, 1, 0)))
     yield "overlay-no-lower", "an overlay without lowers", with_steps(tmpfs, step(0x0B, u32(2, 0, 1, 0)))
     yield "overlay-upper", "an overlay whose upper was not made", with_steps(tmpfs, step(0x0B, u32(2, 1, 1, 9, 0)))
     yield "overlay-options", "an unknown overlay option", with_steps(tmpfs, step(0x0B, u32(2, 1, 1, 1, 4)))
-    yield "overlay-count", "an overlay with more lowers than there are bytes", with_steps(tmpfs, step(0x0B, u32(2, 4000, 1, 0)))
-    yield "overlay-count-over", f"an overlay of {MAX_ITEMS + 1} lowers", with_steps(tmpfs, step(0x0B, u32(2, MAX_ITEMS + 1, *[1] * (MAX_ITEMS + 1), 1, 0)))
+    yield (
+        "overlay-count",
+        "an overlay with more lowers than there are bytes",
+        with_steps(tmpfs, step(0x0B, u32(2, 4000, 1, 0))),
+    )
+    yield (
+        "overlay-count-over",
+        f"an overlay of {MAX_ITEMS + 1} lowers",
+        with_steps(tmpfs, step(0x0B, u32(2, MAX_ITEMS + 1, *[1] * (MAX_ITEMS + 1), 1, 0))),
+    )
     yield "attach-attrs", "an unknown attribute", with_steps(tmpfs, step(0x0C, u32(1) + place(2, b"") + u32(32)))
     yield "extract-empty", "Extract without a program", with_steps(tmpfs, step(0x0A, u32(1, 0, 0)), sources=one)
-    yield "extract-relative", "Extract with a relative program", with_steps(tmpfs, step(0x0A, u32(1, 0, 1) + text(b"x")), sources=one)
-    yield "extract-count", "Extract with more words than there are bytes", with_steps(tmpfs, step(0x0A, u32(1, 0, 4096) + text(b"/x")), sources=one)
-    yield "extract-nul", "a NUL in a word of Extract", with_steps(tmpfs, step(0x0A, u32(1, 0, 1) + text(b"/x\0")), sources=one)
+    yield (
+        "extract-relative",
+        "Extract with a relative program",
+        with_steps(tmpfs, step(0x0A, u32(1, 0, 1) + text(b"x")), sources=one),
+    )
+    yield (
+        "extract-count",
+        "Extract with more words than there are bytes",
+        with_steps(tmpfs, step(0x0A, u32(1, 0, 4096) + text(b"/x")), sources=one),
+    )
+    yield (
+        "extract-nul",
+        "a NUL in a word of Extract",
+        with_steps(tmpfs, step(0x0A, u32(1, 0, 1) + text(b"/x\0")), sources=one),
+    )
     yield "fuse-relative", "Fuse with a relative program", with_steps(step(0x09, u32(1, 0) + text(b"x")), sources=one)
     yield "env-empty", "PlaceEnv without a name", with_steps(step(0x0E, text(b"") + place(2, b"")))
     yield "env-equals", "PlaceEnv of a name with =", with_steps(step(0x0E, text(b"A=B") + place(2, b"")))
     yield "unset-empty", "UnsetEnv without a name", with_steps(step(0x0F, text(b"")))
     yield "unset-equals", "UnsetEnv of a name with =", with_steps(step(0x0F, text(b"=")))
-    yield "string-too-long", f"a string of {MAX_STRING + 1} bytes", with_steps(step(0x0F, text(b"x" * (MAX_STRING + 1))))
-    yield "run-path-too-long", f"Run of a path of {MAX_PATH + 1} bytes", with_steps(step(0x11, place(2, b"") + text(b"x" * (MAX_PATH + 1))))
+    yield (
+        "string-too-long",
+        f"a string of {MAX_STRING + 1} bytes",
+        with_steps(step(0x0F, text(b"x" * (MAX_STRING + 1)))),
+    )
+    yield (
+        "run-path-too-long",
+        f"Run of a path of {MAX_PATH + 1} bytes",
+        with_steps(step(0x11, place(2, b"") + text(b"x" * (MAX_PATH + 1)))),
+    )
 
 
 def bad_places() -> Iterator[tuple[str, str, bytes]]:

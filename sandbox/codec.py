@@ -1,0 +1,280 @@
+"""The byte encoding of plans (docs/plan.md). Decoding treats its input as hostile: the first doubt rejects it all."""
+
+import struct
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sandbox.errors import SandboxError
+from sandbox.plan import (
+    OPCODE_OF,
+    OPCODES,
+    U8,
+    U32,
+    U64,
+    Attach,
+    Attr,
+    Base,
+    Extract,
+    Fuse,
+    Image,
+    Mode,
+    Overlay,
+    OverlayOption,
+    Path,
+    Place,
+    PlaceEnv,
+    Plan,
+    PlanFlag,
+    Propagation,
+    Scratch,
+    SetPropagation,
+    Slots,
+    Source,
+    SourceKind,
+    Step,
+    String,
+    Strings,
+    Tmpfs,
+    Tree,
+    UnsetEnv,
+)
+
+MAGIC = b"SBXPLAN\x00"
+VERSION = 1
+MAX_BYTES = 1 << 20
+MAX_ITEMS = 4096
+MAX_STRING = 65536
+MAX_PATH = 4095
+
+
+class PlanError(SandboxError):
+    """Bytes that are not a plan of this version."""
+
+
+# -- encoding -------------------------------------------------------------------------------------------------
+
+
+def _pack_bytes(value: bytes) -> bytes:
+    return struct.pack("<I", len(value)) + value
+
+
+def _pack_record(record: Any) -> bytes:
+    kinds = type(record).__annotations__
+    return b"".join(_PACK[kinds[name]](value) for name, value in zip(record.fields, record, strict=True))
+
+
+def _pack_list(pack: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    return lambda items: struct.pack("<I", len(items)) + b"".join(map(pack, items))
+
+
+_PACK: dict[Any, Callable[[Any], bytes]] = {
+    U8: lambda v: struct.pack("<B", v),
+    U32: lambda v: struct.pack("<I", v),
+    U64: lambda v: struct.pack("<Q", v),
+    Path: _pack_bytes,
+    String: _pack_bytes,
+    Strings: _pack_list(_pack_bytes),
+    Slots: _pack_list(lambda v: struct.pack("<I", v)),
+    Place: _pack_record,
+}
+
+
+def encode(plan: Plan) -> bytes:
+    """The plan as bytes. Raises PlanError when it breaks a limit of the format."""
+    out = [
+        MAGIC,
+        struct.pack("<HBBII", VERSION, plan.mode, plan.flags, plan.uid, plan.gid),
+        _pack_record(plan.home),
+        _pack_list(_pack_record)(plan.sources),
+        struct.pack("<I", len(plan.steps)),
+    ]
+    for step in plan.steps:
+        body = _pack_record(step)
+        out.append(struct.pack("<HI", OPCODE_OF[type(step)], len(body)) + body)
+    data = b"".join(out)
+    decode(data)  # one place knows the limits
+    return data
+
+
+# -- decoding -------------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+class _Reader:
+    """A cursor over hostile bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def fail(self, why: str) -> PlanError:
+        return PlanError(f"cannot decode the plan: {why} at byte {self.at}")
+
+    def take(self, count: int) -> bytes:
+        if count > len(self.data) - self.at:
+            raise self.fail("truncated")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "little")
+
+    def string(self, limit: int = MAX_STRING) -> bytes:
+        length = self.number(4)
+        if length > limit:
+            raise self.fail(f"a string of {length} bytes")
+        value = self.take(length)
+        if b"\0" in value:
+            raise self.fail("a NUL byte inside a string")
+        return value
+
+    def items(self, read: Callable[[], T]) -> tuple[T, ...]:
+        count = self.number(4)
+        if count > MAX_ITEMS:
+            raise self.fail(f"a list of {count} items")
+        return tuple(read() for _ in range(count))
+
+    def record(self, cls: Callable[..., T]) -> T:
+        kinds = cls.__annotations__
+        return cls(*(self.field(kinds[name]) for name in cls.fields))  # type: ignore[attr-defined]
+
+    def field(self, kind: Any) -> Any:
+        if kind is Place:
+            return self.record(Place)
+        return _READ[kind](self)
+
+
+_READ: dict[Any, Callable[[_Reader], Any]] = {
+    U8: lambda r: r.number(1),
+    U32: lambda r: r.number(4),
+    U64: lambda r: r.number(8),
+    Path: lambda r: r.string(MAX_PATH),
+    String: lambda r: r.string(),
+    Strings: lambda r: r.items(r.string),
+    Slots: lambda r: r.items(lambda: r.number(4)),
+}
+
+
+def decode(data: bytes) -> Plan:
+    """The plan in `data`. Raises PlanError, and returns nothing, on the first doubt."""
+    if len(data) > MAX_BYTES:
+        raise PlanError(f"cannot decode the plan: {len(data)} bytes, the limit is {MAX_BYTES}")
+    reader = _Reader(data)
+    if reader.take(len(MAGIC)) != MAGIC:
+        raise PlanError("cannot decode the plan: it does not start with the magic bytes")
+    if (version := reader.number(2)) != VERSION:
+        raise PlanError(f"cannot decode the plan: version {version}, this program takes {VERSION}")
+    mode, flags, uid, gid = reader.number(1), reader.number(1), reader.number(4), reader.number(4)
+    if mode not in Mode.__members__.values():
+        raise reader.fail(f"unknown mode {mode}")
+    if flags & ~PlanFlag.LEAVE_RUNNING:
+        raise reader.fail(f"unknown flags {flags:#x}")
+    home = reader.record(Source)
+    sources = reader.items(lambda: reader.record(Source))
+    steps = reader.items(lambda: _read_step(reader))
+    if reader.at != len(data):
+        raise reader.fail("trailing bytes")
+    plan = Plan(Mode(mode), PlanFlag(flags), uid, gid, home, sources, steps)
+    _check(plan)
+    return plan
+
+
+def _read_step(reader: _Reader) -> Step:
+    opcode, length = reader.number(2), reader.number(4)
+    if opcode not in OPCODES:
+        raise reader.fail(f"unknown step {opcode:#x}")
+    end = reader.at + length
+    step: Step = reader.record(OPCODES[opcode])
+    if reader.at != end:
+        raise reader.fail(f"step {opcode:#x} does not fill its length")
+    return step
+
+
+def _check(plan: Plan) -> None:
+    """What the layout alone cannot say: enumerations, flag bits, slots defined once and before use."""
+    for source in (plan.home, *plan.sources):
+        _check_source(source)
+    if plan.home.kind != SourceKind.DIRECTORY:
+        raise PlanError("cannot decode the plan: the home is not a directory source")
+    defined: set[int] = set()
+    for index, step in enumerate(plan.steps):
+        why = _step_fault(step, plan, defined)
+        if why:
+            raise PlanError(f"cannot decode the plan: step {index} ({type(step).__name__}): {why}")
+
+
+def _check_source(source: Source) -> None:
+    if source.kind not in SourceKind.__members__.values():
+        raise PlanError(f"cannot decode the plan: unknown source kind {source.kind}")
+    is_memory = source.kind == SourceKind.MEMORY
+    if is_memory != (source.path == b"") or not (is_memory or source.path.startswith(b"/")):
+        raise PlanError("cannot decode the plan: a source's path is not absolute, or a memory source has one")
+
+
+def _step_fault(step: Step, plan: Plan, defined: set[int]) -> str:
+    """Why a step is invalid where it stands, or nothing; what it makes is added to `defined`."""
+    source = getattr(step, "source", None)
+    if source is not None and source >= len(plan.sources):
+        return f"no source {source}"
+    place = getattr(step, "place", None)
+    fault = _value_fault(step) or (_place_fault(place) if place is not None else "")
+    return fault or _slot_fault(step, defined)
+
+
+def _value_fault(step: Step) -> str:
+    """Enumerations, bits and texts of one step by itself."""
+    match step:
+        case SetPropagation(kind) if kind not in Propagation.__members__.values():
+            return f"unknown propagation {kind}"
+        case Tree(recursive=value) if value > 1:
+            return f"recursive is {value}"
+        case Attach(attrs=attrs) if attrs & ~sum(Attr):
+            return f"unknown attributes {attrs:#x}"
+        case Overlay(lowers=lowers, options=options) if not lowers or options & ~sum(OverlayOption):
+            return "no lower, or unknown options"
+        case Extract(argv=argv) if not (argv and argv[0].startswith(b"/")):
+            return "the program's path is not absolute"
+        case Fuse(program=program) if not program.startswith(b"/"):
+            return "the program's path is not absolute"
+        case PlaceEnv() | UnsetEnv() if not step.name or b"=" in step.name:
+            return "bad variable name"
+        case _:
+            return ""
+
+
+def _slot_fault(step: Step, defined: set[int]) -> str:
+    """Slots are made once, and before they are used."""
+    uses, makes = _slots(step)
+    for slot in uses:
+        if slot not in defined:
+            return f"slot {slot} is used before it is made"
+    for slot in makes:
+        if slot in defined:
+            return f"slot {slot} is made twice"
+        defined.add(slot)
+    return ""
+
+
+def _slots(step: Step) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The slots that a step uses, and those that it makes."""
+    match step:
+        case Scratch(slot=slot, overlay_slot=overlay):
+            return (), (slot, overlay)
+        case Tmpfs() | Tree() | Image() | Fuse():
+            return (), (step.slot,)
+        case Overlay(slot, lowers, upper):
+            return (*lowers, upper), (slot,)
+        case Extract() | Attach():
+            return (step.slot,), ()
+        case _:
+            return (), ()
+
+
+def _place_fault(place: Place) -> str:
+    if place.base not in Base.__members__.values():
+        return f"unknown base {place.base}"
+    if place.base == Base.ROOT:
+        return "" if place.path.startswith(b"/") else "a root place needs an absolute path"
+    parts = place.path.split(b"/") if place.path else []
+    return "a procdir place needs plain components" if any(p in (b"", b".", b"..") for p in parts) else ""
