@@ -99,7 +99,7 @@ def build_image_from_dir(
 def _bar(fd: int, label: str) -> "Progress | None":
     from sandbox.images import progress
 
-    return progress.on_terminal(f"converting {label}", os.fstat(fd).st_size)
+    return progress.on_terminal(f"converting {os.path.basename(label)[:40]}", os.fstat(fd).st_size)
 
 
 def check_claims(fd: int, kind: Kind, label: str, max_unpacked: int) -> None:

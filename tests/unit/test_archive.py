@@ -137,9 +137,9 @@ def test_empty_archives(unpack: Unpack, tmp_path: Path, data: bytes) -> None:
 
 
 def test_files_in_a_read_only_directory(unpack: Unpack, tmp_path: Path) -> None:
-    data = tar(directory("ro", 0o555), directory("ro/none", 0), member("ro/none/f", b"x"), member("ro/g"))
+    data = tar(directory("ro", 0o555), directory("ro/none", 0o500), member("ro/none/f", b"x"), member("ro/g"))
     seen = unpack(data, tmp_path / "out")
-    assert (seen[b"ro"].mode, seen[b"ro/none"].mode) == (0o555, 0)
+    assert (seen[b"ro"].mode, seen[b"ro/none"].mode) == (0o555, 0o500)
     assert {b"ro/none/f", b"ro/g"} <= set(seen)
 
 
@@ -416,7 +416,8 @@ def test_a_directory_becomes_an_image(tmp_path: Path) -> None:
     with open(source / "sparse", "wb") as file:
         file.truncate(64 << 20)
     fd, out = os.open(source, os.O_PATH), memory(b"")
-    convert.build_image_from_dir(fd, out, label="test", max_unpacked=1 << 20, uid=0, gid=0)
+    owner = {"uid": os.getuid(), "gid": os.getgid()}
+    convert.build_image_from_dir(fd, out, label="test", max_unpacked=1 << 20, **owner)
     seen = image_tree(out, tmp_path / "out")
     assert {name: (one.type, one.mode) for name, one in seen.items()} == {
         b"d": ("directory", 0o775),

@@ -147,7 +147,7 @@ def test_a_directory_is_keyed_by_its_content(bench: Bench, tmp_path: Path) -> No
     def use() -> Cached:
         fd = os.open(source, os.O_RDONLY)
         with Cache(bench.fd) as cache:
-            return cache.directory_image(fd, label="test", max_unpacked=LIMIT, uid=0, gid=0)
+            return cache.directory_image(fd, label="test", max_unpacked=LIMIT, uid=os.getuid(), gid=os.getgid())
 
     first = use()
     assert use() == (first.fd + 2, first.name, True) or use().name == first.name
