@@ -152,7 +152,7 @@ project() {
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     local pip=("$venv/bin/python" -m pip --disable-pip-version-check --quiet)
     "${pip[@]}" install 'pip>=24' 'setuptools>=77' 'setuptools-rust>=1.10' wheel
-    PYTHONWARNINGS=ignore "${pip[@]}" install --no-build-isolation --editable '.[test,lint]'
+    PYTHONWARNINGS=ignore "${pip[@]}" install --no-build-isolation --config-settings editable_mode=compat --editable '.[test,lint]'
     local program
     for program in sandbox-engine sandbox-helper; do
         [ -x "sandbox/bin/$program" ] || say "$program was not built; the Python engine works without it (sandbox doctor)"

@@ -236,11 +236,29 @@ def clean_stale(home: Home, *, say: Say) -> None:
             if facts is not None:
                 say(f"cleaning up after the dead run {printable(name)}")
                 _clean_after(home, name, facts)
-    with contextlib.suppress(OSError):
-        for name in fsops.names(home.procdirs_fd):
-            # A procdir is made after its record: without one it is nobody's.
-            if not _exists(home.records_fd, name):
-                fsops.remove_dir(home.procdirs_fd, name)
+    for name in fsops.names(home.procdirs_fd):
+        # A procdir is made after its record: without one it is nobody's.
+        if not _exists(home.records_fd, name):
+            with contextlib.suppress(OSError):
+                _remove_orphan(home, name)
+
+
+def _remove_orphan(home: Home, name: bytes) -> None:
+    """Remove a procdir without a record, as the owner of that record: else a run that takes the name just now dies."""
+    with fsops.Draft(home.records_fd) as draft:
+        fcntl.flock(draft.fd, fcntl.LOCK_EX)
+        draft.publish(name, durable=False)
+        fsops.remove_dir(home.procdirs_fd, name)
+        fsops.delete_file(home.records_fd, name)
+
+
+def clean_at(run_fd: int) -> None:
+    """clean_stale for a process that has only the descriptor of the directory with procdirs/ and records/."""
+    with (
+        fsops.closing(fsops.make_dir(run_fd, b"procdirs")) as procdirs,
+        fsops.closing(fsops.make_dir(run_fd, b"records")) as records,
+    ):
+        clean_stale(Home(b"", run_fd, b"", run_fd, procdirs, records), say=lambda _: None)
 
 
 @contextlib.contextmanager
@@ -255,9 +273,9 @@ def _dead_record(home: Home, name: bytes) -> Iterator[dict[str, Any] | None]:
             return
         linked = os.stat(name, dir_fd=home.records_fd, follow_symlinks=False)
         facts = _parse(os.read(fd, 1 << 20))
-        here = facts.get("boot_id") == boot_id() or (
-            facts.get("host") == os.uname().nodename and sys.statfs_type(fd) not in _NETWORK
-        )
+        # A record that a power cut left empty names no host: on a local filesystem it can only be ours.
+        local = not facts or facts.get("host") == os.uname().nodename
+        here = facts.get("boot_id") == boot_id() or (local and sys.statfs_type(fd) not in _NETWORK)
         yield facts if here and fsops.same_file(linked, os.fstat(fd)) else None
 
 
@@ -298,12 +316,12 @@ def _end_orphans(run_id: str) -> None:
     if len(run_id) != 32:
         return
     markers = (f" sandbox:{run_id} ".encode(), f"/sandbox-{run_id}/procdir ".encode())
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == os.getpid():
-            continue
+    own = os.stat("/proc/self/ns/mnt").st_ino
+    for entry in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), fsops.closing(os.pidfd_open(int(entry))) as pidfd:
+            if os.stat(f"/proc/{entry}/ns/mnt").st_ino == own:
+                continue
             with open(f"/proc/{entry}/mountinfo", "rb") as file:
                 mounts = file.read()
-                found = any(marker in mounts for marker in markers)
-            if found:
+            if any(marker in mounts for marker in markers):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)

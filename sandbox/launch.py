@@ -69,7 +69,7 @@ def _start_reaper(spec: Spec, where: Home) -> None:
     if spec.cache:
         from sandbox.images import reaper
 
-        reaper.maybe_start(where.fd)
+        reaper.maybe_start(where.fd, clean_records=home.clean_at)
 
 
 def prepare(
@@ -176,11 +176,15 @@ class _Maker:
             return Material(tree, how, sources.describe(tree.path, tree.status), None)
         if tree.is_directory:
             return self.cached(tree, how, tree.fd, None)
+        if self.spec.cache and tree.format is not formats.Kind.SQUASHFS:
+            return self.cached(tree, how, tree.fd, tree.format)
         fd, kind = self.unwrapped(tree)
         if how is Treatment.EXTRACT:
             self.check_room(fd, kind, tree)
             return self.from_descriptor(tree, how, fd)
-        if kind is formats.Kind.SQUASHFS and how is not Treatment.KEPT:
+        if how is Treatment.KEPT:
+            return self.cached(tree, how, fd, kind)
+        if kind is formats.Kind.SQUASHFS:
             return self.from_descriptor(tree, how, fd)
         return self.converted_archive(tree, how, fd, kind)
 
@@ -199,8 +203,6 @@ class _Maker:
         return Material(tree, how, Source(SourceKind.MEMORY, b""), fd)
 
     def converted_archive(self, tree: Opened, how: Treatment, fd: int, kind: formats.Kind) -> Material:
-        if self.spec.cache:
-            return self.cached(tree, how, fd, kind)
         from sandbox.images import convert
 
         started = time.monotonic()

@@ -5,14 +5,12 @@ import json
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sandbox import fsops
 from sandbox.errors import SandboxError, UsageError, printable
+from sandbox.home import Home, clean_at
 from sandbox.images import catalog, reaper
-
-if TYPE_CHECKING:
-    from sandbox.home import Home
 
 
 def register(subparsers: Any) -> None:
@@ -28,7 +26,7 @@ def register(subparsers: Any) -> None:
     cleaning.add_argument("--now", action="store_true", help="in the foreground, and say what was done")
 
 
-def main(args: argparse.Namespace, home: "Home") -> int:
+def main(args: argparse.Namespace, home: Home) -> int:
     """Do it. Raises SandboxError."""
     if args.cache_command == "clean":
         return _clean(home, now=args.now)
@@ -104,17 +102,17 @@ def _remove(cache: int, locks: int, args: argparse.Namespace) -> int:
     return 0
 
 
-def _clean(home: "Home", *, now: bool) -> int:
+def _clean(home: Home, *, now: bool) -> int:
     limits = reaper.settings(os.environ)
     if not now:
-        reaper.start(home.fd, limits)
+        reaper.start(home.fd, limits, clean_records=clean_at)
         return 0
     report = reaper.run_once(
         home.fd,
         now=time.time(),
         max_age_days=limits.max_age_days,
         max_bytes=limits.max_bytes,
-        clean_records=lambda: _clean_records(home),
+        clean_records=clean_at,
     )
     if not report.ran:
         print("another process is cleaning the cache")
@@ -123,9 +121,3 @@ def _clean(home: "Home", *, now: bool) -> int:
         print(f"evicted {name}")
     print(f"freed {_size(report.freed)}, {report.leftovers} leftovers removed")
     return 0
-
-
-def _clean_records(home: "Home") -> None:
-    from sandbox.home import clean_stale
-
-    clean_stale(home, say=print)

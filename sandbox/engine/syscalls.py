@@ -205,6 +205,11 @@ def loop_configure(loop_fd: int, backing_fd: int) -> None:
     fcntl.ioctl(loop_fd, _LOOP_CONFIGURE, _LOOP_CONFIG.pack(backing_fd, 0, info))
 
 
+def syncfs(fd: int) -> None:
+    """syncfs(2): all of the filesystem that `fd` is on is on the disk."""
+    _checked(_libc.syncfs(fd))
+
+
 def statfs_type(fd: int) -> int:
     """`f_type` of the filesystem that `fd` is on (statfs(2))."""
     buffer: Any = ctypes.create_string_buffer(256)

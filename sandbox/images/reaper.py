@@ -69,7 +69,7 @@ def _bytes(text: str) -> int | None:
 # -- starting ---------------------------------------------------------------------------------------------------
 
 
-def maybe_start(home_fd: int, *, clean_records: Callable[[], None] | None = None) -> None:
+def maybe_start(home_fd: int, *, clean_records: Callable[[int], None] | None = None) -> None:
     """Start the reaper if the last one is an hour ago. Costs one stat otherwise; never raises, never waits for it."""
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -89,7 +89,7 @@ def maybe_start(home_fd: int, *, clean_records: Callable[[], None] | None = None
         pass  # a full or read-only home: nothing that the run which just ended should fail for
 
 
-def start(home_fd: int, limits: Settings, *, clean_records: Callable[[], None] | None = None) -> None:
+def start(home_fd: int, limits: Settings, *, clean_records: Callable[[int], None] | None = None) -> None:
     """Start the reaper now and return. Raises OSError when there can be no process."""
     child = os.fork()
     if child:
@@ -150,7 +150,7 @@ def run_once(
     now: float,
     max_age_days: float,
     max_bytes: int | None,
-    clean_records: Callable[[], None] | None = None,
+    clean_records: Callable[[int], None] | None = None,
 ) -> Report:
     """Evict, and clean what was left behind. Raises OSError when the home itself cannot be used."""
     from sandbox.images import catalog
@@ -168,7 +168,7 @@ def run_once(
         leftovers = catalog.remove_leftovers(cache, locks, before=now - _LEFTOVER_AGE)
         leftovers += _forget_digests(digests, cache, now)
         if clean_records is not None:
-            clean_records()
+            clean_records(home_fd)
         return Report(evicted, freed, leftovers)
 
 

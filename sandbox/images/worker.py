@@ -22,6 +22,7 @@ import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from sandbox.engine import syscalls
 from sandbox.errors import ArchiveError, HostError, SandboxError, reason
 from sandbox.images.formats import Kind, detect
 
@@ -134,7 +135,7 @@ def _unpack(options: argparse.Namespace) -> int:
     except SandboxError as error:
         raise ArchiveError(f"cannot unpack {options.label}: {error.message}", hint=error.hint) from None
     if options.sync:
-        _syncfs(options.out)
+        syscalls.syncfs(options.out)
     return 0
 
 
@@ -224,13 +225,6 @@ def _trouble(options: argparse.Namespace, error: OSError) -> str:
         needs = f"no space left, it needs more than the {size} bytes there are"
         return f"cannot unpack {options.label}: {needs} ({_ROOM_HINT})"
     return f"cannot unpack {options.label}: {reason(error)}"
-
-
-def _syncfs(fd: int) -> None:
-    import ctypes
-
-    if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 if __name__ == "__main__":

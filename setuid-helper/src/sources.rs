@@ -35,15 +35,16 @@ impl Handed {
         for (index, number) in self.0 {
             let fd = sys::adopt(number).doing("use descriptor", number.to_string().as_bytes())?;
             match fds.get_mut(index as usize) {
-                Some(entry) if plan.sources[index as usize].kind != SourceKind::Directory => *entry = Some(fd),
-                _ => return Err(Failure::new(format!("source {index} is handed over and is no file of the plan"))),
+                Some(entry) => *entry = Some(fd),
+                None => return Err(Failure::new(format!("source {index} is handed over and is not in the plan"))),
             }
         }
         Ok(fds)
     }
 }
 
-/// The open files, by index; a directory has none, it is opened where it is used.
+/// The open files, by index. A directory is opened where it is used; one that was handed over is only held, for the
+/// lock that its descriptor carries.
 pub struct Sources(Vec<Option<OwnedFd>>);
 
 impl Sources {

@@ -138,10 +138,9 @@ def test_only_one_at_a_time(home: Home) -> None:
 
 
 def test_records_are_cleaned_by_the_hook(home: Home) -> None:
-    called: list[bool] = []
-    clean = lambda: called.append(True)  # noqa: E731
-    reaper.run_once(home.fd, now=home.now, max_age_days=30, max_bytes=None, clean_records=clean)
-    assert called == [True]
+    called: list[int] = []
+    reaper.run_once(home.fd, now=home.now, max_age_days=30, max_bytes=None, clean_records=called.append)
+    assert called == [home.fd]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +177,7 @@ def test_it_is_a_daemon_of_its_own(home: Home, monkeypatch: pytest.MonkeyPatch) 
     os.set_inheritable(write, True)
     report = home.path / "seen"
 
-    def look() -> None:
+    def look(_: int) -> None:
         fds = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if int(fd) < 3}
         facts = [
             Path("/proc/self/comm").read_text().strip(),
