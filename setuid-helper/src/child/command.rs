@@ -48,6 +48,8 @@ impl Child<'_> {
         for candidate in self.candidates(name.to_bytes()) {
             match sys::execute(&candidate, &argv, &environment) {
                 Errno::NOENT | Errno::NOTDIR => missing.push(candidate),
+                // A directory of PATH that may not be searched holds nothing for this user.
+                Errno::ACCESS if !name.to_bytes().contains(&b'/') && !exists(&candidate) => {}
                 // As a shell does: what was found and cannot be executed counts more than what was not found.
                 error => drop(failure.get_or_insert_with(|| Failure::os("run", name.to_bytes(), error))),
             }
