@@ -7,7 +7,6 @@ locked, so whoever gets the lock of a linked record knows that its run is dead (
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import pwd
 import signal
@@ -173,6 +172,8 @@ class RunRecord:
     def _claim(self) -> bytes:
         with fsops.Draft(self.records_fd) as draft:
             fcntl.flock(draft.fd, fcntl.LOCK_EX)
+            import json
+
             os.write(draft.fd, json.dumps(self.facts).encode() + b"\n")
             suffix = 0
             while True:
@@ -280,6 +281,8 @@ def _dead_record(home: Home, name: bytes) -> Iterator[dict[str, Any] | None]:
 
 
 def _parse(data: bytes) -> dict[str, Any]:
+    import json
+
     try:
         facts = json.loads(data)
     except ValueError:

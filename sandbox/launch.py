@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 from sandbox import compiler, environment, fsops, home, host, sources
 from sandbox.compiler import Compiled, Material, Target, Treatment
-from sandbox.engine.steps import Launch
-from sandbox.engine.supervisor import Result
+from sandbox.engine import Launch, Result
 from sandbox.errors import HostError, SourceError, UsageError, printable, reason
 from sandbox.home import Home
 from sandbox.host import Host

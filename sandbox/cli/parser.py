@@ -1,9 +1,21 @@
 """An argparse parser whose errors are ours."""
 
 import argparse
+import contextlib
+import os
 from typing import Any, NoReturn
 
 from sandbox.errors import UsageError
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Knows its width by itself: argparse would import shutil for it, at every start."""
+
+    def __init__(self, prog: str) -> None:
+        width = 100
+        with contextlib.suppress(OSError):
+            width = os.get_terminal_size(1).columns
+        super().__init__(prog, max_help_position=32, width=max(width - 2, 60))
 
 
 class Parser(argparse.ArgumentParser):
@@ -14,4 +26,5 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("allow_abbrev", False)
+        options.setdefault("formatter_class", HelpFormatter)
         super().__init__(**options)

@@ -7,8 +7,7 @@ from typing import Any
 
 from sandbox import launch
 from sandbox.cli.main import complain
-from sandbox.cli.parser import Parser
-from sandbox.engine.supervisor import end_like
+from sandbox.cli.parser import HelpFormatter, Parser
 from sandbox.spec import DEFAULT_MAX_UNPACKED, ENGINES, MODES, Spec, Tree, TreeKind, parse_size, parse_symlinks
 
 _EPILOG = """\
@@ -30,7 +29,7 @@ def _parser() -> tuple[Parser, list[argparse.Action]]:
         usage="sandbox run [options] [--] COMMAND [ARGUMENT ...]",
         description="Run a command with private, throw-away filesystems.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add, actions = parser.add_argument, []
 
@@ -152,7 +151,10 @@ def main(argv: list[bytes]) -> int:
             print(line)
         return 0
     hint = complain if args.verbose or os.isatty(2) else _silent
-    return end_like(launch.run(spec, dict(os.environb), say=say, hint=hint))
+    result = launch.run(spec, dict(os.environb), say=say, hint=hint)
+    from sandbox.engine.supervisor import end_like
+
+    return end_like(result)
 
 
 def _silent(_: str) -> None:

@@ -5,7 +5,7 @@ import signal
 from typing import NoReturn
 
 from sandbox.codec import encode
-from sandbox.engine.steps import Launch
+from sandbox.engine import Launch
 from sandbox.errors import HostError, reason
 from sandbox.plan import Plan
 

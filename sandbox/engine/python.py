@@ -7,9 +7,8 @@ import signal
 import prctl
 
 from sandbox import fsops, home
-from sandbox.engine import steps, supervisor
-from sandbox.engine.steps import Child, Launch
-from sandbox.engine.supervisor import Result
+from sandbox.engine import Launch, Result, steps, supervisor
+from sandbox.engine.steps import Child
 from sandbox.errors import CommandError, SandboxError, SourceError, StepError, printable, reason
 from sandbox.home import Home, RunRecord
 from sandbox.plan import Plan, PlanFlag, Scratch, Source, SourceKind

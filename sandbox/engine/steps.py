@@ -10,7 +10,7 @@ from typing import Any
 import prctl
 
 from sandbox import fsops
-from sandbox.engine import loop
+from sandbox.engine import Launch, loop
 from sandbox.engine import syscalls as sys
 from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, SandboxError, StepError, printable, reason
 from sandbox.home import Home, RunRecord
@@ -44,7 +44,6 @@ from sandbox.plan import (
     UnsetEnv,
     Unshare,
 )
-from sandbox.record import Record
 
 _SAFE = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV
 _ATTRS = {
@@ -56,14 +55,6 @@ _ATTRS = {
 }
 _BUILDER_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 _PROC_FD = b"/proc/self/fd/%d"
-
-
-class Launch(Record):
-    """What a plan needs beside itself: the command, its environment, and open sources by number."""
-
-    command: tuple[bytes, ...]
-    env: dict[bytes, bytes]
-    fds: dict[int, int]
 
 
 class Child:

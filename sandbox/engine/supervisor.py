@@ -7,7 +7,7 @@ import signal
 import time
 from typing import NoReturn
 
-from sandbox.record import Record
+from sandbox.engine import Result
 
 _SI_KERNEL = 0x80
 _FORWARDED = {
@@ -22,13 +22,6 @@ _FORWARDED = {
     signal.SIGCONT,
 }
 _GRACE = 0.5
-
-
-class Result(Record):
-    """How the command ended: `exit_code`, or the `signal` that killed it (0: none)."""
-
-    exit_code: int
-    signal: int = 0
 
 
 def supervise(command: int) -> Result:
