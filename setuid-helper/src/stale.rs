@@ -7,7 +7,7 @@ use crate::prelude::*;
 use crate::record::boot_id;
 use crate::scratch;
 use core::ffi::CStr;
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, flock, fstat, openat, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -84,48 +84,46 @@ fn read_record(fd: &OwnedFd) -> Result<Option<Run>, Errno> {
 /// Kill what still lives in the namespaces of a dead run, and wait until it is gone.
 fn end_orphans(id: &str) -> Result<(), Errno> {
     for _ in 0..ROUNDS {
-        if kill_orphans(id)? == 0 {
+        let orphans = members(id)?;
+        if orphans.is_empty() {
             return Ok(());
+        }
+        for orphan in &orphans {
+            let _ = pidfd_send_signal(orphan, Signal::KILL);
         }
         let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: 10_000_000 });
     }
     Err(Errno::BUSY)
 }
 
-fn kill_orphans(id: &str) -> Result<u32, Errno> {
+/// The processes that live in the namespaces of a run, but for those of this namespace: descriptors, so that a
+/// number that is used again stands for nobody else.
+pub fn members(id: &str) -> Result<Vec<OwnedFd>, Errno> {
     // Every tmpfs of a run is named after it; a scratch directory shows as the root of its mount.
     let markers = [format!(" sandbox:{id} "), format!("/sandbox-{id}/")];
     let proc = openat(CWD, "/proc", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let own_namespace = rustix::fs::stat("/proc/self/ns/mnt")?.st_ino;
-    let mut killed = 0;
+    let mut found = Vec::new();
     let mut entries = Dir::read_from(&proc)?;
     while let Some(entry) = entries.read() {
         let entry = entry?;
-        let Some(pid) = entry.file_name().to_str().ok().and_then(|name| name.parse().ok()).and_then(Pid::from_raw)
-        else {
-            continue;
-        };
-        if is_orphan(&proc, pid, &markers, own_namespace).unwrap_or(false) {
-            killed += 1;
-        }
+        let pid = entry.file_name().to_str().ok().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+        // Who ends meanwhile, or is not ours to look at, is no member.
+        found.extend(pid.and_then(|pid| member(&proc, pid, &markers, own_namespace).ok().flatten()));
     }
-    Ok(killed)
+    Ok(found)
 }
 
-/// Kills it if it is: by a descriptor from before the look, so that a number that is used again harms nobody.
-fn is_orphan(proc: &OwnedFd, pid: Pid, markers: &[String], own_namespace: u64) -> Result<bool, Errno> {
+fn member(proc: &OwnedFd, pid: Pid, markers: &[String], own_namespace: u64) -> Result<Option<OwnedFd>, Errno> {
     let number = pid.as_raw_nonzero();
     let process = pidfd_open(pid, PidfdFlags::empty())?;
     if statat(proc, format!("{number}/ns/mnt"), AtFlags::empty())?.st_ino == own_namespace {
-        return Ok(false);
+        return Ok(None);
     }
     let mounts = openat(proc, format!("{number}/mountinfo"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let text = read_all(&mounts, MAX_RECORD)?;
     let found = markers.iter().any(|marker| text.windows(marker.len()).any(|window| window == marker.as_bytes()));
-    if found {
-        pidfd_send_signal(process.as_fd(), Signal::KILL)?;
-    }
-    Ok(found)
+    Ok(found.then_some(process))
 }
 
 fn read_all(fd: &OwnedFd, limit: usize) -> Result<Vec<u8>, Errno> {

@@ -5,6 +5,7 @@
 Needs root, and leaves nothing behind. $ENGINE is the program, setuid-helper/target/release/sandbox-engine if unset.
 """
 
+# ruff: noqa: N802, PLW1510, PT009, PT027, S108
 import contextlib
 import fcntl
 import json
@@ -177,6 +178,18 @@ class Launches(unittest.TestCase):
         self.check(self.plan(), "setsid sh -c 'trap \"\" TERM; sleep 1000 & sleep 1000' & sleep 0.2; exit 3", "", 3)
         self.assertLess(time.monotonic() - before, 5)
 
+    def test_leave_running(self) -> None:
+        script = "(echo x >$T/f; sleep 0.7; cat $T/f >$1/out) >/dev/null 2>&1 & exit 3"
+        plan = self.plan(flags=1, death=False)
+        self.assertEqual(self.run_plan(plan, "sh", "-c", script, "sh", str(self.area / "disk"))[0], 3)
+        self.check(self.plan(), "true", "")  # cleans nothing that lives
+        self.assertEqual(len(os.listdir(self.home / "procdirs")), 1)
+        deadline = time.monotonic() + 5
+        while os.listdir(self.home / "records") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self.assertEqual((self.area / "disk/out").read_text(), "x\n")
+        self.assertEqual(self.run_plan(plan, "true"), (0, "", ""))
+
     def test_dispositions(self) -> None:
         ignored = lambda: [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE)]  # noqa: E731
         got, out, _ = self.run_plan(self.plan(), "grep", "-E", "Sig(Ign|Blk)", "/proc/self/status", preexec_fn=ignored)
@@ -242,7 +255,8 @@ class Launches(unittest.TestCase):
             Attach(3, below("d"), 6),
             Attach(1, Place(Base.ROOT, bytes(self.area / "disk")), 7),
         ]
-        script = f"cd $T/d && echo x >f && rm -r sub && ls && cat {self.area}/disk/f; ls -A $T; grep -c layers /proc/self/mountinfo"
+        script = f"""cd $T/d && echo x >f && rm -r sub && ls && cat {self.area}/disk/f; ls -A $T
+            grep -c layers /proc/self/mountinfo"""
         self.check(self.plan(*steps, sources=(source(self.tree),)), script, "broken\nf\ntool\nhello\nd\n0\n", 1)
         self.assertEqual((self.tree / "f").read_text(), "hello\n")
 

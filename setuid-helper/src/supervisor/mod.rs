@@ -1,5 +1,6 @@
 //! The process that stays behind: prepares the host side, waits, forwards signals, cleans up.
 
+mod keeper;
 mod leftovers;
 mod wait;
 
@@ -48,11 +49,13 @@ pub fn launch(plan: &Plan, handed: Handed, environment: Environment, argv: &[&'s
     // While the child sets up, on another processor: nothing that it needs is in the way.
     stale::clean(&home, &record.name);
     let end = wait::for_command(command);
+    let failure = read_failure(&report);
     if plan.flags & LEAVE_RUNNING == 0 {
         leftovers::end();
+        drop(record);
+    } else {
+        keeper::leave(record);
     }
-    let failure = read_failure(&report);
-    drop(record);
     if let Some(message) = failure {
         complain(&message);
     }
