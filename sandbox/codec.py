@@ -168,7 +168,8 @@ def decode(data: bytes) -> Plan:
     mode, flags, uid, gid = reader.number(1), reader.number(1), reader.number(4), reader.number(4)
     if mode not in Mode.__members__.values():
         raise reader.fail(f"unknown mode {mode}")
-    if flags & ~PlanFlag.LEAVE_RUNNING:
+    # ~ of an IntFlag keeps only its known bits (enum, Python 3.11): the complement is taken of the number.
+    if flags & ~int(PlanFlag.LEAVE_RUNNING):
         raise reader.fail(f"unknown flags {flags:#x}")
     home = reader.record(Source)
     sources = reader.items(lambda: reader.record(Source))
@@ -229,9 +230,9 @@ def _value_fault(step: Step) -> str:
             return f"unknown propagation {kind}"
         case Tree(recursive=value) if value > 1:
             return f"recursive is {value}"
-        case Attach(attrs=attrs) if attrs & ~sum(Attr):
+        case Attach(attrs=attrs) if attrs & ~int(sum(Attr)):
             return f"unknown attributes {attrs:#x}"
-        case Overlay(lowers=lowers, options=options) if not lowers or options & ~sum(OverlayOption):
+        case Overlay(lowers=lowers, options=options) if not lowers or options & ~int(sum(OverlayOption)):
             return "no lower, or unknown options"
         case Extract(argv=argv) if not (argv and argv[0].startswith(b"/")):
             return "the program's path is not absolute"

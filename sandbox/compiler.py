@@ -71,7 +71,10 @@ class Material(Record):
 
 
 class Target(Record):
-    """An absolute mount point as it is on the host before the run; None inside an earlier mount or yet to be made."""
+    """An absolute mount point as it is on the host before the run, links resolved.
+
+    `status` is None inside an earlier mount or for what is yet to be made.
+    """
 
     path: bytes
     status: os.stat_result | None
@@ -211,10 +214,13 @@ class _Builder:
         self.steps.append(Overlay(slot := self.slot(), (lower,), self.upper, option))
         return slot
 
-    def command(self, trees: list[Opened], cwd: bytes) -> None:
+    def command(self, trees: list[Opened], cwd: bytes, covered: list[bytes]) -> None:
         spec = self.spec
         if spec.chdir is not None:
             self.steps.append(Chdir(_chdir_place(spec.chdir, trees, cwd)))
+        elif any((cwd + b"/").startswith(path.rstrip(b"/") + b"/") for path in covered):
+            # The inherited directory is beneath the mount; what the command must see is the one on top.
+            self.steps.append(Chdir(Place(Base.ROOT, cwd)))
         if spec.run is not None:
             self.steps.append(Run(*find_in_trees(spec.run, trees, option="--run")))
         if self.mode is not Mode.ROOT:
@@ -255,7 +261,7 @@ def compile_plan(
         name = material.tree.name
         deny = policies.get(name, policies.get(b"", False))
         builder.tree(material, targets.get(name), deny_symlinks=deny)
-    builder.command(trees, cwd)
+    builder.command(trees, cwd, covered=[target.path for target in targets.values()])
     flags = PlanFlag.LEAVE_RUNNING if spec.leave_running else PlanFlag(0)
     plan = Plan(mode, flags, host.uid, host.gid, home, tuple(builder.sources), tuple(builder.steps))
     return Compiled(plan, builder.fds)

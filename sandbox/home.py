@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import pwd
+import select
 import signal
 import stat
 from collections.abc import Callable, Iterator
@@ -200,6 +201,10 @@ class RunRecord:
             remove_scratch(path, self.id)
         fsops.remove_dir(self.procdirs_fd, self.name)
         fsops.delete_file(self.records_fd, self.name)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the lock without removing anything; a fork of this process may still hold it."""
         os.close(self.fd)
 
 
@@ -315,16 +320,37 @@ def remove_scratch(path: bytes, run_id: str) -> None:
 
 
 def _end_orphans(run_id: str) -> None:
-    """Kill processes that still hold the namespaces of a dead run: its scratch, named after it, is in their mounts."""
+    with contextlib.ExitStack() as stack:
+        for pidfd in _holders(run_id, stack):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def wait_for_holders(run_id: str) -> None:
+    """Return when no process is left that lives in the namespaces of this run."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            if not (pidfds := _holders(run_id, stack)):
+                return
+            for pidfd in pidfds:
+                select.select([pidfd], [], [])
+
+
+def _holders(run_id: str, stack: contextlib.ExitStack) -> list[int]:
+    """Processes, as open pidfds, that hold the namespaces of a run: its scratch, named after it, is in their mounts."""
     if len(run_id) != 32:
-        return
+        return []
     markers = (f" sandbox:{run_id} ".encode(), f"/sandbox-{run_id}/procdir ".encode())
     own = os.stat("/proc/self/ns/mnt").st_ino
+    found = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), fsops.closing(os.pidfd_open(int(entry))) as pidfd:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as mine:
+            pidfd = mine.enter_context(fsops.closing(os.pidfd_open(int(entry))))
             if os.stat(f"/proc/{entry}/ns/mnt").st_ino == own:
                 continue
             with open(f"/proc/{entry}/mountinfo", "rb") as file:
                 mounts = file.read()
             if any(marker in mounts for marker in markers):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                stack.push(mine.pop_all())
+                found.append(pidfd)
+    return found

@@ -19,7 +19,7 @@ from sandbox.sources import Opened
 from sandbox.spec import Spec, validate
 
 Say = Callable[[str], None]
-_HINT_AFTER_SECONDS = 0.2
+_HINT_AFTER_SECONDS = 0.1
 
 
 class Prepared(Record):
@@ -122,7 +122,7 @@ def _targets(opened: list[Opened], spec: Spec) -> dict[bytes, Target]:
                     raise UsageError(f"cannot mount on {printable(tree.name)}: {reason(error)}", hint=hint) from None
             if status is not None and not stat.S_ISDIR(status.st_mode):
                 raise UsageError(f"cannot mount on {printable(tree.name)}: it is not a directory")
-        targets[tree.name] = Target(tree.name, status)
+        targets[tree.name] = Target(os.path.realpath(tree.name), status)
     return targets
 
 

@@ -29,11 +29,35 @@ def run(plan: Plan, launch: Launch, where: Home) -> Result:
                 _make_scratch(source, os.path.basename(path))
             return _run_child(plan, launch.replace(fds=fds), where, record, inherited)
         finally:
-            record.remove()
+            if plan.flags & PlanFlag.LEAVE_RUNNING:
+                _leave_keeper(record)
+            else:
+                record.remove()
             # What arrived meanwhile was meant for the command, which is gone.
             while signal.sigtimedwait(signal.valid_signals(), 0):
                 pass
             signal.pthread_sigmask(signal.SIG_SETMASK, inherited)
+
+
+def _leave_keeper(record: RunRecord) -> None:
+    """A process that removes the procdir when the last one that still uses it has ended.
+
+    Earlier would be a disaster: rmdir on the host detaches the mounts inside the other namespace.
+    """
+    if os.fork():
+        record.close()
+        return
+    try:
+        os.setsid()
+        null = os.open("/", os.O_RDONLY | os.O_CLOEXEC)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.chdir("/")
+        prctl.set_name("sandbox-keeper")
+        home.wait_for_holders(record.id)
+        record.remove()
+    finally:
+        os._exit(0)
 
 
 def _open_files(plan: Plan, given: dict[int, int], stack: contextlib.ExitStack) -> dict[int, int]:

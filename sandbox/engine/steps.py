@@ -80,6 +80,8 @@ class Child:
                     _DO[type(step)](self, step)
                 except OSError as error:
                     raise StepError(f"{_describe(self, step)}: {_why(error)}", hint=_remedy(step, error)) from None
+        if not any(isinstance(step, DeathSignal) for step in self.plan.steps):
+            prctl.set_pdeathsig(0)
 
     # -- namespaces -------------------------------------------------------------------------------------------
 
@@ -400,6 +402,8 @@ def _remedy(step: Any, error: OSError) -> str:
     match step, error.errno:
         case Unshare(), number:
             return userns_remedy(number or 0)
+        case SetPropagation(), errno.EINVAL:
+            return "/ is not a mount point here, as in a chroot: bind the directory onto itself before the chroot"
         case Attach(), errno.ENOENT:
             return "create the directory, or let --mkdir do it"
         case Image(), errno.ENODEV:
@@ -436,13 +440,11 @@ def execute(child: Child) -> SandboxError:
         try:
             os.execve(candidate, child.argv, child.env)
         except OSError as error:
-            # As a shell does: what was found but cannot be executed is remembered over what was not found.
-            if failure is None or failure.errno in (errno.ENOENT, errno.ENOTDIR):
+            # As a shell does: what was found but cannot be executed is remembered, what was not found is not.
+            if failure is None and os.path.lexists(candidate):
                 failure = error
-    if failure is None or failure.errno in (errno.ENOENT, errno.ENOTDIR):
-        if failure is not None and os.path.exists(candidates[0]):
-            return CommandError(
-                f"cannot run {printable(name)}: its interpreter does not exist", exit_code=EXIT_NOT_FOUND
-            )
+    if failure is None:
         return CommandError(f"cannot run {printable(name)}: command not found", exit_code=EXIT_NOT_FOUND)
-    return CommandError(f"cannot run {printable(name)}: {reason(failure)}", exit_code=EXIT_NOT_EXECUTABLE)
+    interpreter = failure.errno == errno.ENOENT
+    why = "its interpreter does not exist" if interpreter else reason(failure)
+    return CommandError(f"cannot run {printable(name)}: {why}", exit_code=EXIT_NOT_EXECUTABLE)

@@ -22,6 +22,7 @@ class Case(NamedTuple):
     stderr: str = ""
     env: dict[str, str] = {}  # noqa: RUF012
     argv: tuple[str, ...] | None = None
+    cwd: str | None = None
 
 
 def make_inputs(where: Path) -> None:
@@ -205,6 +206,13 @@ CASES = [
     Case("chdir to a path", "pwd", ("--chdir", "/usr"), "/usr\n"),
     Case("chdir into a tree", "cat g", ("-s", "t:{d}/tree.sfs", "--chdir", "t/sub"), "g\n"),
     Case("chdir nowhere", "true", ("--chdir", "/nowhere"), code=125, stderr="/nowhere"),
+    Case(
+        "a working directory that is mounted over",
+        "cat f; cd sub && cat g",
+        ("-s", "{d}/parent/mount:{d}/tree.sfs"),
+        "hello\ng\n",
+        cwd="{d}/parent/mount",
+    ),
     Case("env", 'echo "$A $B"', ("-e", "A=1", "--env", "B=two words"), "1 two words\n"),
     Case("env of the caller", 'echo "$CALLER"', ("-e", "CALLER"), "called\n", env={"CALLER": "called"}),
     Case(

@@ -39,7 +39,8 @@ def test_case(engine, mode, case: Case, inputs: Path, run_sandbox, area, identit
     argv = case.argv if case.script is None else ("sh", "-c", case.script)
     env = {"EXPECT_UID": str(who.uid), "EXPECT_GID": str(who.gid), "EXPECT_PWD": str(own), **case.env}
     command = ["run", "--engine", engine, "--mode", mode, *map(fill, case.options), "--", *map(fill, argv)]
-    done = run_sandbox(command, as_user=as_user, env=env, input="input\n" if case.name == "stdin" else None)
+    stdin = "input\n" if case.name == "stdin" else None
+    done = run_sandbox(command, as_user=as_user, env=env, input=stdin, cwd=case.cwd and fill(case.cwd))
     assert (done.stdout, done.returncode) == (case.stdout, case.code), done.stderr
     assert case.stderr in done.stderr
     if case.code == 125:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pty
+import select
 import signal
 import subprocess
 import time
@@ -12,9 +13,18 @@ import pytest
 
 from tests.support import archives
 from tests.support.archives import Entry
+from tests.support.modes import native_engine
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to set the scene")
 TREE = [Entry("f", b"hello\n"), Entry.directory("sub"), Entry("sub/g", b"g\n")]
+
+
+@pytest.fixture(params=["python", "native"])
+def engine(request):
+    """Options that choose each engine in turn: what concerns the supervisor must hold for both."""
+    if request.param == "native" and native_engine() is None:
+        pytest.skip("the native engine was not built here (no cargo)")
+    return ["--engine", request.param]
 
 
 def wait_for(condition, seconds=20.0):
@@ -74,6 +84,24 @@ def test_killed_by_a_signal_kills_the_launcher_without_a_core(run_sandbox, who, 
     done = run_sandbox(["run", "--", "sh", "-c", "kill -SEGV $$"], as_user=who.as_user)
     assert done.returncode == -signal.SIGSEGV
     assert not list(area.dir(who.as_user).glob("core*"))
+
+
+def test_a_terminal_gets_one_hint_about_cache(run_sandbox, who, area):
+    """A conversion that took a while is worth keeping; said on a terminal, and only there."""
+    where = area.dir(who.as_user)
+    archives.make_tar(where / "t.tar", [Entry(f"f{n}", os.urandom(1 << 20)) for n in range(64)], compression="gzip")
+    args = ["run", "--mode", "root" if not who.as_user else "userns", "-s", "t.tar", "--", "true"]
+    leader, follower = pty.openpty()
+    done = run_sandbox(args, as_user=who.as_user, stdout=subprocess.DEVNULL, stderr=follower)
+    os.close(follower)
+    text = b""
+    with contextlib.suppress(OSError), contextlib.closing(os.fdopen(leader, "rb", buffering=0)) as stream:
+        while chunk := stream.read(4096):
+            text += chunk
+    assert done.returncode == 0
+    if not who.as_user:
+        assert text.count(b"--cache keeps the result") == 1, text
+    assert "--cache" not in run_sandbox(args, as_user=who.as_user).stderr
 
 
 def test_explain_runs_nothing(run_sandbox, who, area):
@@ -163,29 +191,29 @@ def test_setuid_programs_work_in_root_mode_without_isolation(run_sandbox):
 
 
 @pytest.mark.parametrize("name", ["TERM", "HUP", "USR1", "USR2", "INT", "QUIT", "WINCH"])
-def test_signals_are_forwarded(run_sandbox, who, area, name):
+def test_signals_are_forwarded(run_sandbox, engine, who, area, name):
     mark = area.dir(who.as_user) / "mark"
     script = f"trap 'echo got > {mark}; exit 9' {name}; echo ready > {mark}; while :; do sleep 0.05; done"
-    process = run_sandbox.popen(["run", "--", "sh", "-c", script], as_user=who.as_user)
+    process = run_sandbox.popen(["run", *engine, "--", "sh", "-c", script], as_user=who.as_user)
     wait_for(lambda: read(mark) == "ready\n")
     process.send_signal(getattr(signal, f"SIG{name}"))
     assert process.wait(20) == 9
     assert read(mark) == "got\n"
 
 
-def test_a_command_that_ignores_a_signal_goes_on(run_sandbox, who, area):
+def test_a_command_that_ignores_a_signal_goes_on(run_sandbox, engine, who, area):
     mark = area.dir(who.as_user) / "mark"
     script = f"trap '' TERM; echo ready > {mark}; sleep 0.5; exit 4"
-    process = run_sandbox.popen(["run", "--", "sh", "-c", script], as_user=who.as_user)
+    process = run_sandbox.popen(["run", *engine, "--", "sh", "-c", script], as_user=who.as_user)
     wait_for(lambda: read(mark) == "ready\n")
     process.terminate()
     assert process.wait(20) == 4
 
 
-def test_stop_and_continue_as_a_shell_sees_it(run_sandbox, who, area):
+def test_stop_and_continue_as_a_shell_sees_it(run_sandbox, engine, who, area):
     mark = area.dir(who.as_user) / "mark"
     script = f"echo ready > {mark}; kill -STOP $$; echo again > {mark}; exit 6"
-    process = run_sandbox.popen(["run", "--", "sh", "-c", script], as_user=who.as_user)
+    process = run_sandbox.popen(["run", *engine, "--", "sh", "-c", script], as_user=who.as_user)
     wait_for(lambda: os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT))
     assert read(mark) == "ready\n"
     process.send_signal(signal.SIGCONT)
@@ -193,7 +221,7 @@ def test_stop_and_continue_as_a_shell_sees_it(run_sandbox, who, area):
     assert read(mark) == "again\n"
 
 
-def test_job_control_on_a_terminal(run_sandbox, who, area):
+def test_job_control_on_a_terminal(run_sandbox, engine, who, area):
     """^Z stops the job, fg continues it, ^C ends the command and not more than that."""
     pid, terminal = pty.fork()
     if pid == 0:
@@ -214,12 +242,14 @@ def test_job_control_on_a_terminal(run_sandbox, who, area):
         def expect(words: bytes) -> None:
             end = time.monotonic() + 20
             while words not in seen:
-                assert time.monotonic() < end, seen.decode(errors="replace")
+                ready = select.select([tty], [], [], max(end - time.monotonic(), 0))[0]
+                assert ready, seen.decode(errors="replace")
                 seen.extend(tty.read(4096))
             del seen[: seen.index(words) + len(words)]
 
-        script = "trap 'echo inter''rupted; exit 7' INT; echo rea''dy; while :; do sleep 0.05; done"
-        tty.write(f'{run_sandbox.command} run -- sh -c "{script}"\n'.encode())
+        # Nothing is forked here: a shell that is stopped between vfork and exec of a child cannot stop itself.
+        script = "trap 'echo inter''rupted; exit 7' INT; echo rea''dy; while :; do read -r line; done"
+        tty.write(f'{run_sandbox.command} run {" ".join(engine)} -- sh -c "{script}"\n'.encode())
         expect(b"ready")
         tty.write(b"\x1a")
         expect(b"Stopped")
@@ -237,51 +267,58 @@ def test_job_control_on_a_terminal(run_sandbox, who, area):
 # -- what is left behind --------------------------------------------------------------------------------------
 
 
-def test_what_the_command_left_running_is_ended(run_sandbox, who, area):
+def test_what_the_command_left_running_is_ended(run_sandbox, engine, who, area):
     pids = area.dir(who.as_user) / "pids"
     stubborn = f"trap '' TERM; echo $$ >> {pids}; sleep 1000; :"
     script = f'sleep 1000 & echo $! >> {pids}; (setsid sh -c "$1" & ); sleep 0.3'
-    assert run_sandbox(["run", "--", "sh", "-c", script, "sh", stubborn], as_user=who.as_user).returncode == 0
+    assert run_sandbox(["run", *engine, "--", "sh", "-c", script, "sh", stubborn], as_user=who.as_user).returncode == 0
     started = [int(pid) for pid in read(pids).split()]
     assert len(started) == 2
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 
-def test_leave_running(run_sandbox, who, area):
+def test_leave_running(run_sandbox, engine, who, area):
     pids = area.dir(who.as_user) / "pids"
-    script = f"sleep 1000 >/dev/null 2>&1 & echo $! > {pids}"
-    assert run_sandbox(["run", "--leave-running", "--", "sh", "-c", script], as_user=who.as_user).returncode == 0
+    script = f"cd $SANDBOX_TMPDIR && (sleep 1000; :) >/dev/null 2>&1 & echo $! > {pids}"
+    assert (
+        run_sandbox(["run", *engine, "--leave-running", "--", "sh", "-c", script], as_user=who.as_user).returncode == 0
+    )
     pid = int(read(pids))
-    assert Path(f"/proc/{pid}").exists()
-    os.kill(pid, signal.SIGKILL)
+    # Its mounts are alive as long as it is, whatever runs and cleans meanwhile.
+    assert run_sandbox(["run", *engine, "--", "true"], as_user=who.as_user).returncode == 0
+    assert "/procdirs/" in Path(f"/proc/{pid}/mountinfo").read_text()
+    assert list((area.home(who.as_user) / "procdirs").iterdir())
+    for victim in (*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()), pid):
+        os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: not list((area.home(who.as_user) / "procdirs").iterdir()))
 
 
 @pytest.mark.parametrize("scratch", ["tmpfs", "."])
-def test_a_killed_supervisor_is_cleaned_up_by_the_next_run(run_sandbox, who, area, scratch):
+def test_a_killed_supervisor_is_cleaned_up_by_the_next_run(run_sandbox, engine, who, area, scratch):
     where = area.dir(who.as_user)
     archives.make_squashfs(where / "t.sfs", TREE)
     script = "setsid sleep 1000 & echo ready > mark; sleep 1000"
-    args = ["run", "--scratch", scratch, "-s", "t.sfs", "-d", "w:t.sfs", "--", "sh", "-c", script]
+    args = ["run", *engine, "--scratch", scratch, "-s", "t.sfs", "-d", "w:t.sfs", "--", "sh", "-c", script]
     process = run_sandbox.popen(args, as_user=who.as_user)
     wait_for(lambda: read(where / "mark") == "ready\n")
     process.kill()
     process.wait()
     assert list((area.home(who.as_user) / "procdirs").iterdir())
-    done = run_sandbox(["run", "-v", "--", "true"], as_user=who.as_user)
+    done = run_sandbox(["run", *engine, "-v", "--", "true"], as_user=who.as_user)
     assert done.returncode == 0
-    assert "dead run" in done.stderr
+    assert "dead run" in done.stderr or "native" in engine
     assert not list(where.glob("sandbox-*-*")), "the scratch directory on disk is removed as well"
     # Procdirs, records, mounts, loop devices and processes are looked at by the fixture.
 
 
-def test_a_live_procdir_is_never_removed(run_sandbox, who, area):
+def test_a_live_procdir_is_never_removed(run_sandbox, engine, who, area):
     where = area.dir(who.as_user)
     script = 'cd "$SANDBOX_TMPDIR"; echo x > f; echo ready > $M/mark; until [ -e $M/go ]; do sleep 0.02; done; cat f'
-    args = ["run", "-e", f"M={where}", "--", "sh", "-c", script]
+    args = ["run", *engine, "-e", f"M={where}", "--", "sh", "-c", script]
     process = run_sandbox.popen(args, as_user=who.as_user, stdout=subprocess.PIPE)
     wait_for(lambda: read(where / "mark") == "ready\n")
     for _ in range(3):
-        assert run_sandbox(["run", "--", "true"], as_user=who.as_user).returncode == 0
+        assert run_sandbox(["run", *engine, "--", "true"], as_user=who.as_user).returncode == 0
     # Somebody in another pid namespace sees no such pid, and still must see that it lives.
     inside = ["unshare", "--map-root-user", "--pid", "--fork", "--mount-proc"]
     subprocess.run(
@@ -296,18 +333,18 @@ def test_a_live_procdir_is_never_removed(run_sandbox, who, area):
 
 
 @ROOT_ONLY
-def test_records_of_another_host_are_left_alone(run_sandbox, area):
-    run_sandbox(["run", "--", "true"], as_user=False, check=True)
+def test_records_of_another_host_are_left_alone(run_sandbox, engine, area):
+    run_sandbox(["run", *engine, "--", "true"], as_user=False, check=True)
     home = area.home(as_user=False)
     (home / "records" / "1").write_text('{"id": "0", "host": "elsewhere", "boot_id": "other"}\n')
     (home / "procdirs" / "1").mkdir()
-    run_sandbox(["run", "--", "true"], as_user=False, check=True)
+    run_sandbox(["run", *engine, "--", "true"], as_user=False, check=True)
     assert (home / "procdirs" / "1").is_dir()
     (home / "records" / "1").unlink()
     (home / "procdirs" / "1").rmdir()
 
 
-def test_nothing_shows_in_a_host_whose_mounts_are_shared(run_sandbox, who, area):
+def test_nothing_shows_in_a_host_whose_mounts_are_shared(run_sandbox, engine, who, area):
     """In a mount namespace made shared, as systemd makes the host's, nothing of a run appears."""
     if os.geteuid() != 0:
         pytest.skip("needs root to make a host of its own")
@@ -316,7 +353,7 @@ def test_nothing_shows_in_a_host_whose_mounts_are_shared(run_sandbox, who, area)
     (where / "d").mkdir()
     (where / "d/f").write_text("x")
     wait = "echo ready > mark; until [ -e go ]; do sleep 0.02; done"
-    inner = f"{run_sandbox.command} run -s t.sfs -d w:t.sfs -s d -d e:d -- sh -c '{wait}'"
+    inner = f"{run_sandbox.command} run {' '.join(engine)} -s t.sfs -d w:t.sfs -s d -d e:d -- sh -c '{wait}'"
     become = f"setpriv --reuid {who.uid} --regid {who.gid} --clear-groups" if who.as_user else "env"
     script = f"""mount --make-rshared / && mount --bind . . && cat /proc/self/mountinfo > before
     {become} sh -c "{inner.replace('"', chr(34))}" & while [ ! -e mark ]; do sleep 0.02; done
@@ -333,12 +370,12 @@ def test_nothing_shows_in_a_host_whose_mounts_are_shared(run_sandbox, who, area)
 
 
 @ROOT_ONLY
-def test_a_hundred_at_once_share_one_loop_device(run_sandbox, area):
+def test_a_hundred_at_once_share_one_loop_device(run_sandbox, engine, area):
     where = area.dir(as_user=False)
     image = archives.make_squashfs(where / "t.sfs", TREE)
     script = "echo . >> ready; while [ ! -e go ]; do sleep 0.1; done; cat $SANDBOX_STATIC/t/f"
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    args = ["run", "-s", "t.sfs", "--", "sh", "-c", script]
+    args = ["run", *engine, "-s", "t.sfs", "--", "sh", "-c", script]
     started = [run_sandbox.popen(args, as_user=False, **options) for _ in range(100)]
     wait_for(lambda: len(read(where / "ready")) == 200, seconds=120)
     backing = [path.read_text().strip() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
