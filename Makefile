@@ -1,4 +1,4 @@
-# make setup | run [ARGS='...'] | test [PYTEST='...'] | lint | bench [BENCH='...'] | clean
+# make setup | run [ARGS='...'] | test [PYTEST='...'] | lint | bench [BENCH='...'] | soak [SOAK=N] | clean
 VENV := .venv
 BIN := $(VENV)/bin
 export VENV
@@ -6,7 +6,7 @@ export VENV
 CRATE := setuid-helper/Cargo.toml
 HAS_CARGO := $(and $(wildcard $(CRATE)),$(shell command -v cargo))
 
-.PHONY: help setup run test lint bench clean
+.PHONY: help setup run test lint bench soak clean
 help:
 	@sed -n 1p Makefile
 
@@ -39,6 +39,11 @@ endif
 
 bench: setup
 	@$(BIN)/python -m benchmarks $(BENCH)
+
+# The races of tests/attack, SOAK times as long as in make test.
+SOAK ?= 40
+soak: setup
+	SANDBOX_SOAK=$(SOAK) $(BIN)/python -m pytest tests/attack/test_launch.py -k swapped -o timeout=0
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info setuid-helper/target sandbox/bin/sandbox-*

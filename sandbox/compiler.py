@@ -105,11 +105,18 @@ def mounted_name(tree: Opened) -> Place:
     return Place(Base.PROCDIR, directory.encode() + b"/" + tree.name)
 
 
+class Programs(Record):
+    """What a plan may start: `fuse` is squashfuse_ll's absolute path, `extract` gives the argv for a source's label."""
+
+    fuse: bytes
+    extract: Callable[[str], tuple[bytes, ...]]
+
+
 class _Builder:
     """Collects steps and hands out slots and source numbers."""
 
-    def __init__(self, spec: Spec, host: Host, mode: Mode, extract_argv: Callable[[str], tuple[bytes, ...]]) -> None:
-        self.spec, self.host, self.mode, self.extract_argv = spec, host, mode, extract_argv
+    def __init__(self, spec: Spec, host: Host, mode: Mode, programs: Programs) -> None:
+        self.spec, self.host, self.mode, self.programs = spec, host, mode, programs
         self.steps: list[Step] = []
         self.sources: list[Source] = []
         self.fds: dict[int, int] = {}
@@ -178,7 +185,7 @@ class _Builder:
             return self.tmpfs()
         source = self.source(material)
         if material.treatment is Treatment.EXTRACT:
-            return self.copied(source, self.extract_argv(material.tree.label))
+            return self.copied(source, self.programs.extract(material.tree.label))
         directory = material.treatment in (Treatment.DIRECTORY, Treatment.KEPT)
         if directory and writable and not self.overlays(material.tree):
             return self.copied(source, _COPY)
@@ -188,7 +195,7 @@ class _Builder:
         elif material.treatment is Treatment.IMAGE:
             self.steps.append(Image(lower, source))
         else:
-            self.steps.append(Fuse(lower, source, b"/usr/bin/squashfuse_ll"))
+            self.steps.append(Fuse(lower, source, self.programs.fuse))
         return self.overlay(lower) if writable else lower
 
     def copied(self, source: int, argv: tuple[bytes, ...]) -> int:
@@ -244,11 +251,11 @@ def compile_plan(
     targets: dict[bytes, Target],
     *,
     scratch: Source | None,
-    extract_argv: Callable[[str], tuple[bytes, ...]],
+    programs: Programs,
     cwd: bytes,
 ) -> Compiled:
     """The plan for one launch. Pure: everything it needs to know is in its arguments."""
-    builder = _Builder(spec, host, mode, extract_argv)
+    builder = _Builder(spec, host, mode, programs)
     trees = [material.tree for material in materials]
     inside = [tree for tree in trees if not tree.name.startswith(b"/")]
     kinds: set[TreeKind] = {TreeKind.DYNAMIC if tree.kind is TreeKind.EMPTY else tree.kind for tree in inside}

@@ -38,11 +38,13 @@ _MODES = {
 _NAMESPACES = {0x00020000: "mount", 0x10000000: "user", 0x20000000: "pid", 0x40000000: "net"}
 
 
-def lines(plan: Plan, command: tuple[bytes, ...]) -> list[str]:
-    """One line of text per step, after a header."""
+def lines(plan: Plan, command: tuple[bytes, ...], converted: set[bytes]) -> list[str]:
+    """One line of text per step, after a header. `converted`: paths that a real run makes an image or tree of first."""
     out = [f"mode     {_MODES[plan.mode]}", f"home     {printable(plan.home.path)}"]
     for number, step in enumerate(plan.steps, 1):
-        out.append(f"{number:4}  {_line(plan, step)}")
+        source = getattr(step, "source", None)
+        first = source is not None and plan.sources[source].path in converted
+        out.append(f"{number:4}  {_line(plan, step)}{', converted first' if first else ''}")
     out.append(f"      run {' '.join(printable(word) for word in command)}".rstrip())
     return out
 

@@ -2,12 +2,11 @@
 
 import contextlib
 import os
-import stat
 import time
 from collections.abc import Callable
 
 from sandbox import compiler, environment, fsops, home, host, sources
-from sandbox.compiler import Compiled, Material, Target, Treatment
+from sandbox.compiler import Compiled, Material, Programs, Target, Treatment
 from sandbox.engine import Launch, Result
 from sandbox.errors import HostError, SourceError, UsageError, printable, reason
 from sandbox.home import Home
@@ -20,6 +19,7 @@ from sandbox.spec import Spec, validate
 
 Say = Callable[[str], None]
 _HINT_AFTER_SECONDS = 0.1
+_AS_IT_IS = (None, formats.Kind.SQUASHFS)
 
 
 class Prepared(Record):
@@ -28,6 +28,7 @@ class Prepared(Record):
     compiled: Compiled
     launch: Launch
     home: Home
+    trees: list[Opened]
 
 
 def run(spec: Spec, environ: dict[bytes, bytes], *, say: Say, hint: Say) -> Result:
@@ -98,10 +99,10 @@ def prepare(
         materials,
         targets,
         scratch=_scratch(spec),
-        extract_argv=maker.extract_argv,
+        programs=Programs(maker.fuse_program, maker.extract_argv),
         cwd=os.getcwdb(),
     )
-    return Prepared(compiled, Launch(spec.command, command_env, compiled.fds), where)
+    return Prepared(compiled, Launch(spec.command, command_env, compiled.fds), where, opened)
 
 
 def _targets(opened: list[Opened], spec: Spec) -> dict[bytes, Target]:
@@ -112,18 +113,21 @@ def _targets(opened: list[Opened], spec: Spec) -> dict[bytes, Target]:
             continue
         # Inside an earlier mount only the run itself can see what is there.
         inside = any(os.path.normpath(tree.name).startswith(os.path.normpath(other) + b"/") for other in targets)
-        status = None
-        if not inside:
-            try:
-                status = os.stat(tree.name)
-            except OSError as error:
-                if not (spec.mkdir and isinstance(error, FileNotFoundError)):
-                    hint = "create the directory, or let --mkdir do it" if not spec.mkdir else ""
-                    raise UsageError(f"cannot mount on {printable(tree.name)}: {reason(error)}", hint=hint) from None
-            if status is not None and not stat.S_ISDIR(status.st_mode):
-                raise UsageError(f"cannot mount on {printable(tree.name)}: it is not a directory")
-        targets[tree.name] = Target(os.path.realpath(tree.name), status)
+        targets[tree.name] = Target(tree.name, None) if inside else _target(tree.name, mkdir=spec.mkdir)
     return targets
+
+
+def _target(path: bytes, *, mkdir: bool) -> Target:
+    """Resolved once, to a descriptor: what it is and where it is are of one and the same directory."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        if mkdir and isinstance(error, FileNotFoundError):
+            return Target(path, None)
+        hint = "" if mkdir else "create the directory, or let --mkdir do it"
+        raise UsageError(f"cannot mount on {printable(path)}: {reason(error)}", hint=hint) from None
+    with fsops.closing(fd):
+        return Target(os.readlink(b"/proc/self/fd/%d" % fd), os.fstat(fd))
 
 
 def _scratch(spec: Spec) -> Source | None:
@@ -158,12 +162,13 @@ class _Maker:
         self.spec, self.host, self.mode, self.home, self.stack = spec, machine, mode, where, stack
         self.say, self.hint, self.build = say, hint, build
         self.converted: list[tuple[str, float]] = []
-        self._fuse: bool | None = None
+        self.fuse_program = b""
 
     def fuse(self) -> bool:
-        if self._fuse is None:
-            self._fuse = bool(host.find_program("squashfuse_ll")) and host.fuse_usable()
-        return self._fuse
+        """Whether images can go through FUSE; asked only where it matters."""
+        if not self.fuse_program and host.fuse_usable():
+            self.fuse_program = host.find_program("squashfuse_ll")
+        return bool(self.fuse_program)
 
     def material(self, tree: Opened) -> Material:
         needs_fuse = self.mode is Mode.USERNS and (tree.format is not None or self.spec.cache)
@@ -266,4 +271,5 @@ def explain(spec: Spec, environ: dict[bytes, bytes], *, say: Say) -> list[str]:
         prepared = prepare(spec, environ, stack, say=say, hint=say, build=False)
         from sandbox.explain import lines
 
-        return lines(prepared.compiled.plan, spec.command)
+        converted = {sources.absolute(tree.path) for tree in prepared.trees if tree.format not in _AS_IT_IS}
+        return lines(prepared.compiled.plan, spec.command, converted)
