@@ -12,6 +12,8 @@ from sandbox.record import Record
 BASELINE = (5, 12)
 # tmpfs holds user.* extended attributes since then, which `userxattr` overlays need (tmpfs(5)).
 TMPFS_USER_XATTR = (6, 6)
+# Where `sandbox setuid install` and the packages put the helper. Never looked for elsewhere.
+HELPER = "/usr/libexec/sandbox/sandbox-helper"
 _PROGRAM_DIRS = ("/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin", "/sbin")
 
 
@@ -40,8 +42,11 @@ def probe() -> Host:
     return Host(os.getuid(), os.getgid(), kernel, bool(prctl.cap_effective.sys_admin), memory)
 
 
-def choose_mode(wanted: str, host: Host) -> Mode:
-    """Where the right to mount shall come from. Raises HostError with the remedies."""
+def choose_mode(wanted: str, host: Host, *, helper: bool = True) -> Mode:
+    """Where the right to mount shall come from: root, else the setuid helper, else a user namespace.
+
+    Raises HostError when an explicit choice cannot be had. Whether user namespaces work shows when one is made.
+    """
     if wanted == "root" or (wanted == "auto" and host.may_mount):
         if not host.may_mount:
             raise HostError(
@@ -49,8 +54,13 @@ def choose_mode(wanted: str, host: Host) -> Mode:
                 hint="run as root, or let sandbox choose with --mode auto",
             )
         return Mode.ROOT
-    if wanted == "setuid":
-        raise HostError("--mode setuid: the setuid helper is not installed", hint="use --mode userns")
+    if wanted == "setuid" or (wanted == "auto" and helper and os.access(HELPER, os.X_OK)):
+        from sandbox import setuid
+
+        if (why := setuid.obstacle()) is None:
+            return Mode.SETUID
+        if wanted == "setuid":
+            raise HostError(f"--mode setuid: {why.message}", hint=why.hint)
     return Mode.USERNS
 
 
@@ -82,12 +92,12 @@ def _sysctl(path: str) -> str:
 def userns_remedy(error_number: int) -> str:
     """Why an unshare of a user namespace failed, and what to do, from what the kernel shows."""
     if _sysctl("user/max_user_namespaces") == "0" or error_number == errno.ENOSPC:
-        return "raise the limit: sysctl user.max_user_namespaces=15000, run as root, or install the setuid helper"
+        return "raise the limit: sysctl user.max_user_namespaces=15000, run as root, or sandbox setuid install"
     if _sysctl("kernel/unprivileged_userns_clone") == "0":
-        return "allow them: sysctl kernel.unprivileged_userns_clone=1, run as root, or install the setuid helper"
+        return "allow them: sysctl kernel.unprivileged_userns_clone=1, run as root, or sandbox setuid install"
     if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
         return (
             "AppArmor restricts them: sysctl kernel.apparmor_restrict_unprivileged_userns=0, "
-            "run as root, or install the setuid helper"
+            "run as root, or sandbox setuid install"
         )
-    return "run as root, install the setuid helper, or, in a container, allow unshare (see sandbox doctor)"
+    return "run as root, sandbox setuid install, or, in a container, allow unshare (see sandbox doctor)"

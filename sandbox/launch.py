@@ -35,11 +35,16 @@ def run(spec: Spec, environ: dict[bytes, bytes], *, say: Say, hint: Say) -> Resu
     """Run the command of a spec. Raises SandboxError when it could not be started."""
     with contextlib.ExitStack() as stack:
         prepared = prepare(spec, environ, stack, say=say, hint=hint)
-        plan, engine = prepared.compiled.plan, _engine(spec.engine)
+        plan = prepared.compiled.plan
+        engine = _engine(spec.engine, plan.mode)
         say(f"mode {plan.mode.name.lower()}, engine {engine}, {len(plan.steps)} steps")
         if engine == "native":
             from sandbox.engine import native
 
+            if plan.mode is Mode.SETUID:
+                from sandbox import codec, setuid
+
+                setuid.require_plans(prepared.home.fd, codec.VERSION)
             _start_reaper(spec, prepared.home)
             native.run(plan, prepared.launch)
         from sandbox.engine import python
@@ -50,10 +55,13 @@ def run(spec: Spec, environ: dict[bytes, bytes], *, say: Say, hint: Say) -> Resu
         return result
 
 
-def _engine(wanted: str) -> str:
+def _engine(wanted: str, mode: Mode) -> str:
     """The engine to use. Raises HostError when the native one was asked for and is not there."""
     from sandbox.engine import native
 
+    if mode is Mode.SETUID:
+        # The installed helper is that engine, whether or not this package has a native program of its own.
+        return "native"
     if wanted == "python" or native.available():
         return "python" if wanted == "python" else "native"
     if wanted == "native":
@@ -78,7 +86,7 @@ def prepare(
     """Open everything and compile. Without `build` nothing is converted: the plan is for reading only."""
     validate(spec)
     machine = host.probe()
-    mode = host.choose_mode(spec.mode, machine)
+    mode = host.choose_mode(spec.mode, machine, helper=spec.engine != "python")
     opened = []
     for tree in spec.trees:
         opened.append(item := sources.open_source(tree))

@@ -65,10 +65,7 @@ def validate(spec: Spec) -> Spec:
         raise UsageError("no command to run", hint="sandbox run [options] -- COMMAND")
     if spec.command and spec.command[0] == b"" and spec.run is None:
         raise UsageError("the command's name is empty", hint="sandbox run [options] -- COMMAND")
-    if spec.mode not in MODES:
-        raise UsageError(f"--mode: {spec.mode!r} is not one of {', '.join(MODES)}")
-    if spec.engine not in ENGINES:
-        raise UsageError(f"--engine: {spec.engine!r} is not one of {', '.join(ENGINES)}")
+    _check_choices(spec)
     for item in spec.env:
         _check_variable(item.partition(b"=")[0], "--env")
     for name in spec.unset_env:
@@ -79,6 +76,15 @@ def validate(spec: Spec) -> Spec:
         if tree.kind is TreeKind.EMPTY:
             check_name(tree.text, option="--dynamic-empty")
     return spec
+
+
+def _check_choices(spec: Spec) -> None:
+    if spec.mode not in MODES:
+        raise UsageError(f"--mode: {spec.mode!r} is not one of {', '.join(MODES)}")
+    if spec.engine not in ENGINES:
+        raise UsageError(f"--engine: {spec.engine!r} is not one of {', '.join(ENGINES)}")
+    if (spec.mode, spec.engine) == ("setuid", "python"):
+        raise UsageError("--mode setuid needs the native engine: only a program can be setuid", hint="--engine auto")
 
 
 def _check_variable(name: bytes, option: str) -> None:

@@ -7,7 +7,8 @@ from typing import NoReturn
 from sandbox.codec import encode
 from sandbox.engine import Launch
 from sandbox.errors import HostError, reason
-from sandbox.plan import Plan
+from sandbox.host import HELPER
+from sandbox.plan import Mode, Plan
 
 _PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "bin", "sandbox-engine")
 
@@ -21,7 +22,9 @@ def run(plan: Plan, launch: Launch) -> NoReturn:
     """Become the engine, which launches, supervises, cleans up and ends like the command. Raises HostError."""
     plan_fd = _memory("sandbox-plan", encode(plan))
     env_fd = _memory("sandbox-env", b"".join(b"%s=%s\0" % item for item in launch.env.items()))
-    argv = [_PROGRAM, "run", str(plan_fd), str(env_fd)]
+    privileged = plan.mode is Mode.SETUID
+    program = HELPER if privileged else _PROGRAM
+    argv = [program, "run", str(plan_fd), str(env_fd)]
     for index, fd in launch.fds.items():
         os.set_inheritable(fd, True)
         argv.append(f"{index}={fd}")
@@ -29,9 +32,12 @@ def run(plan: Plan, launch: Launch) -> NoReturn:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execv(_PROGRAM, [*map(os.fsencode, argv), b"--", *launch.command])
+        # The command's environment travels beside the plan; the setuid helper is to see nothing of the caller's.
+        environ = {} if privileged else os.environb
+        os.execve(program, [*map(os.fsencode, argv), b"--", *launch.command], environ)
     except OSError as error:
-        raise HostError(f"cannot start the native engine {_PROGRAM}: {reason(error)}", hint="--engine python") from None
+        hint = "use --mode userns" if privileged else "--engine python"
+        raise HostError(f"cannot start the native engine {program}: {reason(error)}", hint=hint) from None
 
 
 def _memory(name: str, data: bytes) -> int:
