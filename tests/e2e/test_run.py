@@ -19,6 +19,9 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to set the 
 TREE = [Entry("f", b"hello\n"), Entry.directory("sub"), Entry("sub/g", b"g\n")]
 
 
+ENGINES = ["python", *(["native"] if native_engine() else [])]
+
+
 @pytest.fixture(params=["python", "native"])
 def engine(request):
     """Options that choose each engine in turn: what concerns the supervisor must hold for both."""
@@ -162,10 +165,17 @@ def test_closed_standard_descriptors_stay_closed(run_sandbox, who, area):
     assert set(read(out).split()) <= {"10", "1", "255"}
 
 
-def test_signal_dispositions_are_default(run_sandbox, who):
+@pytest.mark.parametrize("ignored", ["", "HUP", "INT"])
+def test_signal_mask_and_dispositions_are_the_callers(run_sandbox, who, ignored):
+    """As without sandbox, also under nohup: Python's own SIGPIPE and SIGXFSZ are undone."""
     script = "grep -E '^Sig(Blk|Ign)' /proc/self/status"
-    done = run_sandbox(["run", "--", "sh", "-c", script], as_user=who.as_user)
-    assert [int(line.split()[1], 16) for line in done.stdout.splitlines()] == [0, 0]
+    trap = f"trap '' {ignored}; " if ignored else ""
+    bare = subprocess.run(["sh", "-c", f"{trap}{script}"], capture_output=True, text=True)
+    options = {**who.popen_options(), "env": run_sandbox.environment(who.as_user), "cwd": "/"}
+    for engine in ENGINES:
+        inner = f"{trap}exec {run_sandbox.command} run --engine {engine} -- {script}"
+        done = subprocess.run(["sh", "-c", inner], capture_output=True, text=True, **options)
+        assert (done.stdout, done.stderr) == (bare.stdout, "")
 
 
 def test_supplementary_groups_still_grant_access(run_sandbox, user, area):
