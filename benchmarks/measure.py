@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.support.fuse import with_open_fuse
 from tests.support.runner import PATH
 from tests.support.users import Identity
 
@@ -34,6 +35,7 @@ class Bench:
     def __init__(self, sandbox: Path, who: Identity, directory: Path, *, quick: bool) -> None:
         self.sandbox, self.who, self.directory, self.quick = str(sandbox), who, directory, quick
         self.home = directory / "sandbox-home"
+        self.open_fuse = False
         self.environment = {
             "PATH": PATH,
             "HOME": str(who.home),
@@ -44,7 +46,9 @@ class Bench:
 
     def run(self, command: Sequence[str]) -> None:
         """Once, untimed: to fill a cache."""
-        subprocess.run([*command], env=self.environment, cwd=self.directory, check=True, **self.who.popen_options())  # type: ignore[call-overload]
+        options = {} if self.open_fuse else self.who.popen_options()
+        whole = with_open_fuse(self.who, command) if self.open_fuse else [*command]
+        subprocess.run(whole, env=self.environment, cwd=self.directory, check=True, **options)  # type: ignore[call-overload]
 
     def compare(self, commands: Sequence[Sequence[str]], *, warmup: int = 3) -> list[float]:
         """Median seconds of each, measured in one run of hyperfine."""

@@ -1,6 +1,5 @@
 """The figures, one function per section. Each returns what it measured."""
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.measure import Bench, Figure, ratio, seconds
+from tests.support import fuse
 
 _HEAVY = ("pyroute2", "psutil", "rich", "libarchive")
 _AT_ONCE = 100
@@ -84,36 +84,21 @@ def root(stage: Stage) -> Iterator[Figure]:
         yield ratio("root", f"next run, {what} / true", value, base, command=bench.shown(command), bar=bar)
 
 
-@contextlib.contextmanager
-def _fuse_mode(mode: int) -> Iterator[bool]:
-    """/dev/fuse with this mode, where root may change it. Says whether it has it."""
-    device = Path("/dev/fuse")
-    if os.geteuid() != 0 or not device.exists():
-        yield device.exists() and os.access(device, os.W_OK) == bool(mode & 0o002)
-        return
-    before = device.stat().st_mode & 0o7777
-    device.chmod(mode)
-    try:
-        yield True
-    finally:
-        device.chmod(before)
-
-
 def userns(stage: Stage) -> Iterator[Figure]:
     """The next runs of an ordinary user: through FUSE, and from the kept tree where /dev/fuse is closed."""
     bench = stage.user
-    for what, mode, bar in (("with FUSE", 0o666, None), ("from the kept tree", 0o600, 1.5)):
-        with _fuse_mode(mode) as settled:
-            if not settled:
-                continue
-            commands = [_plain(bench), _zig(bench, stage, "--static"), _zig(bench, stage, "--dynamic")]
-            commands = [[*command[:2], "--mode", "userns", *command[2:]] for command in commands]
-            bench.run(commands[1])
-            base, *others = bench.compare(commands)
-            yield seconds("userns", f"sandbox run -- true ({what})", base, command=bench.shown(commands[0]))
-            for kind, value, command in zip(("static", "dynamic"), others, commands[1:], strict=True):
-                name = f"next run {what}, {kind} / true"
-                yield ratio("userns", name, value, base, command=bench.shown(command), bar=bar)
+    commands = [_plain(bench), _zig(bench, stage, "--static"), _zig(bench, stage, "--dynamic")]
+    commands = [[*command[:2], "--mode", "userns", *command[2:]] for command in commands]
+    for what, open_fuse, bar in (("with FUSE", True, None), ("from the kept tree", False, 1.5)):
+        if open_fuse and not fuse.possible():
+            continue
+        bench.open_fuse = open_fuse
+        bench.run(commands[1])
+        base, *others = bench.compare(commands)
+        yield seconds("userns", f"sandbox run -- true ({what})", base, command=bench.shown(commands[0]))
+        for kind, value, command in zip(("static", "dynamic"), others, commands[1:], strict=True):
+            name = f"next run {what}, {kind} / true"
+            yield ratio("userns", name, value, base, command=bench.shown(command), bar=bar)
 
 
 def hundred(stage: Stage) -> Iterator[Figure]:

@@ -131,18 +131,6 @@ def zig_wheel(session_area: Path) -> Path:
     return wheels.place(wheels.zig_wheel(), session_area)
 
 
-@pytest.fixture
-def fuse_for_users() -> Iterator[None]:
-    """/dev/fuse as most distributions ship it: 0666. Skips without root or the device."""
-    device = Path("/dev/fuse")
-    if os.geteuid() != 0 or not device.exists():
-        pytest.skip("needs root and /dev/fuse")
-    mode = device.stat().st_mode & 0o7777
-    device.chmod(0o666)
-    yield
-    device.chmod(mode)
-
-
 @pytest.fixture(scope="session")
 def ran(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """`ran(engine, mode)`: record that a conformance case ran with this engine in this mode."""

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support import archives
 from tests.support.archives import Entry
+from tests.support.fuse import with_open_fuse
 from tests.support.modes import native_engine
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to set the scene")
@@ -478,6 +479,37 @@ def test_fuse_in_a_user_namespace(run_sandbox, area):
     args = ["run", "--mode", "userns", "--cache", "-s", "t.sfs", "-d", "z.zip", "--", "sh", "-c", script]
     done = run_sandbox(args, as_user=False)
     assert (done.stdout, done.returncode) == ("hello\n1\nf\n", 0), done.stderr
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_user_with_fuse(run_sandbox, user, area, engine):
+    """The usual case on a distribution: /dev/fuse is open to all, nothing is unpacked, and nothing keeps running."""
+    where = area.dir(as_user=True)
+    archives.make_squashfs(where / "t.sfs", TREE)
+    archives.make_zip(where / "z.zip", TREE)
+    script = """cat $SANDBOX_STATIC/t/f $SANDBOX_STATIC/z/f; grep -c ' fuse' /proc/self/mountinfo
+    touch $SANDBOX_STATIC/z/x 2>/dev/null || echo read-only; cd $SANDBOX_DYNAMIC/w && rm -r sub && ls"""
+    args = [
+        "run",
+        "--engine",
+        engine,
+        "--cache",
+        "-s",
+        "t.sfs",
+        "-s",
+        "z.zip",
+        "-d",
+        "w:z.zip",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]
+    command = with_open_fuse(user, [str(run_sandbox.command), *args])
+    env = run_sandbox.environment(as_user=True)
+    done = subprocess.run(command, env=env, cwd=where, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("hello\nhello\n2\nread-only\nf\n", 0), done.stderr
 
 
 def test_the_user_is_the_user(run_sandbox, user):
