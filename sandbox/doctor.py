@@ -19,7 +19,6 @@ from sandbox.remedies import Family, allow_in_container, distribution, install, 
 _BASELINE = (5, 12)
 _CAP_SYS_ADMIN = 21
 _PROGRAM_PATH = "/usr/bin:/bin:/usr/local/bin:/usr/sbin:/sbin"
-_SETUID_HELPERS = ("/usr/libexec/sandbox/sandbox-helper", "/usr/local/libexec/sandbox/sandbox-helper")
 _LOW_MEMORY = 256 << 20
 _LOW_DISK = 512 << 20
 
@@ -109,13 +108,15 @@ def _root_mode(own: trials.Trial) -> Check:
 
 
 def _setuid_mode() -> Check:
-    found = next((path for path in _SETUID_HELPERS if os.path.exists(path)), None)
-    if found is None:
-        return Check("mode setuid", False, "the helper is not installed", "use mode root or userns")
-    status = os.stat(found)
-    if status.st_uid != 0 or not status.st_mode & 0o4000 or not os.access(found, os.X_OK):
-        return Check("mode setuid", False, f"{found} is not setuid-root and executable for you", f"ls -l {found}")
-    return Check("mode setuid", False, f"{found} is there, this version does not use it", "use mode root or userns")
+    """For an ordinary user: whether the helper can be used, and whether it would refuse because of its own state."""
+    from sandbox import setuid, setuid_status
+
+    if (why := setuid.obstacle()) is not None:
+        return Check("mode setuid", False, why.message, why.hint)
+    wrong = [check for check in setuid_status.examine() if not check.ok]
+    if wrong:
+        return Check("mode setuid", False, f"{wrong[0].name}: {wrong[0].detail}", "sandbox setuid status")
+    return Check("mode setuid", True, f"{setuid.HELPER}; its owner, place, version and policy are as they must be")
 
 
 def _userns_mode(private: trials.Trial) -> Check:
@@ -184,7 +185,7 @@ def _loop_devices() -> list[Check]:
     used = sum(Path("/sys/block", name, "loop/backing_file").exists() for name in names)
     detail = f"{len(names)} devices, {used} in use"
     if os.geteuid() != 0:
-        return [Check("loop devices", True, f"{detail} (for mode root)")]
+        return [Check("loop devices", True, f"{detail} (for modes root and setuid)")]
     hidden = [name for name in names if not os.path.exists(f"/dev/{name}")]
     try:
         os.close(os.open(control, os.O_RDWR | os.O_CLOEXEC))

@@ -119,17 +119,32 @@ def temporary_name() -> bytes:
     return b".tmp-" + os.urandom(8).hex().encode()
 
 
-def replace_file(parent: int, name: bytes, data: bytes) -> None:
+def replace_file(
+    parent: int,
+    name: bytes,
+    data: bytes,
+    *,
+    mode: int = 0o600,
+    owner: tuple[int, int] | None = None,
+    durable: bool = False,
+) -> None:
     """Put `data` under `name`, in place of what may be there. Readers see the old or the new, whole."""
     with Draft(parent) as draft:
-        os.write(draft.fd, data)
+        with open(draft.fd, "wb", closefd=False) as file:
+            file.write(data)
+        if owner is not None:
+            os.fchown(draft.fd, *owner)
+        # After the owner: a change of owner takes the setuid bit away (chown(2)).
+        os.fchmod(draft.fd, mode)
         temporary = temporary_name()
-        draft.publish(temporary, durable=False)
+        draft.publish(temporary, durable=durable)
         try:
             os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
         except OSError:
             os.unlink(temporary, dir_fd=parent)
             raise
+    if durable:
+        os.fsync(parent)
 
 
 def read_file(parent: int, name: bytes, limit: int = 1 << 20) -> bytes:

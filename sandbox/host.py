@@ -12,8 +12,6 @@ from sandbox.record import Record
 BASELINE = (5, 12)
 # tmpfs holds user.* extended attributes since then, which `userxattr` overlays need (tmpfs(5)).
 TMPFS_USER_XATTR = (6, 6)
-# Where `sandbox setuid install` and the packages put the helper. Never looked for elsewhere.
-HELPER = "/usr/libexec/sandbox/sandbox-helper"
 _PROGRAM_DIRS = ("/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin", "/sbin")
 
 
@@ -54,7 +52,7 @@ def choose_mode(wanted: str, host: Host, *, helper: bool = True) -> Mode:
                 hint="run as root, or let sandbox choose with --mode auto",
             )
         return Mode.ROOT
-    if wanted == "setuid" or (wanted == "auto" and helper and os.access(HELPER, os.X_OK)):
+    if wanted == "setuid" or (wanted == "auto" and helper):
         from sandbox import setuid
 
         if (why := setuid.obstacle()) is None:

@@ -2,20 +2,21 @@
 
 import contextlib
 import os
-import re
 import stat
 
 from sandbox import fsops
 from sandbox.errors import HostError
-from sandbox.host import HELPER
 from sandbox.record import Record
 
+# Where `sandbox setuid install` and the packages put it. Never looked for elsewhere.
+HELPER = "/usr/libexec/sandbox/sandbox-helper"
+MODE = 0o4750
 GROUP = "sandbox"
+RUNTIME = "/run/sandbox"
 _CAP_SYS_ADMIN = 21
 _ELSEWHERE = "use --mode userns"
 # In the home: what the helper said of itself, so that it need not be started twice for every launch.
 _REMEMBERED = b"helper-version"
-_VERSION_LINE = re.compile(rb"sandbox-helper (\S+) plans (\d+)-(\d+)\n")
 
 
 class Version(Record):
@@ -109,8 +110,13 @@ def _remembered(home_fd: int) -> Version:
 
 def parse_version(line: bytes) -> Version | None:
     """`sandbox-helper VERSION plans FIRST-LAST`, a newline at its end; None for anything else."""
-    match = _VERSION_LINE.fullmatch(line)
-    return Version(match[1].decode("ascii", "replace"), int(match[2]), int(match[3])) if match else None
+    words = line.split(b" ")
+    if len(words) != 4 or (words[0], words[2]) != (b"sandbox-helper", b"plans") or words[3][-1:] != b"\n":
+        return None
+    first, _, last = words[3][:-1].partition(b"-")
+    if not (words[1].isascii() and first.isdigit() and last.isdigit()):
+        return None
+    return Version(words[1].decode(), int(first), int(last))
 
 
 def ask_version(program: str) -> bytes:

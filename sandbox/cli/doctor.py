@@ -24,13 +24,18 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         findings = [check._asdict() for check in checks]
         print(json.dumps({"version": __version__, "modes": working, "checks": findings}, indent=2))
-    elif sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+    else:
+        print_checks(checks)
+        print(_summary(working))
+    return 0 if any(working.values()) else 1
+
+
+def print_checks(checks: list[Check]) -> None:
+    """A line for each, the remedy below what failed."""
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
         _print_colored(checks)
     else:
         _print_plain(checks)
-    if not args.json:
-        print(_summary(working))
-    return 0 if any(working.values()) else 1
 
 
 def _summary(working: dict[str, bool]) -> str:

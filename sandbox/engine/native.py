@@ -7,7 +7,6 @@ from typing import NoReturn
 from sandbox.codec import encode
 from sandbox.engine import Launch
 from sandbox.errors import HostError, reason
-from sandbox.host import HELPER
 from sandbox.plan import Mode, Plan
 
 _PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "bin", "sandbox-engine")
@@ -23,7 +22,7 @@ def run(plan: Plan, launch: Launch) -> NoReturn:
     plan_fd = _memory("sandbox-plan", encode(plan))
     env_fd = _memory("sandbox-env", b"".join(b"%s=%s\0" % item for item in launch.env.items()))
     privileged = plan.mode is Mode.SETUID
-    program = HELPER if privileged else _PROGRAM
+    program = _installed_helper() if privileged else _PROGRAM
     argv = [program, "run", str(plan_fd), str(env_fd)]
     for index, fd in launch.fds.items():
         os.set_inheritable(fd, True)
@@ -38,6 +37,12 @@ def run(plan: Plan, launch: Launch) -> NoReturn:
     except OSError as error:
         hint = "use --mode userns" if privileged else "--engine python"
         raise HostError(f"cannot start the native engine {program}: {reason(error)}", hint=hint) from None
+
+
+def _installed_helper() -> str:
+    from sandbox.setuid import HELPER
+
+    return HELPER
 
 
 def _memory(name: str, data: bytes) -> int:
