@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measure import Bench, Figure
-from benchmarks.sections import SECTIONS, Stage
+from benchmarks.sections import SECTIONS
+from benchmarks.stage import Stage
 from tests.support import install, users, wheels
 
 _RESULTS = Path(__file__).parent / "results" / "latest.json"

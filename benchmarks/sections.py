@@ -7,22 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from benchmarks.measure import Bench, Figure, ratio, seconds
+from benchmarks.native import native
+from benchmarks.stage import Stage
 from tests.support import fuse
 
 _HEAVY = ("pyroute2", "psutil", "rich", "libarchive")
 _AT_ONCE = 100
-
-
-class Stage(NamedTuple):
-    """What the sections work on. `root` is None when not run as root."""
-
-    root: Bench | None
-    user: Bench
-    wheel: Path
-    python: Path
 
 
 def _zig(bench: Bench, stage: Stage, option: str, *more: str) -> list[str]:
@@ -153,4 +145,5 @@ SECTIONS: dict[str, Callable[[Stage], Iterator[Figure]]] = {
     "root": root,
     "userns": userns,
     "hundred": hundred,
+    "native": native,
 }
