@@ -190,7 +190,7 @@ def _take_the_bit() -> None:
     with fsops.closing(journal.open_system_dir(directory)) as fd:
         file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
         with fsops.closing(file):
-            os.fchmod(file, MODE & 0o777 & ~0o010)
+            os.fchmod(file, MODE & 0o777)
 
 
 _UNDO: dict[str, Callable[[Journal, Entry, Say], None]] = {

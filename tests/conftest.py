@@ -16,8 +16,9 @@ from pathlib import Path
 import prctl
 import pytest
 
-from tests.support import install, leaks, modes, users, wheels
+from tests.support import install, leaks, modes, setuid, users, wheels
 from tests.support.runner import Area, Runner
+from tests.support.setuid import SetuidSystem
 from tests.support.users import Identity
 
 _RAN = pytest.StashKey[set[modes.Pair]]()
@@ -136,6 +137,19 @@ def ran(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """`ran(engine, mode)`: record that a conformance case ran with this engine in this mode."""
     seen = request.config.stash[_RAN]
     return lambda engine, mode: seen.add((engine, mode))
+
+
+@pytest.fixture(scope="session")
+def setuid_system(
+    request: pytest.FixtureRequest, identities: Mapping[bool, Identity], installed: Path, session_area: Path
+) -> Iterator[SetuidSystem]:
+    """The setuid helper, installed where only this session sees it (`run_sandbox.system = setuid_system`).
+
+    Without root: the host's own installation, if it may be used. Skips, and says why, where neither is to be had.
+    """
+    with setuid.installed(identities, installed, session_area / "setuid-system") as system:
+        request.config.stash[_EXPECTED].add(("native", "setuid"))
+        yield system
 
 
 @pytest.fixture(scope="session", autouse=True)

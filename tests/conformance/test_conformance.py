@@ -8,7 +8,13 @@ import pytest
 from tests.conformance.cases import CASES, Case, make_inputs
 from tests.support import modes
 
-COMBINATIONS = [("python", "root"), ("python", "userns"), ("native", "root"), ("native", "userns")]
+COMBINATIONS = [
+    ("python", "root"),
+    ("python", "userns"),
+    ("native", "root"),
+    ("native", "userns"),
+    ("native", "setuid"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +32,10 @@ def supported(engine: str, mode: str, identities) -> bool:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize(("engine", "mode"), COMBINATIONS, ids=lambda value: value)
-def test_case(engine, mode, case: Case, inputs: Path, run_sandbox, area, identities, ran):
-    if not supported(engine, mode, identities):
+def test_case(engine, mode, case: Case, inputs: Path, run_sandbox, area, identities, ran, request):
+    if mode == "setuid":
+        run_sandbox.system = request.getfixturevalue("setuid_system")
+    elif not supported(engine, mode, identities):
         pytest.skip(f"engine {engine} in mode {mode} is not supported here")
     as_user = mode != "root"
     who = identities[as_user]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.support.setuid import SetuidSystem
 from tests.support.users import Identity
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -34,12 +35,16 @@ class Area:
 
 
 class Runner:
-    """`run_sandbox(args, as_user=...)`; `popen` for tests that talk to it while it runs."""
+    """`run_sandbox(args, as_user=...)`; `popen` for tests that talk to it while it runs.
+
+    With `system` set, everything starts where the setuid helper is installed, the user being a member of its group.
+    """
 
     def __init__(self, command: Path, identities: Mapping[bool, Identity], area: Area) -> None:
         self.command = command
         self.identities = identities
         self.area = area
+        self.system: SetuidSystem | None = None
         self._started: list[subprocess.Popen[Any]] = []
 
     def environment(self, as_user: bool, changes: Mapping[str, str | None] | None = None) -> dict[str, str]:
@@ -65,7 +70,7 @@ class Runner:
         stdin = {"input": input} if input is not None else {"stdin": subprocess.DEVNULL}
         output = {} if {"stdout", "stderr"} & options.keys() else {"capture_output": True}
         done: subprocess.CompletedProcess[str] = subprocess.run(  # type: ignore[call-overload]
-            [self.command, *args],
+            self._command(args, as_user, cwd),
             **{**self._options(as_user, env, cwd), **stdin, **output, **options},
             timeout=timeout,
             check=False,
@@ -85,13 +90,21 @@ class Runner:
     ) -> subprocess.Popen[str]:
         """Start and return; killed and waited for at the end of the test if it is still there."""
         process: subprocess.Popen[str] = subprocess.Popen(
-            [self.command, *args], **{**self._options(as_user, env, cwd), **options}
+            self._command(args, as_user, cwd), **{**self._options(as_user, env, cwd), **options}
         )
         self._started.append(process)
         return process
 
+    def _command(self, args: Sequence[Argument], as_user: bool, cwd: Argument | None) -> list[Argument]:
+        if self.system is None:
+            return [self.command, *args]
+        where = Path(os.fsdecode(cwd)) if cwd is not None else self.area.dir(as_user)
+        return self.system.command([self.command, *args], who=self.identities[as_user], cwd=where)
+
     def _options(self, as_user: bool, env: Mapping[str, str | None] | None, cwd: Argument | None) -> dict[str, Any]:
         text = {"encoding": "utf-8", "errors": "surrogateescape"}
+        if self.system is not None and self.system.enters:
+            return {**text, "env": self.environment(as_user, env), "cwd": "/"}
         where = self.area.dir(as_user) if cwd is None else cwd
         return {**text, **self.identities[as_user].popen_options(), "env": self.environment(as_user, env), "cwd": where}
 

@@ -1,0 +1,90 @@
+"""A mount namespace in which the system's own places are throw-away overlays: the helper is installed there for real,
+at its real path, and the host never sees it, not even when the suite is killed.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.support.users import Identity
+
+_COVERED = ("/etc", "/usr/libexec", "/var/lib", "/run")
+_SETUP = """
+set -e
+top=$1; shift
+mount -t tmpfs -o mode=755 sbx-tests "$top"
+for place; do
+    mkdir -p "$top$place/upper" "$top$place/work"
+    mount -t overlay -o "lowerdir=$place,upperdir=$top$place/upper,workdir=$top$place/work" sbx-tests "$place"
+done
+# Images are to lie on a file system as a disk would be, not on an overlay.
+[ -d /var/lib/sandbox ] || { mkdir /var/lib/sandbox; mount -t tmpfs -o mode=755 sbx-tests /var/lib/sandbox; }
+echo ready
+read -r _ || :
+"""
+
+
+class PrivateSystem:
+    """`command(...)` is what runs something in there, as somebody."""
+
+    def __init__(self, namespace: Path) -> None:
+        self.namespace = namespace
+
+    def command(
+        self, argv: Sequence[Any], *, who: Identity, groups: Sequence[int] = (), cwd: Path | None = None
+    ) -> list[str]:
+        """argv for root that enters, goes to `cwd` and becomes `who` with `groups` besides its own."""
+        more = [str(gid) for gid in (*who.groups, *groups)]
+        ids = [
+            "--reuid",
+            str(who.uid),
+            "--regid",
+            str(who.gid),
+            *(["--groups", ",".join(more)] if more else ["--clear-groups"]),
+        ]
+        enter = ["nsenter", f"--mount={self.namespace}", "env", "-C", str(cwd or "/"), "setpriv", *ids]
+        return [*enter, *map(os.fspath, argv)]
+
+    def run(
+        self,
+        argv: Sequence[Any],
+        *,
+        who: Identity,
+        groups: Sequence[int] = (),
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        **options: Any,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to the end, output captured as text."""
+        text = {"encoding": "utf-8", "errors": "surrogateescape"}
+        command = self.command(argv, who=who, groups=groups, cwd=cwd)
+        given = {"stdin": subprocess.DEVNULL} if "input" not in options else {}
+        return subprocess.run(
+            command, capture_output=True, check=False, env=env, timeout=120, **text, **given, **options
+        )
+
+    def root(self, *argv: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run as root."""
+        return self.run(argv, who=Identity("root", 0, 0, (), Path("/root")), **options)
+
+
+@contextmanager
+def private_system(top: Path) -> Iterator[PrivateSystem]:
+    """Needs root. `top` is a new directory that the namespace's own tmpfs covers."""
+    top.mkdir(mode=0o755)
+    unshare = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _SETUP, "sh", str(top), *_COVERED]
+    with subprocess.Popen(unshare, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n", "cannot make a private mount namespace"
+        # Held by a descriptor: no process has to stay, and it goes with this one.
+        fd = os.open(f"/proc/{process.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        process.stdin.close()
+    try:
+        yield PrivateSystem(Path(f"/proc/{os.getpid()}/fd/{fd}"))
+    finally:
+        os.close(fd)
+        top.rmdir()
