@@ -4,10 +4,12 @@ use crate::environment::Environment;
 use crate::error::{Doing, Failure, Outcome, printable};
 use crate::plan::{self, FIRST_VERSION, LAST_VERSION, MAX_BYTES, Mode, Plan};
 use crate::prelude::*;
+use crate::setuid::{self, Rights, refused};
 use crate::sources::Handed;
 use crate::{Start, supervisor, sys};
 use core::ffi::CStr;
 use rustix::fd::OwnedFd;
+use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 
 const USAGE: &str = "usage: run PLAN ENV [INDEX=FD ...] -- [argv ...], or: version";
@@ -24,7 +26,8 @@ pub enum Program {
 }
 
 impl Program {
-    fn name(self) -> &'static str {
+    /// Its name.
+    pub fn name(self) -> &'static str {
         match self {
             Program::Engine => "sandbox-engine",
             Program::Helper => "sandbox-helper",
@@ -34,13 +37,15 @@ impl Program {
 
 /// Run the program; does not return.
 pub fn main(program: Program, start: Start) -> ! {
+    // First, before anything of the caller's is looked at.
+    let rights = setuid::close(program, &start);
     sys::occupy_standard();
     let words: Vec<&CStr> = start.arguments.get(1..).unwrap_or_default().to_vec();
-    let result = match words.first().map(|word| word.to_bytes()) {
-        Some(b"version") if words.len() == 1 => version(program),
-        Some(b"run") => refuse_borrowed_rights(program, &start).and_then(|()| run(&words[1..], start.environment)),
+    let result = rights.and_then(|rights| match words.first().map(|word| word.to_bytes()) {
+        Some(b"version") if words.len() == 1 => rights.drop_for_good().and_then(|()| version(program)),
+        Some(b"run") => run(&words[1..], start.environment, rights),
         _ => Err(Failure::new(USAGE)),
-    };
+    });
     let code = result.unwrap_or_else(|failure| {
         complain(&failure.message);
         failure.code
@@ -58,7 +63,7 @@ fn version(program: Program) -> Outcome<i32> {
     rustix::io::write(sys::standard(1), line.as_bytes()).doing("write the version", b"").map(|_| 0)
 }
 
-fn run(words: &[&'static CStr], environment: Vec<&'static CStr>) -> Outcome<i32> {
+fn run(words: &[&'static CStr], environment: Vec<&'static CStr>, rights: Rights) -> Outcome<i32> {
     let end = words.iter().position(|word| *word == c"--").ok_or_else(|| Failure::new(USAGE))?;
     let (&[plan_fd, environment_fd, ref pairs @ ..], command) = (&words[..end], &words[end + 1..]) else {
         return Err(Failure::new(USAGE));
@@ -70,35 +75,30 @@ fn run(words: &[&'static CStr], environment: Vec<&'static CStr>) -> Outcome<i32>
         handed.add(pair.to_bytes())?;
     }
     refuse_shared(plan_fd, environment_fd, &handed)?;
-    let bytes = read_all(adopt(plan_fd)?, MAX_BYTES, "plan")?;
+    let bytes = read_all(adopt(plan_fd)?, MAX_BYTES, "plan", rights)?;
     let plan = plan::decode(&bytes)
         .map_err(|invalid| Failure::new(format!("cannot decode the plan: {} (at {})", invalid.why, invalid.at)))?;
-    refuse_foreign(&plan)?;
-    let text = environment_fd.map(|fd| read_all(adopt(fd)?, MAX_ENVIRONMENT, "environment")).transpose()?;
+    refuse_foreign(&plan, rights)?;
+    let text = environment_fd.map(|fd| read_all(adopt(fd)?, MAX_ENVIRONMENT, "environment", rights)).transpose()?;
     let environment = match &text {
         Some(text) => Environment::parse(text)?,
+        // What a setuid program is started with is the caller's word to the helper, and the helper does not listen.
+        None if rights.are_lent() => return Err(refused("the environment must be handed over in a descriptor")),
         None => Environment::own(environment),
     };
-    supervisor::launch(&plan, handed, environment, command)
+    supervisor::launch(&plan, handed, environment, command, rights)
 }
 
-/// An engine with more rights than its caller must go through the setuid surface, which this is not.
-fn refuse_borrowed_rights(program: Program, start: &Start) -> Outcome<()> {
-    use rustix::process::{getegid, geteuid, getgid, getuid};
-    if start.is_secure || getuid() != geteuid() || getgid() != getegid() {
-        let message = format!("{} must not run with more rights than its caller", program.name());
-        return Err(Failure::new(message).hint("remove its setuid and setgid bits and its file capabilities"));
-    }
-    Ok(())
-}
-
-fn refuse_foreign(plan: &Plan) -> Outcome<()> {
+fn refuse_foreign(plan: &Plan, rights: Rights) -> Outcome<()> {
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     if (plan.uid, plan.gid) != (uid, gid) {
         let message = format!("the plan is for user {} and group {}, not {uid} and {gid}", plan.uid, plan.gid);
-        return Err(Failure::new(message).hint("compile it again as this user"));
+        let failure = if rights.are_lent() { refused(message) } else { Failure::new(message) };
+        return Err(failure.hint("compile it again as this user"));
     }
     match plan.mode {
+        Mode::Setuid if rights.are_lent() => Ok(()),
+        _ if rights.are_lent() => Err(refused("the setuid helper takes plans of setuid mode only")),
         Mode::Setuid => {
             Err(Failure::new("the plan needs setuid mode").hint("install the setuid helper, or choose another mode"))
         }
@@ -131,7 +131,11 @@ fn adopt(number: i32) -> Outcome<OwnedFd> {
 }
 
 /// Everything in a file, from its start, or in a pipe; more than `limit` bytes are refused.
-fn read_all(fd: OwnedFd, limit: usize, what: &str) -> Outcome<Vec<u8>> {
+fn read_all(fd: OwnedFd, limit: usize, what: &str, rights: Rights) -> Outcome<Vec<u8>> {
+    let is_file = fstat(&fd).is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::RegularFile);
+    if rights.are_lent() && !is_file {
+        return Err(refused(format!("the {what} must be handed over as a file")));
+    }
     let seekable = rustix::fs::tell(&fd).is_ok();
     let mut bytes = Vec::with_capacity(4096);
     loop {

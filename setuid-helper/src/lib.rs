@@ -18,6 +18,7 @@ pub mod plan;
 mod prelude;
 mod record;
 mod scratch;
+mod setuid;
 mod sources;
 mod stale;
 mod supervisor;

@@ -45,7 +45,11 @@ impl Handed {
 
 /// The open files, by index. A directory is opened where it is used; one that was handed over is only held, for the
 /// lock that its descriptor carries.
-pub struct Sources(Vec<Option<OwnedFd>>);
+pub struct Sources {
+    files: Vec<Option<OwnedFd>>,
+    /// Whether it is this run's alone.
+    own: Vec<bool>,
+}
 
 impl Sources {
     /// Open or take over every file.
@@ -68,13 +72,26 @@ impl Sources {
                 }
             }
         }
-        Ok(Sources(fds))
+        let own = plan.sources.iter().map(|source| source.kind == SourceKind::Memory).collect();
+        Ok(Sources { files: fds, own })
     }
 
     /// The open file of a source.
     pub fn file(&self, index: u32) -> Outcome<BorrowedFd<'_>> {
-        let fd = self.0.get(index as usize).and_then(Option::as_ref);
+        let fd = self.files.get(index as usize).and_then(Option::as_ref);
         fd.map(AsFd::as_fd).ok_or_else(|| Failure::new(format!("source {index} is a directory, a file is needed")))
+    }
+
+    /// Whether no other run can have the same file.
+    pub fn is_own(&self, index: u32) -> bool {
+        self.own.get(index as usize).is_some_and(|own| *own)
+    }
+
+    /// Use a file of this run's own instead.
+    pub fn replace(&mut self, index: u32, file: OwnedFd) {
+        if let (Some(entry), Some(own)) = (self.files.get_mut(index as usize), self.own.get_mut(index as usize)) {
+            (*entry, *own) = (Some(file), true);
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use super::spawn::{c_strings, open_null, spawn};
 use crate::error::{Doing, Outcome};
 use crate::plan::{Slot, attr};
 use crate::prelude::*;
+use crate::setuid::MOUNT;
 use crate::sys::{self, Forked};
 use rustix::fd::{AsFd, AsRawFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -18,7 +19,7 @@ const SOURCE: i32 = 4;
 
 impl Child<'_> {
     pub fn fuse(&mut self, slot: Slot, source: u32, program: &[u8]) -> Outcome<()> {
-        let image = self.prepared.sources.file(source)?;
+        let (image, rights) = (self.prepared.sources.file(source)?, self.prepared.rights);
         // The kernel wants it opened in the user namespace that mounts.
         let path = "/dev/fuse";
         let device = openat(CWD, path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).doing("open", path.as_bytes())?;
@@ -33,7 +34,7 @@ impl Child<'_> {
             ("group_id", Some(&gid)),
             ("default_permissions", None),
         ];
-        let root = new_mount("fuse", &options, SAFE | MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+        let root = new_mount("fuse", &options, SAFE | MountAttrFlags::MOUNT_ATTR_RDONLY, rights)?;
         let null = open_null()?;
         let (fuse, source) = (format!("/dev/fd/{FUSE}"), format!("/dev/fd/{SOURCE}"));
         let argv = c_strings([program, b"-f", b"-o", b"ro", source.as_bytes(), fuse.as_bytes()].into_iter());
@@ -43,7 +44,8 @@ impl Child<'_> {
             Forked::Parent(middle) => waitpid(Some(middle), WaitOptions::empty()).doing("wait for", program)?,
             Forked::Child => {
                 // In a mount namespace without the mount that it serves: that one can then end, and ends the program.
-                let started = spawn(&argv, &fds, || _ = sys::unshare(libc::CLONE_NEWNS as u64));
+                let apart = || _ = rights.raise(MOUNT).and_then(|_raised| sys::unshare(libc::CLONE_NEWNS as u64));
+                let started = spawn(&argv, &fds, rights, apart);
                 sys::exit_now(started.is_err().into())
             }
         };

@@ -12,11 +12,15 @@ mod place;
 mod remedy;
 mod spawn;
 
+pub use loopdev::Devices;
+pub use spawn::{c_strings, open_null, spawn};
+
 use crate::environment::Environment;
 use crate::error::{Failure, Outcome};
 use crate::home::Home;
 use crate::plan::{Plan, Slot, Step};
 use crate::prelude::*;
+use crate::setuid::{Rights, Tally};
 use crate::sources::Sources;
 use alloc::borrow::Cow;
 use alloc::ffi::CString;
@@ -38,8 +42,14 @@ pub struct Prepared<'p> {
     pub id: &'p str,
     /// The name of its procdir.
     pub name: &'p str,
+    /// Where loop devices are, if there are images.
+    pub devices: Option<&'p Devices>,
     /// Who supervises.
     pub supervisor: Pid,
+    /// Whose rights mounts are made with.
+    pub rights: Rights,
+    /// What the rules of setuid mode found in the plan.
+    pub tally: Option<Tally>,
 }
 
 /// What the steps have made so far.
@@ -78,6 +88,10 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
     if let Err(failure) = child.remove_layers() {
         return failure;
     }
+    // The last drop: from here on nothing of root's is left, and nothing brings it back.
+    if let Err(failure) = child.prepared.rights.drop_for_good() {
+        return failure;
+    }
     child.run_command()
 }
 
@@ -95,7 +109,7 @@ impl Child<'_> {
             Step::IdMap { uid_inside, uid_outside, gid_inside, gid_outside } => {
                 namespaces::id_map((uid_inside, uid_outside), (gid_inside, gid_outside))
             }
-            Step::SetPropagation { kind } => namespaces::set_propagation(kind),
+            Step::SetPropagation { kind } => namespaces::set_propagation(kind, self.prepared.rights),
             Step::Guard => self.guard(),
             Step::Tmpfs { slot, size, inodes, mode } => self.tmpfs(slot, size, inodes, mode),
             Step::Scratch { source, slot, overlay_slot } => self.scratch(source, slot, overlay_slot),

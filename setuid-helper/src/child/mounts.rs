@@ -5,6 +5,7 @@ use crate::error::{Doing, Failure, Outcome, printable};
 use crate::fsops::open_path;
 use crate::plan::{Base, Place, Slot, SourceKind, attr};
 use crate::prelude::*;
+use crate::setuid::{MOUNT, OVERLAY, Rights, check_target};
 use crate::sources::same_directory;
 use crate::{scratch, sys};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,7 +30,14 @@ pub struct Mount {
 }
 
 /// A new mount: type, options (a flag has no value), attributes. The message holds the kernel's own explanation.
-pub fn new_mount(kind: &str, options: &[(&str, Option<&str>)], attrs: MountAttrFlags) -> Outcome<OwnedFd> {
+pub fn new_mount(
+    kind: &str,
+    options: &[(&str, Option<&str>)],
+    attrs: MountAttrFlags,
+    rights: Rights,
+) -> Outcome<OwnedFd> {
+    let wanted = if kind == "overlay" { OVERLAY } else { MOUNT };
+    let raised = rights.raise(wanted).doing("raise capabilities for a filesystem of type", kind.as_bytes())?;
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).doing("make a filesystem of type", kind.as_bytes())?;
     let make = || -> Result<OwnedFd, Errno> {
         for (key, value) in options {
@@ -41,7 +49,9 @@ pub fn new_mount(kind: &str, options: &[(&str, Option<&str>)], attrs: MountAttrF
         fsconfig_create(&context)?;
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attrs)
     };
-    make().map_err(|error| {
+    let made = make();
+    drop(raised);
+    made.map_err(|error| {
         let mut failure = Failure::os("mount a filesystem of type", kind.as_bytes(), error);
         failure.message += &explanation(context.as_fd());
         failure
@@ -62,9 +72,12 @@ fn explanation(context: BorrowedFd) -> String {
 }
 
 /// A detached clone of the mount that `directory` is in, with that directory as its root, of slave propagation.
-pub fn clone_mount(directory: BorrowedFd, recursive: bool, attributes: u64) -> Result<OwnedFd, Errno> {
+pub fn clone_mount(directory: BorrowedFd, recursive: bool, attributes: u64, rights: Rights) -> Result<OwnedFd, Errno> {
+    // What mounts hide from the user must not show in a clone without them.
+    let recursive = recursive || rights.are_lent();
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    let _raised = rights.raise(MOUNT)?;
     let clone = open_tree(directory, "", flags)?;
     // Before it is attached anywhere: a mount that still belongs to a shared peer group leaks to the host.
     sys::set_mount(clone.as_fd(), attributes)?;
@@ -72,7 +85,8 @@ pub fn clone_mount(directory: BorrowedFd, recursive: bool, attributes: u64) -> R
 }
 
 /// move_mount(2), both sides by descriptor.
-pub fn move_onto(mount: BorrowedFd, target: BorrowedFd) -> Result<(), Errno> {
+pub fn move_onto(mount: BorrowedFd, target: BorrowedFd, rights: Rights) -> Result<(), Errno> {
+    let _raised = rights.raise(MOUNT)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(mount, "", target, "", flags)
 }
@@ -92,8 +106,9 @@ impl Child<'_> {
         let path = self.prepared.plan.home.path;
         let procdirs = self.open_procdirs()?;
         let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY.bits().into();
-        let clone = clone_mount(procdirs.as_fd(), false, read_only).doing("clone procdirs of", path)?;
-        move_onto(clone.as_fd(), procdirs.as_fd()).doing("guard procdirs of", path)?;
+        let clone =
+            clone_mount(procdirs.as_fd(), false, read_only, self.prepared.rights).doing("clone procdirs of", path)?;
+        move_onto(clone.as_fd(), procdirs.as_fd(), self.prepared.rights).doing("guard procdirs of", path)?;
         // What is below is now reached through the guard.
         self.procdirs = Some(clone);
         self.procdir = None;
@@ -105,6 +120,7 @@ impl Child<'_> {
         let uid = rustix::process::getuid().to_string();
         let gid = rustix::process::getgid().to_string();
         let source = format!("sandbox:{}", self.prepared.id);
+        let size = self.prepared.tally.map_or(size, |tally| size.min(tally.tmpfs_bytes));
         let (size, mode, inodes_text) = (size.to_string(), format!("{mode:o}"), inodes.to_string());
         let options = [
             ("source", Some(source.as_str())),
@@ -115,7 +131,7 @@ impl Child<'_> {
             ("nr_inodes", Some(&inodes_text)),
         ];
         let used = if inodes == 0 { &options[..5] } else { &options[..] };
-        let root = new_mount("tmpfs", used, SAFE)?;
+        let root = new_mount("tmpfs", used, SAFE, self.prepared.rights)?;
         self.add_mount(slot, root, attr::NOSUID | attr::NODEV);
         Ok(())
     }
@@ -130,7 +146,8 @@ impl Child<'_> {
         for (name, slot) in [(scratch::PROCDIR, slot), (scratch::OVERLAY, overlay_slot)] {
             let directory = open_path(&own_fd, name).doing("open a part of", &own)?;
             let safe = SAFE.bits().into();
-            let root = clone_mount(directory.as_fd(), false, safe).doing("clone a part of", &own)?;
+            let root =
+                clone_mount(directory.as_fd(), false, safe, self.prepared.rights).doing("clone a part of", &own)?;
             self.add_mount(slot, root, attr::NOSUID | attr::NODEV);
         }
         Ok(())
@@ -138,7 +155,7 @@ impl Child<'_> {
 
     pub fn tree(&mut self, slot: Slot, source: u32, recursive: bool) -> Outcome<()> {
         let (path, fd) = self.directory_source(source)?;
-        let root = clone_mount(fd.as_fd(), recursive, 0).doing("clone the mount of", path)?;
+        let root = clone_mount(fd.as_fd(), recursive, 0, self.prepared.rights).doing("clone the mount of", path)?;
         self.add_mount(slot, root, 0);
         Ok(())
     }
@@ -158,14 +175,21 @@ impl Child<'_> {
     pub fn attach(&mut self, slot: Slot, place: &Place, attrs: u32) -> Outcome<()> {
         let path = self.path_of(place);
         let target = self.open_place(place)?;
+        let rights = self.prepared.rights;
+        if rights.are_lent() && place.base == Base::Root {
+            let procdirs = fstat(&self.prepared.home.procdirs).doing("look at", &path)?;
+            check_target(target.as_fd(), &procdirs, &path)?;
+        }
         let mount = self.mount(slot)?;
         // New mounts are private, which is safer than slave; one that has all attributes needs nothing.
         if attrs & !mount.attrs != 0 {
-            sys::set_mount(mount.root.as_fd(), kernel_attributes(attrs))
+            let raised = rights.raise(MOUNT);
+            raised
+                .and_then(|_raised| sys::set_mount(mount.root.as_fd(), kernel_attributes(attrs)))
                 .doing("set attributes of the mount for", &path)?;
             mount.attrs |= attrs;
         }
-        move_onto(mount.root.as_fd(), target.as_fd()).doing("mount onto", &path)?;
+        move_onto(mount.root.as_fd(), target.as_fd(), rights).doing("mount onto", &path)?;
         mount.attached = true;
         if place.base == Base::Procdir && place.path.is_empty() {
             // From now on the procdir is what is on top.

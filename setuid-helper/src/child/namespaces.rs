@@ -2,17 +2,25 @@
 
 use super::Child;
 use crate::error::{Doing, Failure, LAUNCHER_FAILED, Outcome};
+use crate::fsops::open_path;
 use crate::plan::Propagation;
 use crate::prelude::*;
+use crate::setuid::{MOUNT, Rights};
 use crate::sys;
+use rustix::fd::AsFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
+/// An optional field of /proc/PID/mountinfo: proc_pid_mountinfo(5).
+const UNBINDABLE: &[u8] = b" unbindable ";
+
 impl Child<'_> {
     pub fn unshare(&mut self, flags: u64) -> Outcome<()> {
-        sys::unshare(flags).doing("make the namespaces", b"")?;
+        let raised = self.prepared.rights.raise(MOUNT);
+        let done = raised.and_then(|_raised| sys::unshare(flags));
+        done.doing("make the namespaces", b"")?;
         // A descriptor from before cannot be mounted onto.
         self.procdirs = None;
         self.procdir = None;
@@ -35,12 +43,35 @@ fn write_own(name: &str, text: &str) -> Outcome<()> {
     rustix::io::write(fd, text.as_bytes()).doing("write", path.as_bytes()).map(drop)
 }
 
-pub fn set_propagation(kind: Propagation) -> Outcome<()> {
+pub fn set_propagation(kind: Propagation, rights: Rights) -> Outcome<()> {
+    if rights.are_lent() {
+        return set_propagation_by_descriptor(kind, rights);
+    }
     let flags = match kind {
         Propagation::Slave => MountPropagationFlags::DOWNSTREAM,
         Propagation::Private => MountPropagationFlags::PRIVATE,
     };
     mount_change("/", flags | MountPropagationFlags::REC).doing("set the propagation of", b"/")
+}
+
+/// An unbindable mount would be left out of every clone, and what it hides would show. A private one is bindable.
+fn set_propagation_by_descriptor(kind: Propagation, rights: Rights) -> Outcome<()> {
+    let root = open_path(CWD, b"/").doing("open", b"/")?;
+    let hides = read_text("/proc/self/mountinfo")?.windows(UNBINDABLE.len()).any(|window| window == UNBINDABLE);
+    let propagation = if hides || kind == Propagation::Private { libc::MS_PRIVATE } else { libc::MS_SLAVE };
+    let raised = rights.raise(MOUNT);
+    raised.and_then(|_raised| sys::set_propagation(root.as_fd(), propagation)).doing("set the propagation of", b"/")
+}
+
+fn read_text(path: &str) -> Outcome<Vec<u8>> {
+    let fd = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).doing("open", path.as_bytes())?;
+    let mut text = Vec::new();
+    loop {
+        text.reserve(1 << 16);
+        if rustix::io::read(&fd, rustix::buffer::spare_capacity(&mut text)).doing("read", path.as_bytes())? == 0 {
+            return Ok(text);
+        }
+    }
 }
 
 pub fn no_new_privs() -> Outcome<()> {

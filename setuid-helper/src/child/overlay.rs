@@ -6,6 +6,7 @@ use crate::error::{Doing, Outcome};
 use crate::fsops::{make_new_dir, open_path, proc_fd, remove_dir};
 use crate::plan::{Slot, Slots, attr, overlay};
 use crate::prelude::*;
+use crate::setuid::{MOUNT, Rights};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, chmodat, fstat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
@@ -38,7 +39,7 @@ impl Child<'_> {
         for lower in lowers.iter().rev() {
             layers.push(proc_fd(&self.mount(lower)?.root));
         }
-        let root = mount_overlay(&layers, &parts, options)?;
+        let root = mount_overlay(&layers, &parts, options, self.prepared.rights)?;
         self.add_mount(slot, root, attr::NOSUID | attr::NODEV);
         Ok(())
     }
@@ -56,8 +57,9 @@ impl Child<'_> {
         let point = make_new_dir(&layers.root, name.as_bytes());
         layers.names.push(name);
         self.layers = Some(layers);
+        let rights = self.prepared.rights;
         let mount = self.mount(slot)?;
-        move_onto(mount.root.as_fd(), point.doing("make a mount point for a layer", b"")?.as_fd())
+        move_onto(mount.root.as_fd(), point.doing("make a mount point for a layer", b"")?.as_fd(), rights)
             .doing("attach a layer", b"")?;
         mount.attached = true;
         Ok(())
@@ -65,10 +67,11 @@ impl Child<'_> {
 
     fn make_layers(&mut self) -> Outcome<Layers> {
         let parent = fcntl_dupfd_cloexec(self.procdir()?, 3).doing("keep the procdir", b"")?;
+        let rights = self.prepared.rights;
         let make = || -> Result<OwnedFd, Errno> {
             let directory = make_new_dir(&parent, NAME)?;
-            let clone = clone_mount(directory.as_fd(), false, 0)?;
-            move_onto(clone.as_fd(), directory.as_fd())?;
+            let clone = clone_mount(directory.as_fd(), false, 0, rights)?;
+            move_onto(clone.as_fd(), directory.as_fd(), rights)?;
             Ok(clone)
         };
         let root = make().doing("attach layers in the procdir", b"")?;
@@ -79,7 +82,10 @@ impl Child<'_> {
     pub fn remove_layers(&mut self) -> Outcome<()> {
         let Some(layers) = self.layers.take() else { return Ok(()) };
         let remove = || -> Result<(), Errno> {
-            unmount(proc_fd(&layers.root), UnmountFlags::DETACH)?;
+            {
+                let _raised = self.prepared.rights.raise(MOUNT)?;
+                unmount(proc_fd(&layers.root), UnmountFlags::DETACH)?;
+            }
             let directory = open_path(&layers.parent, NAME)?;
             for name in &layers.names {
                 remove_dir(&directory, name.as_bytes())?;
@@ -98,7 +104,7 @@ fn make_parts(upper: BorrowedFd, slot: Slot, mode: Mode) -> Result<[OwnedFd; 2],
     Ok(parts)
 }
 
-fn mount_overlay(layers: &[String], [upper, work]: &[OwnedFd; 2], options: u32) -> Outcome<OwnedFd> {
+fn mount_overlay(layers: &[String], [upper, work]: &[OwnedFd; 2], options: u32, rights: Rights) -> Outcome<OwnedFd> {
     let (joined, upper, work) = (layers.join(":"), proc_fd(upper), proc_fd(work));
     let mut settings = vec![("source", Some("sandbox"))];
     if joined.len() <= LONGEST_OPTION {
@@ -112,6 +118,9 @@ fn mount_overlay(layers: &[String], [upper, work]: &[OwnedFd; 2], options: u32) 
     }
     if options & overlay::REDIRECT_DIR != 0 {
         settings.push(("redirect_dir", Some("on")));
+    } else if rights.are_lent() {
+        // The module's own default may be to follow what an image says.
+        settings.extend([("redirect_dir", Some("nofollow")), ("metacopy", Some("off"))]);
     }
-    new_mount("overlay", &settings, SAFE)
+    new_mount("overlay", &settings, SAFE, rights)
 }

@@ -3,6 +3,7 @@
 use crate::errno::error_text;
 use crate::error::{Doing, Outcome};
 use crate::prelude::*;
+use crate::setuid::Rights;
 use crate::sys::{self, CStrings, Forked};
 use alloc::ffi::CString;
 use core::ffi::CStr;
@@ -15,14 +16,15 @@ const ENVIRONMENT: [&CStr; 2] = [c"PATH=/usr/sbin:/usr/bin:/sbin:/bin", c"LC_ALL
 /// Above every number that a program gets, so that no `dup2` overwrites what is still to be placed.
 const ABOVE: i32 = 10;
 
-/// Fork and execute `argv` with the descriptors under their numbers. `prepare` runs in the new process.
-pub fn spawn(argv: &[CString], fds: &[(BorrowedFd, i32)], prepare: impl Fn()) -> Outcome<Pid> {
+/// Fork and execute `argv` with the descriptors under their numbers. `prepare` runs in the new process, which then has
+/// no rights but its caller's.
+pub fn spawn(argv: &[CString], fds: &[(BorrowedFd, i32)], rights: Rights, prepare: impl Fn()) -> Outcome<Pid> {
     let name = argv.first().map_or(&b""[..], |name| name.as_bytes());
     match sys::fork().doing("start", name)? {
         Forked::Parent(pid) => Ok(pid),
         Forked::Child => {
             prepare();
-            if place(fds).is_ok() {
+            if rights.drop_for_good().is_ok() && place(fds).is_ok() {
                 let pointers: CStrings = argv.iter().map(CString::as_c_str).collect();
                 if let Some(path) = argv.first() {
                     let error = sys::execute(path, &pointers, &ENVIRONMENT.into_iter().collect());

@@ -4,15 +4,16 @@ mod keeper;
 mod leftovers;
 mod wait;
 
-use crate::child::{self, Prepared};
+use crate::child::{self, Devices, Prepared};
 use crate::cli::complain;
 use crate::environment::Environment;
 use crate::error::{Doing, Failure, Outcome};
 use crate::home::Home;
-use crate::plan::{LEAVE_RUNNING, Plan};
+use crate::plan::{LEAVE_RUNNING, Plan, Step};
 use crate::prelude::*;
 use crate::record::Record;
 use crate::scratch;
+use crate::setuid::{self, OVERLAY, Policy, Rights};
 use crate::sources::{Handed, Sources};
 use crate::stale;
 use crate::sys::{self, Forked, Mask};
@@ -26,10 +27,27 @@ use wait::End;
 const REPORT: usize = 4096;
 
 /// Launch, supervise, clean up. Returns the exit code; does not return when the command was killed by a signal.
-pub fn launch(plan: &Plan, handed: Handed, environment: Environment, argv: &[&'static CStr]) -> Outcome<i32> {
+pub fn launch(
+    plan: &Plan,
+    handed: Handed,
+    environment: Environment,
+    argv: &[&'static CStr],
+    rights: Rights,
+) -> Outcome<i32> {
     let inherited = Inherited::take();
+    let policy = if rights.are_lent() { Some(Policy::load()?) } else { None };
+    let tally = policy.as_ref().map(|policy| setuid::check_plan(plan, policy)).transpose()?;
     let home = Home::open(plan)?;
-    let sources = Sources::open(plan, handed)?;
+    let mut sources = Sources::open(plan, handed)?;
+    if let Some(policy) = &policy {
+        // It may take seconds, and nothing has to be undone yet.
+        inherited.mask.apply();
+        setuid::admit_images(plan, &mut sources, policy, rights)?;
+        sys::block_all();
+    }
+    let rights = rights.narrow(OVERLAY)?;
+    let has_images = plan.steps.iter().any(|step| matches!(step, Step::Image { .. }));
+    let devices = if has_images { Some(Devices::open(rights)?) } else { None };
     let record = Record::new(&home, plan, argv)?;
     scratch::make(plan, &record.id)?;
     set_child_subreaper(Some(getpid())).doing("become a child subreaper", b"")?;
@@ -39,13 +57,20 @@ pub fn launch(plan: &Plan, handed: Handed, environment: Environment, argv: &[&'s
         Forked::Child => {
             let supervisor = rustix::process::getppid().unwrap_or(Pid::INIT);
             let (id, name) = (record.id.as_str(), record.name.as_str());
-            let prepared = Prepared { plan, home: &home, sources: &sources, id, name, supervisor };
+            let devices = devices.as_ref();
+            let prepared =
+                Prepared { plan, home: &home, sources: &sources, devices, id, name, supervisor, rights, tally };
             inherited.restore();
             let failure = child::become_command(prepared, environment, argv);
             report_failure(&writer, &failure)
         }
     };
-    drop((writer, sources, environment));
+    // Nothing is supervised with rights of root's. The child goes with its supervisor.
+    if let Err(failure) = rights.drop_for_good() {
+        let _ = sys::send(command, libc::SIGKILL);
+        return Err(failure);
+    }
+    drop((writer, sources, environment, devices));
     // While the child sets up, on another processor: nothing that it needs is in the way.
     stale::clean(&home, &record.name);
     let end = wait::for_command(command);

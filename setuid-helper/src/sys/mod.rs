@@ -20,8 +20,8 @@ mod entry;
 mod memory;
 pub mod start;
 
-pub use fd::{adopt, occupy_standard, place_at, standard};
+pub use fd::{adopt, close_all_on_exec, occupy_standard, place_at, standard};
 pub use loopdev::{get_free, loop_configure, loop_status};
-pub use mount::{set_mount, unshare};
-pub use process::{CStrings, Forked, execute, exit_now, fork, now};
+pub use mount::{set_mount, set_propagation, unshare};
+pub use process::{CStrings, Forked, all_ids, execute, exit_now, fork, now};
 pub use signal::{Arrived, Mask, block_all, default_action, die_of, ignore, is_ignored, send, send_to_self, wait};

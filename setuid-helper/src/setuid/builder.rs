@@ -1,0 +1,140 @@
+//! Rebuilding an image: unpacked and packed again by programs that run as a user of their own, so that the kernel sees
+//! metadata that the caller did not write. Nothing of the caller's but the image's bytes reaches them.
+
+use super::policy::is_roots;
+use super::rights::{IDENTITY, Rights};
+use super::{Policy, copy, refused};
+use crate::child::{c_strings, open_null, spawn};
+use crate::error::{Doing, Failure, Outcome, printable};
+use crate::prelude::*;
+use crate::sys::{self, Forked};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{AtFlags, CWD, MemfdFlags, Mode, memfd_create, statat};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{
+    DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, getrlimit, pidfd_open,
+    set_dumpable_behavior, set_parent_process_death_signal, setrlimit, umask, waitpid,
+};
+use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
+const UNPACK: [&[u8]; 6] = [b"/usr/bin/sqfs2tar", b"-X", b"-s", b"-r", b".", b"/proc/self/fd/3"];
+const PACK: [&[u8]; 7] = [b"/usr/bin/tar2sqfs", b"-q", b"-f", b"-x", b"-c", b"lz4", b"/proc/self/fd/3"];
+/// What the builder may use at most, whatever the image says.
+const LIMITS: [(Resource, u64); 5] = [
+    (Resource::As, 4 << 30),
+    (Resource::Cpu, 1800),
+    (Resource::Nproc, 512),
+    (Resource::Nofile, 64),
+    (Resource::Core, 0),
+];
+/// The longest message of the programs that is shown, in bytes.
+const MESSAGE: usize = 300;
+
+/// A sealed image with the content of `image`.
+pub fn rebuild(image: &OwnedFd, path: &[u8], policy: &Policy, limit: u64, rights: Rights) -> Outcome<OwnedFd> {
+    let (uid, gid) = policy.builder;
+    let own = rustix::process::getuid().as_raw();
+    if uid == 0 || gid == 0 || uid == own {
+        let message = format!("{} would have to be rebuilt, and the policy names no builder", shown(path));
+        return Err(
+            refused(message).hint("sandbox setuid install sets builder_uid and builder_gid, or use --mode userns")
+        );
+    }
+    for program in [UNPACK[0], PACK[0]] {
+        if !statat(CWD, program, AtFlags::empty()).is_ok_and(|status| is_roots(&status)) {
+            let message = format!("{} would have to be rebuilt, and {} is missing", shown(path), printable(program));
+            return Err(refused(message).hint("install squashfs-tools-ng, or use --mode userns"));
+        }
+    }
+    let output = copy::empty()?;
+    let said = memfd_create("sandbox-message", MemfdFlags::CLOEXEC).doing("make a file in memory", b"")?;
+    // The builder ends when nobody holds the other end any more: this process cannot kill another user's.
+    let (alive, held) = pipe_with(PipeFlags::CLOEXEC).doing("make a pipe", b"")?;
+    let middle = match sys::fork().doing("fork", b"")? {
+        Forked::Parent(pid) => pid,
+        Forked::Child => {
+            drop(held);
+            let done = become_builder(rights, uid, gid, limit).and_then(|()| build(image, &output, &said, &alive));
+            if let Err(failure) = &done {
+                let _ = rustix::io::write(&said, failure.message.as_bytes());
+            }
+            sys::exit_now(done.is_err().into())
+        }
+    };
+    drop(alive);
+    let status = wait_for(middle)?;
+    drop(held);
+    if !status {
+        return Err(refused(format!("{} cannot be rebuilt: {}", shown(path), last_words(&said))));
+    }
+    copy::seal(&output)?;
+    Ok(output)
+}
+
+fn shown(path: &[u8]) -> String {
+    if path.is_empty() { "the image in memory".to_owned() } else { printable(path) }
+}
+
+/// Become the builder for good: its ids, no groups, no capability, nothing that could be gained, and limits.
+fn become_builder(rights: Rights, uid: u32, gid: u32, output: u64) -> Outcome<()> {
+    {
+        let _raised = rights.raise(IDENTITY).doing("become the builder", b"")?;
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        set_thread_groups(&[]).doing("leave all groups", b"")?;
+        set_thread_res_gid(gid, gid, gid).doing("become the builder", b"")?;
+        set_thread_res_uid(uid, uid, uid).doing("become the builder", b"")?;
+    }
+    rights.drop_for_good()?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).doing("hide the memory of the helper", b"")?;
+    for (resource, most) in LIMITS.into_iter().chain([(Resource::Fsize, output)]) {
+        let most = getrlimit(resource).maximum.map_or(most, |maximum| maximum.min(most));
+        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) }).doing("limit the builder", b"")?;
+    }
+    umask(Mode::from_raw_mode(0o077));
+    let _ = rustix::process::setsid();
+    rustix::process::chdir("/").doing("change to the directory", b"/")?;
+    // What the caller left open is not for the builder.
+    sys::close_all_on_exec().doing("close descriptors", b"")
+}
+
+fn build(image: &OwnedFd, output: &OwnedFd, said: &OwnedFd, alive: &OwnedFd) -> Outcome<()> {
+    let null = open_null()?;
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).doing("make a pipe", b"")?;
+    let die_too = || _ = set_parent_process_death_signal(Some(Signal::KILL));
+    let unpack = [(null.as_fd(), 0), (writer.as_fd(), 1), (said.as_fd(), 2), (image.as_fd(), 3)];
+    let unpacker = spawn(&c_strings(UNPACK.into_iter()), &unpack, Rights::Own, die_too)?;
+    let pack = [(reader.as_fd(), 0), (null.as_fd(), 1), (said.as_fd(), 2), (output.as_fd(), 3)];
+    let packer = spawn(&c_strings(PACK.into_iter()), &pack, Rights::Own, die_too)?;
+    drop((reader, writer));
+    for program in [unpacker, packer] {
+        let ended = pidfd_open(program, PidfdFlags::empty()).doing("watch the builder", b"")?;
+        let mut events = [PollFd::new(&ended, PollFlags::IN), PollFd::new(alive, PollFlags::empty())];
+        while poll(&mut events, None) == Err(Errno::INTR) {}
+        // Ends the programs as well: they die with this process.
+        if !events[1].revents().is_empty() || !wait_for(program)? {
+            return Err(Failure::new(""));
+        }
+    }
+    Ok(())
+}
+
+/// Whether it exited with 0.
+fn wait_for(pid: Pid) -> Outcome<bool> {
+    loop {
+        match waitpid(Some(pid), WaitOptions::empty()) {
+            Err(Errno::INTR) => {}
+            Ok(Some((_, status))) => return Ok(status.exit_status() == Some(0)),
+            other => return other.map(|_| false).doing("wait for the builder", b""),
+        }
+    }
+}
+
+/// The start of what the programs said, on one line.
+fn last_words(said: &OwnedFd) -> String {
+    let mut text = [0; MESSAGE];
+    let length = rustix::io::pread(said, &mut text, 0).unwrap_or(0);
+    let words = printable(text[..length].trim_ascii());
+    if words.is_empty() { "its programs failed, or needed more than they may use".to_owned() } else { words }
+}

@@ -1,0 +1,189 @@
+//! `/etc/sandbox/policy.toml`: what the administrator allows (`docs/setuid.md`).
+
+use super::refused;
+use super::toml::{Value, parse};
+use crate::error::{Doing, Failure, Outcome, printable};
+use crate::prelude::*;
+use rustix::fd::OwnedFd;
+use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
+use rustix::io::Errno;
+
+/// Where it is; packagers may build it in elsewhere.
+const PATH: &str = match option_env!("SANDBOX_POLICY") {
+    Some(path) => path,
+    None => "/etc/sandbox/policy.toml",
+};
+/// The longest policy, in bytes.
+const LONGEST: usize = 65_536;
+
+/// What is done with an image that the user may have made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Images {
+    /// Unpacked and packed again by the builder.
+    Rebuild,
+    /// Shown to the kernel as it is, from a copy that nobody can change.
+    Any,
+    /// Refused.
+    Trusted,
+}
+
+/// The administrator's word.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// `images`
+    pub images: Images,
+    /// `trusted_directories`, absolute paths.
+    pub trusted: Vec<Vec<u8>>,
+    /// `groups`; empty: whoever may execute the helper.
+    pub groups: Vec<u32>,
+    /// The longest image that is rebuilt or copied, in bytes.
+    pub image_bytes: u64,
+    /// All images of a launch that are rebuilt or copied, in bytes.
+    pub memfd_bytes: u64,
+    /// All tmpfs of a launch, in bytes.
+    pub tmpfs_bytes: u64,
+    /// User and group that rebuild images.
+    pub builder: (u32, u32),
+}
+
+const STRICT: Policy = Policy {
+    images: Images::Rebuild,
+    trusted: Vec::new(),
+    groups: Vec::new(),
+    image_bytes: 16 << 30,
+    memfd_bytes: 16 << 30,
+    tmpfs_bytes: u64::MAX,
+    builder: (0, 0),
+};
+
+impl Policy {
+    /// The policy of this machine; the strict defaults where there is none.
+    pub fn load() -> Outcome<Policy> {
+        match open_root_owned(PATH.as_bytes())? {
+            None => Ok(STRICT),
+            Some(file) => Policy::parse(&read(&file)?).map_err(|line| {
+                refused(format!("{PATH}: line {line} is not understood")).hint("ask the administrator")
+            }),
+        }
+    }
+
+    /// From its text; the error is the number of a line.
+    pub fn parse(text: &[u8]) -> Result<Policy, usize> {
+        let mut policy = STRICT;
+        for (key, value, line) in parse(text)? {
+            // The limits may stand in a table of their own.
+            let key = key.strip_prefix("limits.").filter(|key| key.ends_with("_bytes")).unwrap_or(&key);
+            policy.set(key, &value).ok_or(line)?;
+        }
+        Ok(policy)
+    }
+
+    fn set(&mut self, key: &str, value: &Value) -> Option<()> {
+        match (key, value) {
+            ("images", Value::Text(b"rebuild")) => self.images = Images::Rebuild,
+            ("images", Value::Text(b"any")) => self.images = Images::Any,
+            ("images", Value::Text(b"trusted")) => self.images = Images::Trusted,
+            ("trusted_directories", Value::Texts(paths)) if paths.iter().all(|path| path.starts_with(b"/")) => {
+                self.trusted = paths.iter().map(|path| path.to_vec()).collect();
+            }
+            ("trusted_directories", Value::Numbers(none)) if none.is_empty() => {}
+            ("groups", Value::Numbers(groups)) => {
+                self.groups = groups.iter().map(|group| u32::try_from(*group).ok()).collect::<Option<_>>()?;
+            }
+            ("image_bytes", Value::Number(bytes)) => self.image_bytes = *bytes,
+            ("memfd_bytes", Value::Number(bytes)) => self.memfd_bytes = *bytes,
+            ("tmpfs_bytes", Value::Number(bytes)) => self.tmpfs_bytes = *bytes,
+            ("builder_uid", Value::Number(id)) => self.builder.0 = u32::try_from(*id).ok()?,
+            ("builder_gid", Value::Number(id)) => self.builder.1 = u32::try_from(*id).ok()?,
+            // The store, which this version does not have yet.
+            ("store", Value::Text(path)) if path.starts_with(b"/") => {}
+            ("store_bytes", Value::Number(_)) => {}
+            ("allow_new_privs", Value::Truth(false)) => {}
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// Whether the caller may use the helper at all.
+    pub fn check_groups(&self) -> Outcome<()> {
+        let mut own = rustix::process::getgroups().doing("read the groups of the caller", b"")?;
+        own.push(rustix::process::getgid());
+        if self.groups.is_empty() || own.iter().any(|group| self.groups.contains(&group.as_raw())) {
+            return Ok(());
+        }
+        Err(refused("the policy does not allow you to use setuid mode").hint("use --mode userns"))
+    }
+}
+
+/// Whether only root can change what this describes. A mask of an ACL shows in the bits of the group.
+pub fn is_roots(status: &Stat) -> bool {
+    status.st_uid == 0 && status.st_mode & 0o022 == 0
+}
+
+/// A file that, like every directory on the way to it, only root can change. None: it does not exist.
+fn open_root_owned(path: &[u8]) -> Outcome<Option<OwnedFd>> {
+    let unsafe_owner = || refused(format!("{} could be changed by somebody else than root", printable(path)));
+    let mut parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).peekable();
+    let flags = OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let mut fd = openat(CWD, "/", flags | OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).doing("open", b"/")?;
+    while let Some(part) = parts.next() {
+        if !is_roots(&fstat(&fd).doing("look at", path)?) {
+            return Err(unsafe_owner());
+        }
+        let is_last = parts.peek().is_none();
+        let kind = if is_last { OFlags::RDONLY | OFlags::NONBLOCK } else { OFlags::PATH | OFlags::DIRECTORY };
+        fd = match openat(&fd, part, flags | kind, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(refused(Failure::os("open", path, error).message)),
+        };
+    }
+    let status = fstat(&fd).doing("look at", path)?;
+    let is_file = FileType::from_raw_mode(status.st_mode) == FileType::RegularFile;
+    if is_file && is_roots(&status) { Ok(Some(fd)) } else { Err(unsafe_owner()) }
+}
+
+fn read(file: &OwnedFd) -> Outcome<Vec<u8>> {
+    let mut text = Vec::with_capacity(LONGEST);
+    loop {
+        match rustix::io::read(file, rustix::buffer::spare_capacity(&mut text)).doing("read", PATH.as_bytes())? {
+            0 => return Ok(text),
+            _ if text.len() >= LONGEST => return Err(refused(format!("{PATH} is too long"))),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_says_what_differs_from_the_defaults() {
+        assert_eq!(Policy::parse(b""), Ok(STRICT));
+        let text =
+            b"images = \"trusted\"\ngroups = [5]\nbuilder_uid = 7\nbuilder_gid = 8\ntrusted_directories = [\"/a\"]\n\
+            store = \"/var/lib/sandbox\"\nallow_new_privs = false\n[limits]\nimage_bytes = 1\ntmpfs_bytes = 2\n";
+        let policy = Policy::parse(text).unwrap();
+        assert_eq!((policy.images, policy.groups, policy.builder), (Images::Trusted, vec![5], (7, 8)));
+        assert_eq!((policy.image_bytes, policy.tmpfs_bytes, policy.memfd_bytes), (1, 2, STRICT.memfd_bytes));
+        assert_eq!(policy.trusted, [b"/a"]);
+    }
+
+    #[test]
+    fn unknown_words_are_refused() {
+        for text in [
+            "x = 1",
+            "images = \"all\"",
+            "images = true",
+            "groups = [\"a\"]",
+            "groups = [4294967296]",
+            "trusted_directories = [\"a\"]",
+            "allow_new_privs = true",
+            "[limits]\nimages = \"any\"",
+            "[x]\nimage_bytes = 1",
+        ] {
+            assert!(Policy::parse(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Rights that root lent: capabilities that are permitted, and effective only while a `Raised` lives.
+
+use crate::error::{Doing, Failure, Outcome};
+use crate::sys;
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, Gid, Uid, capabilities, clear_ambient_capability_set, set_capabilities,
+    set_no_new_privs, set_thread_res_gid, set_thread_res_uid,
+};
+
+/// For namespaces and mounts.
+pub const MOUNT: CapabilitySet = CapabilitySet::SYS_ADMIN;
+/// For device nodes that are root's alone.
+pub const NODE: CapabilitySet = CapabilitySet::DAC_OVERRIDE;
+/// For the creation of an overlay, which keeps them: it must get into its own work directory, of mode 0.
+pub const OVERLAY: CapabilitySet = MOUNT.union(NODE);
+/// For becoming the builder.
+pub const IDENTITY: CapabilitySet = CapabilitySet::SETUID.union(CapabilitySet::SETGID);
+/// Everything that is ever needed.
+pub const ALL: CapabilitySet = OVERLAY.union(IDENTITY);
+
+/// Whose rights mounts are made with.
+#[derive(Clone, Copy)]
+pub enum Rights {
+    /// The caller's own: nothing is ever raised.
+    Own,
+    /// Root's, lent to a caller who has none.
+    Lent {
+        /// What can be raised.
+        permitted: CapabilitySet,
+        /// The caller's limit of core files.
+        core: Rlimit,
+    },
+}
+
+impl Rights {
+    /// Whether they are root's.
+    pub fn are_lent(self) -> bool {
+        matches!(self, Rights::Lent { .. })
+    }
+
+    /// Make `wanted` effective until the result is dropped.
+    pub fn raise(self, wanted: CapabilitySet) -> Result<Raised, Errno> {
+        match self {
+            Rights::Own => Ok(Raised(None)),
+            Rights::Lent { permitted, .. } => {
+                effective(permitted, wanted)?;
+                Ok(Raised(Some(permitted)))
+            }
+        }
+    }
+
+    /// Give up for good what `keep` does not name.
+    pub fn narrow(self, keep: CapabilitySet) -> Outcome<Rights> {
+        let Rights::Lent { permitted, core } = self else { return Ok(self) };
+        let permitted = permitted & keep;
+        effective(permitted, CapabilitySet::empty()).doing("drop capabilities", b"")?;
+        Ok(Rights::Lent { permitted, core })
+    }
+
+    /// Give up everything for good, and make sure of it. From here on this process has its caller's rights only.
+    pub fn drop_for_good(self) -> Outcome<()> {
+        let Rights::Lent { core, .. } = self else { return Ok(()) };
+        effective(CapabilitySet::empty(), CapabilitySet::empty()).doing("drop capabilities", b"")?;
+        clear_ambient_capability_set().doing("drop ambient capabilities", b"")?;
+        set_no_new_privs(true).doing("set no_new_privs", b"")?;
+        is_harmless()?;
+        setrlimit(Resource::Core, core).doing("restore the limit of core files", b"")
+    }
+}
+
+fn effective(permitted: CapabilitySet, effective: CapabilitySet) -> Result<(), Errno> {
+    set_capabilities(None, CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() })
+}
+
+/// No id is root's, no capability is left, and nothing brings one back.
+fn is_harmless() -> Outcome<()> {
+    let left = capabilities(None).doing("read the capabilities", b"")?;
+    let none = (left.effective | left.permitted | left.inheritable).is_empty();
+    let [uid, effective, saved, ..] = sys::all_ids();
+    let back = set_thread_res_uid(None::<Uid>, Uid::ROOT, None::<Uid>).is_ok();
+    let group = rustix::process::getgid();
+    let group_back = group != Gid::ROOT && set_thread_res_gid(None::<Gid>, Gid::ROOT, None::<Gid>).is_ok();
+    let new = rustix::thread::no_new_privs().doing("read no_new_privs", b"")?;
+    if none && new && !back && !group_back && uid != 0 && uid == effective && uid == saved {
+        return Ok(());
+    }
+    Err(Failure::new("root's rights could not be dropped"))
+}
+
+/// Capabilities that are effective while this lives.
+#[must_use]
+pub struct Raised(Option<CapabilitySet>);
+
+impl Drop for Raised {
+    fn drop(&mut self) {
+        let Some(permitted) = self.0 else { return };
+        if effective(permitted, CapabilitySet::empty()).is_err() {
+            // Never known to happen; to go on with them is out of the question.
+            sys::exit_now(crate::error::LAUNCHER_FAILED);
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What a plan may ask of a helper that is more powerful than its caller. Whatever a user namespace would have
+//! forbidden is forbidden here by a rule.
+
+use super::{Images, Policy, refused};
+use crate::error::{Doing, Outcome, printable};
+use crate::plan::{Plan, Slot, SourceKind, Step, overlay};
+use crate::prelude::*;
+use rustix::fd::BorrowedFd;
+use rustix::fs::{Stat, fstat, fstatfs};
+
+/// `PROC_SUPER_MAGIC`
+const PROC: u64 = 0x9fa0;
+/// The smallest tmpfs, in bytes: a page would hold nothing.
+const SMALLEST_TMPFS: u64 = 1 << 16;
+
+/// What made a slot.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Tmpfs,
+    Image,
+    Other,
+}
+
+/// What of the plan the steps need to know while they run.
+#[derive(Clone, Copy)]
+pub struct Tally {
+    /// What every tmpfs has at most, in bytes.
+    pub tmpfs_bytes: u64,
+}
+
+struct Rules<'p> {
+    plan: &'p Plan<'p>,
+    policy: &'p Policy,
+    slots: Vec<(Slot, Kind)>,
+    /// Slots that are upper layers, and slots that were attached.
+    uppers: Vec<Slot>,
+    attached: Vec<Slot>,
+}
+
+type Verdict = Result<(), &'static str>;
+
+/// Refuse a plan that breaks a rule, before anything is done.
+pub fn check_plan(plan: &Plan, policy: &Policy) -> Outcome<Tally> {
+    policy.check_groups()?;
+    let mut rules = Rules { plan, policy, slots: Vec::new(), uppers: Vec::new(), attached: Vec::new() };
+    for (index, step) in plan.steps.iter().enumerate() {
+        rules.step(index, step).map_err(|why| refused(format!("setuid mode: {}: {why}", step.name())))?;
+    }
+    if plan.steps.len() < 2 {
+        return Err(refused("setuid mode: the plan makes no namespace"));
+    }
+    let count = plan.steps.iter().filter(|step| matches!(step, Step::Tmpfs { .. })).count() as u64;
+    Ok(Tally { tmpfs_bytes: (policy.tmpfs_bytes / count.max(1)).max(SMALLEST_TMPFS) })
+}
+
+impl Rules<'_> {
+    fn step(&mut self, index: usize, step: &Step) -> Verdict {
+        let is_start = match *step {
+            Step::Unshare { flags } => index == 0 && flags == libc::CLONE_NEWNS as u64,
+            Step::SetPropagation { .. } => index == 1,
+            _ => index > 1,
+        };
+        if !is_start {
+            return Err("a plan starts with a mount namespace of its own and its propagation, and has no other");
+        }
+        match *step {
+            Step::IdMap { .. } => return Err("there is no user namespace to map"),
+            Step::Scratch { .. } => return Err("a scratch directory on a disk is not supported (leave out --scratch)"),
+            Step::Tmpfs { slot, size, .. } => {
+                if size == 0 {
+                    return Err("a size is needed");
+                }
+                self.slots.push((slot, Kind::Tmpfs));
+            }
+            Step::Image { slot, source } => {
+                if self.plan.sources[source as usize].kind == SourceKind::Directory {
+                    return Err("an image is a file");
+                }
+                self.slots.push((slot, Kind::Image));
+            }
+            Step::Tree { slot, .. } | Step::Fuse { slot, .. } => self.slots.push((slot, Kind::Other)),
+            Step::Overlay { slot, lowers, upper, options } => {
+                self.overlay(lowers.iter(), upper, options)?;
+                self.slots.push((slot, Kind::Other));
+            }
+            Step::Attach { slot, .. } => {
+                if self.attached.contains(&slot) || self.uppers.contains(&slot) {
+                    return Err("a mount is attached once, and the upper layer of an overlay nowhere");
+                }
+                self.attached.push(slot);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// An overlay works with the rights that it was made with, among them to pass any directory. So it is made of
+    /// nothing that its user can reach by another way, or fill with names and links of his choice.
+    fn overlay(&mut self, mut lowers: impl Iterator<Item = Slot>, upper: Slot, options: u32) -> Verdict {
+        if !lowers.all(|lower| self.kind(lower) == Kind::Image) {
+            return Err("only an image can be made writable (copy a directory, or use --mode userns)");
+        }
+        if self.kind(upper) != Kind::Tmpfs || self.attached.contains(&upper) {
+            return Err("the upper layer must be a tmpfs that is attached nowhere");
+        }
+        if options & overlay::USERXATTR != 0 || self.policy.images == Images::Any && options != 0 {
+            return Err("an option that is not allowed");
+        }
+        if !self.uppers.contains(&upper) {
+            self.uppers.push(upper);
+        }
+        Ok(())
+    }
+
+    fn kind(&self, slot: Slot) -> Kind {
+        self.slots.iter().find(|(other, _)| *other == slot).map_or(Kind::Other, |(_, kind)| *kind)
+    }
+}
+
+/// Refuse to mount over /proc, by which descriptors are named to the kernel, and over the guard.
+pub fn check_target(target: BorrowedFd, procdirs: &Stat, path: &[u8]) -> Outcome<()> {
+    let status = fstat(target).doing("look at", path)?;
+    let kind = fstatfs(target).doing("look at", path)?.f_type as u64 & 0xffff_ffff;
+    if kind == PROC || crate::fsops::same_inode(&status, procdirs) {
+        return Err(refused(format!("setuid mode does not mount over {}", printable(path))));
+    }
+    Ok(())
+}

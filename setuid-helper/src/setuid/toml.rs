@@ -1,0 +1,175 @@
+//! The part of TOML that the policy is written in: `key = value` lines, comments, and table headers. A value is a
+//! string in double quotes without escapes, a decimal integer, `true`, `false`, or a list of strings or of integers on
+//! one line. Anything else is refused, so every TOML parser reads an accepted file the same way.
+
+use crate::prelude::*;
+
+/// A value.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Value<'a> {
+    /// `"text"`
+    Text(&'a [u8]),
+    /// `123`
+    Number(u64),
+    /// `true` or `false`
+    Truth(bool),
+    /// `["a", "b"]`
+    Texts(Vec<&'a [u8]>),
+    /// `[1, 2]`; an empty list is one of these
+    Numbers(Vec<u64>),
+}
+
+/// `table.key` or `key`, its value, and the line.
+pub type Entry<'a> = (String, Value<'a>, usize);
+
+/// All entries in their order, or the number of the line that is not understood. No key is set twice.
+pub fn parse(text: &[u8]) -> Result<Vec<Entry<'_>>, usize> {
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut tables: Vec<String> = Vec::new();
+    for (number, line) in text.split(|byte| *byte == b'\n').enumerate().map(|(index, line)| (index + 1, line)) {
+        let line = trim(line.strip_suffix(b"\r").unwrap_or(line));
+        if line.iter().any(|byte| *byte != b'\t' && byte.is_ascii_control()) || core::str::from_utf8(line).is_err() {
+            return Err(number);
+        }
+        if line.is_empty() || line.starts_with(b"#") {
+            continue;
+        }
+        if let Some(rest) = line.strip_prefix(b"[") {
+            let (name, rest) = word(rest).ok_or(number)?;
+            let rest = rest.strip_prefix(b"]").ok_or(number)?;
+            if !is_end(rest) || tables.contains(&name) {
+                return Err(number);
+            }
+            tables.push(name);
+            continue;
+        }
+        let (key, rest) = word(line).ok_or(number)?;
+        let rest = trim(rest).strip_prefix(b"=").ok_or(number)?;
+        let (value, rest) = value(trim(rest)).ok_or(number)?;
+        let key = tables.last().map_or(key.clone(), |table| format!("{table}.{key}"));
+        if !is_end(rest) || entries.iter().any(|(other, ..)| *other == key) {
+            return Err(number);
+        }
+        entries.push((key, value, number));
+    }
+    Ok(entries)
+}
+
+fn trim(text: &[u8]) -> &[u8] {
+    let start = text.iter().position(|byte| !b" \t".contains(byte)).unwrap_or(text.len());
+    let end = text.iter().rposition(|byte| !b" \t".contains(byte)).map_or(start, |last| last + 1);
+    &text[start..end.max(start)]
+}
+
+fn is_end(rest: &[u8]) -> bool {
+    matches!(trim(rest).first(), None | Some(b'#'))
+}
+
+/// Lower-case letters and underscores.
+fn word(text: &[u8]) -> Option<(String, &[u8])> {
+    let end = text.iter().position(|byte| !matches!(byte, b'a'..=b'z' | b'_')).unwrap_or(text.len());
+    let (name, rest) = text.split_at(end);
+    (end > 0).then(|| (String::from_utf8_lossy(name).into_owned(), rest))
+}
+
+fn value(text: &[u8]) -> Option<(Value<'_>, &[u8])> {
+    match text.first()? {
+        b'"' => string(text).map(|(text, rest)| (Value::Text(text), rest)),
+        b'0'..=b'9' => integer(text).map(|(number, rest)| (Value::Number(number), rest)),
+        b'[' => list(trim(&text[1..])),
+        _ if text.starts_with(b"true") => Some((Value::Truth(true), &text[4..])),
+        _ if text.starts_with(b"false") => Some((Value::Truth(false), &text[5..])),
+        _ => None,
+    }
+}
+
+fn string(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let rest = text.strip_prefix(b"\"")?;
+    let end = rest.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
+    (rest[end] == b'"').then(|| (&rest[..end], &rest[end + 1..]))
+}
+
+fn integer(text: &[u8]) -> Option<(u64, &[u8])> {
+    let end = text.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, rest) = text.split_at(end);
+    // TOML's integers are signed, and have no leading zeros.
+    let number = core::str::from_utf8(digits).ok()?.parse().ok().filter(|number| *number <= i64::MAX as u64)?;
+    (digits.len() == 1 || digits[0] != b'0').then_some((number, rest))
+}
+
+fn list(mut rest: &[u8]) -> Option<(Value<'_>, &[u8])> {
+    let (mut texts, mut numbers) = (Vec::new(), Vec::new());
+    while !rest.starts_with(b"]") {
+        match value(rest)? {
+            (Value::Text(text), after) => (texts.push(text), rest = trim(after)).1,
+            (Value::Number(number), after) => (numbers.push(number), rest = trim(after)).1,
+            _ => return None,
+        }
+        match rest.strip_prefix(b",") {
+            Some(after) => rest = trim(after),
+            None if rest.starts_with(b"]") => {}
+            None => return None,
+        }
+    }
+    let value = match (texts.is_empty(), numbers.is_empty()) {
+        (false, false) => return None,
+        (false, true) => Value::Texts(texts),
+        _ => Value::Numbers(numbers),
+    };
+    Some((value, &rest[1..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_used_is_understood() {
+        let text =
+            b"# c\nimages = \"any\" # c\n\nd=[\"/a\", \"/b#\",]\r\n\tg = [ 1,2 ]\nt = false\n[limits]\nn = 10\ne = []";
+        let entries = parse(text).unwrap();
+        let values: Vec<_> = entries.iter().map(|(key, value, line)| (key.as_str(), value, *line)).collect();
+        assert_eq!(values[0], ("images", &Value::Text(b"any"), 2));
+        assert_eq!(values[1], ("d", &Value::Texts(vec![b"/a", b"/b#"]), 4));
+        assert_eq!(values[2], ("g", &Value::Numbers(vec![1, 2]), 5));
+        assert_eq!(values[3], ("t", &Value::Truth(false), 6));
+        assert_eq!(values[4], ("limits.n", &Value::Number(10), 8));
+        assert_eq!(values[5], ("limits.e", &Value::Numbers(vec![]), 9));
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for text in [
+            "a",
+            "a =",
+            "= 1",
+            "a = 1 2",
+            "a = \"x",
+            "a = \"\\n\"",
+            "a = 'x'",
+            "a = 01",
+            "a = -1",
+            "a = 1.5",
+            "a = 1_0",
+            "a = truely",
+            "a = [1, \"x\"]",
+            "a = [[1]]",
+            "a = [,]",
+            "a = [1",
+            "a.b = 1",
+            "\"a\" = 1",
+            "A = 1",
+            "[a",
+            "[[a]]",
+            "a = 1\na = 2",
+            "[t]\na = 1\n[t]",
+            "a = 9223372036854775808",
+            "a = \"\x07\"",
+            "a = \"\"\"x\"\"\"",
+            "[t] x",
+        ] {
+            assert!(parse(text.as_bytes()).is_err(), "{text}");
+        }
+        assert_eq!(parse(b"a = 1\n\xff"), Err(2));
+    }
+}

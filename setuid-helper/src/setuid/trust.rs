@@ -1,0 +1,85 @@
+//! Images that the kernel may be shown as they are, because no user can have made them.
+
+use super::policy::is_roots;
+use super::{Policy, refused};
+use crate::error::{Failure, printable};
+use crate::fsops::{proc_fd, same_inode};
+use crate::prelude::*;
+use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, open, openat, openat2, readlinkat, statat};
+use rustix::io::Errno;
+
+/// `f_type` of filesystems that the kernel itself serves and that keep owners: statfs(2), linux/magic.h. FUSE and
+/// network filesystems show any owner that somebody else likes.
+const KERNEL_SERVED: [u64; 12] = [
+    0xEF53,      // ext2, ext3, ext4
+    0x5846_5342, // xfs
+    0x9123_683E, // btrfs
+    0xF2F5_2010, // f2fs
+    0xCA45_1A4E, // bcachefs
+    0x2FC1_2FC1, // zfs
+    0x0102_1994, // tmpfs
+    0x8584_58F6, // ramfs
+    0x7371_7368, // squashfs
+    0xE0F5_E1E2, // erofs
+    0x9660,      // iso9660
+    0x794C_7630, // overlay
+];
+/// More directories than any path has.
+const DEEPEST: usize = 4096;
+
+/// Whether only root can have made this file, and can change it or put another in its place.
+pub fn is_trusted(file: BorrowedFd, policy: &Policy) -> bool {
+    check(file, policy).unwrap_or(false)
+}
+
+/// What is said where the policy wants trusted images only.
+pub fn untrusted(path: &[u8]) -> Failure {
+    let name = if path.is_empty() { "an image in memory".to_owned() } else { printable(path) };
+    refused(format!("the policy does not allow the kernel to mount {name}"))
+        .hint("use an image that root owns, or --mode userns")
+}
+
+fn check(file: BorrowedFd, policy: &Policy) -> Result<bool, Errno> {
+    let status = fstat(file)?;
+    let kind = fstatfs(file)?.f_type as u64 & 0xffff_ffff;
+    if !is_roots(&status) || !KERNEL_SERVED.contains(&kind) {
+        return Ok(false);
+    }
+    // The file may have been reached through /proc/PID/root, in a mount namespace whose mounts are the user's choice.
+    // The name that it had there is worth nothing unless it leads to the same file here, without any link.
+    let path = readlinkat(CWD, proc_fd(file), Vec::new())?.into_bytes();
+    let cut = path.iter().rposition(|byte| *byte == b'/').ok_or(Errno::INVAL)?;
+    let (parent, name) = (&path[..cut.max(1)], &path[cut + 1..]);
+    let how = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let directory = openat2(CWD, parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), how)?;
+    if !parent.starts_with(b"/") || !same_inode(&statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?, &status) {
+        return Ok(false);
+    }
+    is_roots_way(directory, policy)
+}
+
+/// Whether this directory and all above it, up to a trusted one, are root's alone.
+fn is_roots_way(mut directory: OwnedFd, policy: &Policy) -> Result<bool, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let trusted: Vec<OwnedFd> =
+        policy.trusted.iter().filter_map(|path| open(path.as_slice(), flags, Mode::empty()).ok()).collect();
+    for _ in 0..DEEPEST {
+        let status = fstat(&directory)?;
+        if !is_roots(&status) {
+            return Ok(false);
+        }
+        // By identity: a prefix of a path says nothing about where a directory is.
+        for other in &trusted {
+            if same_inode(&fstat(other)?, &status) {
+                return Ok(true);
+            }
+        }
+        let above = openat(&directory, "..", flags, Mode::empty())?;
+        if same_inode(&fstat(&above)?, &status) {
+            return Ok(true); // the root directory
+        }
+        directory = above;
+    }
+    Ok(false)
+}
