@@ -206,10 +206,11 @@ class _Builder:
     def overlays(self, tree: Opened) -> bool:
         """Whether an overlay makes this directory writable.
 
-        In a user namespace the upper must hold user.* attributes, and files of other users stay theirs.
+        In a user namespace the upper must hold user.* attributes, and files of other users stay theirs. The setuid
+        helper refuses one over anything but an image: it works with rights that its user has not.
         """
         if self.mode is not Mode.USERNS:
-            return True
+            return self.mode is Mode.ROOT
         foreign = tree.is_directory and tree.status is not None and tree.status.st_uid != self.host.uid
         return not foreign and (self.upper is not None or self.host.kernel >= TMPFS_USER_XATTR)
 

@@ -3,6 +3,8 @@
 The helper has its own, stricter parser of the same subset of TOML; the keys are explained in docs/setuid.md.
 """
 
+import os
+import re
 import tomllib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,14 +12,16 @@ from typing import Any
 PATH = "/etc/sandbox/policy.toml"
 STORE = "/var/lib/sandbox"
 BUILDER = "_sandbox"
+# What the builder runs, by absolute path (squashfs-tools-ng).
+_PROGRAMS = ("/usr/bin/sqfs2tar", "/usr/bin/tar2sqfs")
 IMAGES = ("rebuild", "any", "trusted")
 
 _TEMPLATE = """\
 # What the setuid helper of sandbox allows. See docs/setuid.md; `sandbox setuid status` says what is wrong with it.
 # Must belong to root and be writable by nobody else, or the helper refuses every launch. All numbers are numeric ids
-# and bytes: the helper asks no name service. Everything that is left out has the value shown here.
+# and bytes: the helper asks no name service.
 
-# Who may launch: numeric groups. The helper's own group and mode (4750 root:sandbox) are the first gate.
+# Who may launch: numeric groups; none listed: whoever may execute the helper (4750 root:sandbox), the first gate.
 groups = [{groups}]
 
 # Which images the kernel mounts. Always those that only root could have made: root-owned files of a local file
@@ -35,26 +39,29 @@ builder_gid = {gid}
 # Where rebuilt images are kept, a directory per user beneath it.
 store = "/var/lib/sandbox"
 
-# At most so many bytes: one image; all of one user's images in the store; each tmpfs; each image kept in memory.
+# At most so many bytes. One image that is rebuilt or copied:
 image_bytes = {image_bytes}
+# All of one user's images in the store:
 store_bytes = {store_bytes}
-tmpfs_bytes = {tmpfs_bytes}
+# All images of a launch that are kept in memory (at the installation: half of the RAM):
 memfd_bytes = {memfd_bytes}
+# All tmpfs of a launch together (at the installation: the RAM; left out: what the launch asks for):
+tmpfs_bytes = {tmpfs_bytes}
 
-# Whether a command may gain privileges (setuid programs) when nothing is mounted outside its private directory.
+# Whether a command may gain privileges by setuid programs. This version knows no other answer.
 allow_new_privs = false
 """
-LIMITS = {
-    "image_bytes": 16 << 30,
-    "store_bytes": 32 << 30,
-    "tmpfs_bytes": 16 << 30,
-    "memfd_bytes": 4 << 30,
-}
+_LIMITS = ("image_bytes", "store_bytes", "tmpfs_bytes", "memfd_bytes")
+# The helper's subset of TOML, line by line: a string has no escapes, a list stands on one line.
+_VALUE = r'(?:"[^"\\]*"|0|[1-9][0-9]*|true|false)'
+_LINE = re.compile(rf"(?:\[[a-z_]+\]|[a-z_]+[ \t]*=[ \t]*(?:{_VALUE}|\[[^\[\]]*\]))?[ \t]*(?:#.*)?")
 
 
 def template(*, groups: Iterable[int], uid: int, gid: int) -> str:
     """The default policy, with comments."""
-    return _TEMPLATE.format(groups=", ".join(map(str, groups)), uid=uid, gid=gid, **LIMITS)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = {"image_bytes": 16 << 30, "store_bytes": 32 << 30, "tmpfs_bytes": memory, "memfd_bytes": memory // 2}
+    return _TEMPLATE.format(groups=", ".join(map(str, groups)), uid=uid, gid=gid, **limits)
 
 
 def _is_number(value: Any) -> bool:
@@ -81,8 +88,8 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "builder_uid": (lambda value: _is_id(value) and value != 0, "a user id, not root's"),
     "builder_gid": (lambda value: _is_id(value) and value != 0, "a group id, not root's"),
     "store": (_is_path, "an absolute path"),
-    **dict.fromkeys(LIMITS, (_is_number, "a number of bytes")),
-    "allow_new_privs": (lambda value: isinstance(value, bool), "true or false"),
+    **dict.fromkeys(_LIMITS, (_is_number, "a number of bytes")),
+    "allow_new_privs": (lambda value: value is False, "false: this version lifts it for nobody"),
 }
 
 
@@ -92,8 +99,33 @@ def parse(text: bytes) -> tuple[dict[str, Any], list[str]]:
         values = tomllib.loads(text.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         return {}, [f"cannot be parsed: {error}"]
+    odd = [
+        number for number, line in enumerate(text.decode().splitlines(), 1) if not _LINE.fullmatch(line.strip(" \t"))
+    ]
+    if odd:
+        return values, [f"line {odd[0]}: the helper reads no such TOML (docs/setuid.md)"]
+    # The limits may stand in a table of their own.
+    limits = values.pop("limits", {})
+    if isinstance(limits, dict) and limits.keys() <= set(_LIMITS):
+        values |= limits
+    else:
+        values["limits"] = limits
     wrong = [f"{name}: no such key" for name in values.keys() - _KEYS.keys()]
     for name, value in values.items():
         if name in _KEYS and not _KEYS[name][0](value):
             wrong.append(f"{name}: must be {_KEYS[name][1]}")
     return values, sorted(wrong)
+
+
+def images() -> str:
+    """What the installed policy says of users' images; the default when it says nothing."""
+    try:
+        with open(PATH, "rb") as file:
+            return str(parse(file.read())[0].get("images", IMAGES[0]))
+    except OSError:
+        return IMAGES[0]
+
+
+def missing_programs() -> list[str]:
+    """The programs of the builder that are not there."""
+    return [path for path in _PROGRAMS if not os.access(path, os.X_OK)]

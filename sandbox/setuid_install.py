@@ -37,7 +37,7 @@ def install(*, say: Say) -> None:
         if log.file(HELPER, program, mode=MODE, gid=gid):
             say(f"installed {HELPER} (root:{GROUP}, {MODE:04o})")
         try:
-            setuid_proof.prove(log, gid, say=say)
+            setuid_proof.prove(log, gid, images=policy.images(), say=say)
         except SandboxError as error:
             _take_the_bit()
             hint = "it is left there without the setuid bit; sandbox setuid remove takes everything away"

@@ -8,10 +8,9 @@ from io import BytesIO
 from typing import NoReturn
 
 # What the child needs is loaded before it gives its rights away: it may not be able to read this package then.
-from sandbox import codec, fsops, home, launch, setuid  # noqa: F401
+from sandbox import codec, fsops, home, launch, policy, setuid  # noqa: F401
 from sandbox.engine import native  # noqa: F401
 from sandbox.errors import HostError, SandboxError, reason
-from sandbox.host import find_program
 from sandbox.images import convert, formats
 from sandbox.journal import Journal, Say
 from sandbox.spec import Spec, Tree, TreeKind
@@ -26,16 +25,21 @@ id -u && cat /proc/self/uid_map && grep -E '^(NoNewPrivs|CapPrm|CapEff):' /proc/
 _READ_IMAGE = 'cat "$SANDBOX_STATIC/proof/f"\n'
 
 
-def prove(log: Journal, gid: int, *, say: Say) -> None:
-    """Run a sandbox with nothing in it, then one with an image. Raises SandboxError with what did not hold."""
+def prove(log: Journal, gid: int, *, images: str, say: Say) -> None:
+    """Run a sandbox with nothing in it, then one with an image, if the policy's `images` lets a user's be mounted.
+
+    Raises SandboxError with what did not hold.
+    """
     path = f"/var/tmp/sandbox-proof-{os.urandom(8).hex()}"  # noqa: S108  (made with mkdir, which takes nothing as it is)
     entry = log.note("temporary", path=path)
     try:
         os.mkdir(path, 0o700)
         _check_plain(_run_as_user(path, gid, Spec(command=(b"sh", b"-c", _SCRIPT.encode()), mode="setuid")))
         say("proved it: an ordinary user's sandbox has its own uid, no user namespace, no capabilities, no_new_privs")
-        if not find_program("tar2sqfs"):
-            say("not tried with an image: there is no tar2sqfs (see sandbox doctor)")
+        if images == "trusted":
+            return
+        if missing := policy.missing_programs():
+            say(f"not tried with an image: there is no {' and no '.join(missing)} (see sandbox doctor)")
             return
         image = _make_image(path)
         tree = Tree(TreeKind.STATIC, b"proof:" + image)

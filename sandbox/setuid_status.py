@@ -12,7 +12,7 @@ from typing import Any
 from sandbox import __version__, codec, policy, setuid
 from sandbox.doctor import Check, packaged_program
 from sandbox.errors import reason
-from sandbox.remedies import run_as_root
+from sandbox.remedies import distribution, install, run_as_root
 from sandbox.setuid import HELPER, MODE, RUNTIME
 
 _INSTALL = "sandbox setuid install"
@@ -151,6 +151,9 @@ def _builder(values: dict[str, Any]) -> Check:
     except (KeyError, OverflowError):
         who = f"uid {uid}" if uid is not None else policy.BUILDER
         return Check("builder", False, f"there is no user {who} to rebuild images", run_as_root(_INSTALL))
+    if values.get("images", "rebuild") == "rebuild" and (missing := policy.missing_programs()):
+        remedy = install("tar2sqfs", distribution())
+        return Check("builder", False, f"{' and '.join(missing)} missing: users' images cannot be rebuilt", remedy)
     if entry.pw_uid == 0:
         return Check("builder", False, "the builder is root", f"builder_uid of {policy.BUILDER} in {policy.PATH}")
     return Check("builder", True, f"{entry.pw_name} ({entry.pw_uid}) rebuilds users' images")
