@@ -722,6 +722,7 @@ class Trace(Helper):
         |fsconfig\(|fsmount\(
         |umount2\("/proc/self/fd/\d+",\ MNT_DETACH\)
         |openat\(\d+,\ "loop(-control|\d+)",\ O_(RDONLY|RDWR)\|(O_LARGEFILE\|)?O_NOFOLLOW\|O_CLOEXEC\)
+        |unshare\(CLONE_NEW(IPC|PID|NET)(\|CLONE_NEW(IPC|PID|NET))*\)
         |setgroups\(0,|setresgid\(|setresuid\(
         |close\(\d+\)|---""",
         re.VERBOSE,

@@ -2,7 +2,7 @@
 //! metadata that the caller did not write. Nothing of the caller's but the image's bytes reaches them.
 
 use super::policy::is_roots;
-use super::rights::{IDENTITY, Rights};
+use super::rights::{IDENTITY, MOUNT, Rights};
 use super::{Policy, copy, refused};
 use crate::child::{c_strings, open_null, spawn};
 use crate::error::{Doing, Failure, Outcome, printable};
@@ -14,8 +14,8 @@ use rustix::fs::{AtFlags, CWD, MemfdFlags, Mode, memfd_create, statat};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, getrlimit, pidfd_open,
-    set_dumpable_behavior, set_parent_process_death_signal, setrlimit, umask, waitpid,
+    DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, WaitOptions, getrlimit, pidfd_open, set_dumpable_behavior,
+    setrlimit, umask, waitpid,
 };
 use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
@@ -56,7 +56,8 @@ pub fn rebuild(image: &OwnedFd, path: &[u8], policy: &Policy, limit: u64, rights
         Forked::Parent(pid) => pid,
         Forked::Child => {
             drop(held);
-            let done = become_builder(rights, uid, gid, limit).and_then(|()| build(image, &output, &said, &alive));
+            let done =
+                become_builder(rights, uid, gid, limit).and_then(|()| build_as_init(image, &output, &said, &alive));
             if let Err(failure) = &done {
                 let _ = rustix::io::write(&said, failure.message.as_bytes());
             }
@@ -79,6 +80,10 @@ fn shown(path: &[u8]) -> String {
 
 /// Become the builder for good: its ids, no groups, no capability, nothing that could be gained, and limits.
 fn become_builder(rights: Rights, uid: u32, gid: u32, output: u64) -> Outcome<()> {
+    // Nothing that a crafted image starts sees or outlives anything else of the machine, or has a network.
+    let apart = libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWIPC;
+    let raised = rights.raise(MOUNT);
+    raised.and_then(|_raised| sys::unshare(apart as u64)).doing("make the builder's namespaces", b"")?;
     {
         let _raised = rights.raise(IDENTITY).doing("become the builder", b"")?;
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
@@ -99,20 +104,36 @@ fn become_builder(rights: Rights, uid: u32, gid: u32, output: u64) -> Outcome<()
     sys::close_all_on_exec().doing("close descriptors", b"")
 }
 
+/// In the first process of the new pid namespace: the others die with it.
+fn build_as_init(image: &OwnedFd, output: &OwnedFd, said: &OwnedFd, alive: &OwnedFd) -> Outcome<()> {
+    match sys::fork().doing("fork", b"")? {
+        Forked::Parent(init) => wait_for(init)?.then_some(()).ok_or_else(|| Failure::new("")),
+        Forked::Child => {
+            let done = build(image, output, said, alive);
+            if let Err(failure) = &done {
+                let _ = rustix::io::write(said, failure.message.as_bytes());
+            }
+            sys::exit_now(done.is_err().into())
+        }
+    }
+}
+
 fn build(image: &OwnedFd, output: &OwnedFd, said: &OwnedFd, alive: &OwnedFd) -> Outcome<()> {
     let null = open_null()?;
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).doing("make a pipe", b"")?;
-    let die_too = || _ = set_parent_process_death_signal(Some(Signal::KILL));
+    // Each in a domain of its own: a program that a crafted image took over cannot reach into the one that packs. Old
+    // kernels have no Landlock; there the two are only apart as processes.
+    let confine = || _ = sys::forbid_changes();
     let unpack = [(null.as_fd(), 0), (writer.as_fd(), 1), (said.as_fd(), 2), (image.as_fd(), 3)];
-    let unpacker = spawn(&c_strings(UNPACK.into_iter()), &unpack, Rights::Own, die_too)?;
+    let unpacker = spawn(&c_strings(UNPACK.into_iter()), &unpack, Rights::Own, confine)?;
     let pack = [(reader.as_fd(), 0), (null.as_fd(), 1), (said.as_fd(), 2), (output.as_fd(), 3)];
-    let packer = spawn(&c_strings(PACK.into_iter()), &pack, Rights::Own, die_too)?;
+    let packer = spawn(&c_strings(PACK.into_iter()), &pack, Rights::Own, confine)?;
     drop((reader, writer));
     for program in [unpacker, packer] {
         let ended = pidfd_open(program, PidfdFlags::empty()).doing("watch the builder", b"")?;
         let mut events = [PollFd::new(&ended, PollFlags::IN), PollFd::new(alive, PollFlags::empty())];
         while poll(&mut events, None) == Err(Errno::INTR) {}
-        // Ends the programs as well: they die with this process.
+        // Who launches is gone. The programs die with this process.
         if !events[1].revents().is_empty() || !wait_for(program)? {
             return Err(Failure::new(""));
         }

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 mod fd;
+mod landlock;
 mod loopdev;
 mod mount;
 mod process;
@@ -21,6 +22,7 @@ mod memory;
 pub mod start;
 
 pub use fd::{adopt, close_all_on_exec, occupy_standard, place_at, standard};
+pub use landlock::forbid_changes;
 pub use loopdev::{get_free, loop_configure, loop_status};
 pub use mount::{set_mount, set_propagation, unshare};
 pub use process::{CStrings, Forked, all_ids, execute, exit_now, fork, now};
