@@ -86,13 +86,15 @@ def treatment(tree: Opened, spec: Spec, mode: Mode, *, fuse: bool) -> Treatment:
         return Treatment.EMPTY
     if tree.is_directory and not spec.cache:
         return Treatment.DIRECTORY
+    # To be writable, a tree must be the user's: what we convert is, the owners in a foreign image are anybody's.
+    converted = tree.is_directory or tree.format in (Kind.ZIP, Kind.TAR)
+    if mode is Mode.SETUID and tree.kind is TreeKind.DYNAMIC and not converted:
+        return Treatment.EXTRACT
     if mode is not Mode.USERNS:
         return Treatment.IMAGE
     if tree.is_directory:
         return Treatment.FUSE if fuse else Treatment.DIRECTORY
-    # To be writable, a tree must be the user's: what we convert is, the owners in a foreign image are anybody's.
-    ours = spec.cache and tree.format in (Kind.ZIP, Kind.TAR)
-    if fuse and (tree.kind is TreeKind.STATIC or ours):
+    if fuse and (tree.kind is TreeKind.STATIC or (spec.cache and converted)):
         return Treatment.FUSE
     return Treatment.KEPT if spec.cache else Treatment.EXTRACT
 

@@ -86,7 +86,8 @@ def prepare(
     """Open everything and compile. Without `build` nothing is converted: the plan is for reading only."""
     validate(spec)
     machine = host.probe()
-    mode = host.choose_mode(spec.mode, machine, helper=spec.engine != "python")
+    # What the helper refuses for its power, a user namespace may still do.
+    mode = host.choose_mode(spec.mode, machine, helper=spec.engine != "python" and spec.scratch is None)
     opened = []
     for tree in spec.trees:
         opened.append(item := sources.open_source(tree))

@@ -12,7 +12,10 @@ from tests.support.archives import Entry
 
 
 class Case(NamedTuple):
-    """`stderr` must occur in what is printed there; `code` is the exit code, negative for death by a signal."""
+    """`stderr` must occur in what is printed there; `code` is the exit code, negative for death by a signal.
+
+    In the mode `refused_in` the launch must be refused in one line instead.
+    """
 
     name: str
     script: str | None
@@ -23,6 +26,7 @@ class Case(NamedTuple):
     env: dict[str, str] = {}  # noqa: RUF012
     argv: tuple[str, ...] | None = None
     cwd: str | None = None
+    refused_in: str = ""
 
 
 def make_inputs(where: Path) -> None:
@@ -240,6 +244,7 @@ CASES = [
         ("-d", "t:{d}/tree.sfs", "--scratch", "{w}"),
         "x\n0\n",
         code=1,
+        refused_in="setuid",
     ),
     Case(
         "tmpfs size",
