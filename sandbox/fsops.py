@@ -15,6 +15,7 @@ from sandbox.engine import syscalls as sys
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _QUARANTINE = b".trash"
+TEMPORARY = b".tmp-"
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 
 
@@ -116,7 +117,7 @@ class Draft:
 
 def temporary_name() -> bytes:
     """A name nobody else uses; leftovers with this prefix are the reaper's."""
-    return b".tmp-" + os.urandom(8).hex().encode()
+    return TEMPORARY + os.urandom(8).hex().encode()
 
 
 def replace_file(

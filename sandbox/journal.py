@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sandbox import fsops
@@ -117,6 +117,7 @@ class Journal:
             if not os.path.isdir(directory):
                 return
             fd = stack.enter_context(fsops.closing(open_system_dir(directory)))
+            _delete_drafts(fd, entry.get("sha256", ()))
             if (old := _open_file(fd, name, stack)) is None:
                 return
             if hashlib.sha256(_content(old)).hexdigest() not in entry.get("sha256", ()):
@@ -132,10 +133,10 @@ class Journal:
         with contextlib.suppress(FileNotFoundError), fsops.closing(open_system_dir(parent)) as fd:
             if not _exists(fd, name):
                 return
-            if entry.get("with_content"):
-                with fsops.closing(fsops.open_dir(fd, os.fsencode(name))) as inner:
-                    for child in fsops.names(inner):
-                        fsops.remove_tree(inner, child)
+            with fsops.closing(fsops.open_dir(fd, os.fsencode(name))) as inner:
+                _delete_drafts(inner, None)
+                for child in fsops.names(inner) if entry.get("with_content") else ():
+                    fsops.remove_tree(inner, child)
             gone = fsops.remove_dir(fd, os.fsencode(name))
             say(f"removed {entry['path']}" if gone else f"kept {entry['path']}: it is not empty")
 
@@ -163,6 +164,22 @@ def open_journal(path: str, *, make: bool) -> Iterator[Journal | None]:
         if made:
             journal.note("directory", path=path, with_content=True)
         yield journal
+
+
+def _delete_drafts(directory: int, digests: Sequence[str] | None) -> None:
+    """Files that an installation was killed over before it gave them their names: in a directory of others those with
+    these contents, in one of ours (None) all.
+    """
+    for name in fsops.names(directory):
+        if not name.startswith(fsops.TEMPORARY):
+            continue
+        with contextlib.ExitStack() as stack:
+            fd = _open_file(directory, os.fsdecode(name), stack)
+            if fd is None or not stat.S_ISREG(os.fstat(fd).st_mode):
+                continue
+            if digests is None or hashlib.sha256(_content(fd)).hexdigest() in digests:
+                disarm(fd)
+                fsops.delete_file(directory, name)
 
 
 def disarm(fd: int) -> None:

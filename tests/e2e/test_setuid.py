@@ -147,6 +147,35 @@ def test_an_interrupted_installation_is_gone_after_remove(place, after):
 
 @ROOT_ONLY
 @BUILT
+def test_a_killed_installation_is_gone_after_remove(place):
+    before = place.everything()
+    script = f"""
+{place.command} setuid install >/dev/null 2>&1 & pid=$!
+sleep "$1"; kill -9 $pid 2>/dev/null || :; wait $pid 2>/dev/null || :
+while pgrep -x 'groupadd|useradd' >/dev/null; do sleep 0.02; done
+"""
+    for step in range(12):
+        place.private.root("sh", "-c", script, "sh", f"{0.12 + step * 0.04:.2f}")
+        done = place.sandbox("setuid", "remove", check=0)
+        assert place.everything() == before, done.stdout
+
+
+@ROOT_ONLY
+@BUILT
+def test_a_helper_that_fails_the_proof_is_not_left_setuid(place):
+    place.shell(f"mkdir /etc/sandbox; echo 'groups = [1]' > {policy.PATH}")
+    before = place.everything()
+    done = place.sandbox("setuid", "install", check=125)
+    assert len(done.stderr.splitlines()) == 1
+    assert "could not run a sandbox as an ordinary user: " in done.stderr
+    assert place.shell(f"stat -c %a {setuid.HELPER}") == "750\n"
+    place.sandbox("setuid", "remove", check=0)
+    assert place.everything() == before
+    assert not list(Path("/var/tmp").glob("sandbox-proof-*"))
+
+
+@ROOT_ONLY
+@BUILT
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
