@@ -220,7 +220,8 @@ class _Builder:
         if self.upper is None:
             self.upper = self.tmpfs()
         # The kernel forbids redirect_dir together with userxattr: a rename of a lower directory is EXDEV there.
-        option = OverlayOption.USERXATTR if self.mode is Mode.USERNS else OverlayOption.REDIRECT_DIR
+        redirect = OverlayOption.REDIRECT_DIR if self.host.redirects else OverlayOption(0)
+        option = OverlayOption.USERXATTR if self.mode is Mode.USERNS else redirect
         self.steps.append(Overlay(slot := self.slot(), (lower,), self.upper, option))
         return slot
 

@@ -16,13 +16,14 @@ _PROGRAM_DIRS = ("/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin", "/sbin")
 
 
 class Host(Record):
-    """Facts about this host and this user. `kernel` is (major, minor); paths are absolute or empty."""
+    """Facts about this host and this user. `kernel` is (major, minor); `redirects`: overlays may have redirect_dir."""
 
     uid: int
     gid: int
     kernel: tuple[int, int]
     may_mount: bool
     memory: int
+    redirects: bool = True
 
 
 def probe() -> Host:

@@ -88,6 +88,10 @@ def prepare(
     machine = host.probe()
     # What the helper refuses for its power, a user namespace may still do.
     mode = host.choose_mode(spec.mode, machine, helper=spec.engine != "python" and spec.scratch is None)
+    if mode is Mode.SETUID:
+        from sandbox import setuid
+
+        machine = machine.replace(redirects=not setuid.shows_any_image())
     opened = []
     for tree in spec.trees:
         opened.append(item := sources.open_source(tree))

@@ -9,7 +9,9 @@ import tomllib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-PATH = "/etc/sandbox/policy.toml"
+from sandbox.setuid import POLICY
+
+PATH = POLICY
 STORE = "/var/lib/sandbox"
 BUILDER = "_sandbox"
 # What the builder runs, by absolute path (squashfs-tools-ng).
@@ -36,7 +38,7 @@ trusted_directories = []
 builder_uid = {uid}
 builder_gid = {gid}
 
-# Where rebuilt images are kept, a directory per user beneath it.
+# Where rebuilt images are kept, a directory per user beneath it. This version keeps none: it rebuilds in memory.
 store = "/var/lib/sandbox"
 
 # At most so many bytes. One image that is rebuilt or copied:

@@ -11,6 +11,7 @@ from sandbox.record import Record
 # Where `sandbox setuid install` and the packages put it. Never looked for elsewhere.
 HELPER = "/usr/libexec/sandbox/sandbox-helper"
 MODE = 0o4750
+POLICY = "/etc/sandbox/policy.toml"
 GROUP = "sandbox"
 RUNTIME = "/run/sandbox"
 _CAP_SYS_ADMIN = 21
@@ -76,6 +77,16 @@ def _powerless() -> HostError | None:
         why = "CAP_SYS_ADMIN is not in the bounding set, so the setuid helper cannot mount"
         return HostError(why, hint="start the container with --cap-add SYS_ADMIN")
     return None
+
+
+def shows_any_image() -> bool:
+    """Whether the policy lets users' images be mounted as they are: then the helper wants overlays without redirects,
+    since such an image could hold some.
+    """
+    with contextlib.suppress(OSError), open(POLICY, "rb") as file:
+        # The helper's TOML has a key and its value on one line, so no parser is needed (and none is loaded).
+        return any(b"".join(line.split(b"#")[0].split()) == b'images="any"' for line in file)
+    return False
 
 
 def require_plans(home_fd: int, wanted: int) -> None:

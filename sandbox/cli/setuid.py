@@ -7,7 +7,7 @@ from typing import Any
 def register(subparsers: Any) -> None:
     """Add the command and its options."""
     parser = subparsers.add_parser("setuid", help="install, look at and remove the setuid helper")
-    commands = parser.add_subparsers(dest="setuid_command", required=True)
+    commands = parser.add_subparsers(dest="setuid_command", metavar="install|status|remove", required=True)
     commands.add_parser(
         "install",
         help="put the helper in place and prove it (root)",

@@ -177,6 +177,35 @@ def test_a_helper_that_fails_the_proof_is_not_left_setuid(place):
 @ROOT_ONLY
 @BUILT
 @pytest.mark.parametrize(
+    ("images", "tree", "words"),
+    [
+        ("any", "-s", None),
+        ("any", "-d", None),
+        ("rebuild", "-s", None),
+        ("rebuild", "-d", None),
+        ("trusted", "-s", "does not allow"),
+        ("trusted", "-d", "does not allow"),
+    ],
+)
+def test_what_the_policy_says_of_images(place, images, tree, words):
+    if not place.finish(place.sandbox("setuid", "install")):
+        pytest.skip("this build of the helper does not do setuid mode yet")
+    place.shell(f"sed -i 's/^images = .*/images = \"{images}\"/' {policy.PATH}")
+    archives.make_zip(place.scratch / "t.zip", [Entry("sub/f", b"hello\n")])
+    script = 'cd "$SANDBOX_STATIC$SANDBOX_DYNAMIC/t" && cat sub/f && { ! [ "$SANDBOX_DYNAMIC" ] || mv sub moved; }'
+    done = place.as_user(
+        "run", "--mode", "setuid", tree, f"{place.scratch}/t.zip", "--", "sh", "-c", script, member=True
+    )
+    if words is None:
+        assert (done.stdout, done.returncode) == ("hello\n", 0), done.stderr
+    else:
+        assert (done.returncode, len(done.stderr.splitlines())) == (125, 1)
+        assert words in done.stderr
+
+
+@ROOT_ONLY
+@BUILT
+@pytest.mark.parametrize(
     ("spoil", "words"),
     [
         ("chmod 4755 {helper}", "4755: must be root's and 4750"),

@@ -192,6 +192,25 @@ def test_what_is_wrong_with_a_policy(text, words):
         assert words in "; ".join(wrong)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('images = "any"', True),
+        ('\t images="any" # why', True),
+        ('# images = "any"', False),
+        ('images = "rebuild" # not "any"', False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_whether_any_image_is_mounted(tmp_path, monkeypatch, text, expected):
+    path = tmp_path / "policy.toml"
+    monkeypatch.setattr(setuid, "POLICY", str(path))
+    if text is not None:
+        path.write_text(f"groups = [1]\n{text}\n")
+    assert setuid.shows_any_image() is expected
+
+
 def test_no_doctor_check_is_without_remedy():
     for check in setuid_status.examine():
         assert bool(check.remedy) is not check.ok, check
