@@ -24,23 +24,27 @@ Entry = dict[str, Any]
 
 def open_system_dir(path: str) -> int:
     """The directory, no link on the way and nothing that anybody but root could swap. Raises HostError."""
-    fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = _roots_alone(os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), "/")
     seen = ""
     for part in filter(None, path.split("/")):
         seen += f"/{part}"
         with fsops.closing(fd):
             try:
-                fd = fsops.open_dir(fd, os.fsencode(part))
+                inner = fsops.open_dir(fd, os.fsencode(part))
             except OSError as error:
                 raise HostError(f"cannot open the directory {seen}: {reason(error)}") from None
-        status = os.fstat(fd)
-        if status.st_uid != 0 or status.st_mode & 0o022:
-            os.close(fd)
-            who = f"uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"
-            raise HostError(
-                f"{seen} is not safe for a setuid program ({who})", hint=f"chown root {seen}; chmod go-w {seen}"
-            )
+        fd = _roots_alone(inner, seen)
     return fd
+
+
+def _roots_alone(fd: int, path: str) -> int:
+    """The same descriptor; closed, with a HostError, when somebody else than root may change the directory."""
+    status = os.fstat(fd)
+    if status.st_uid == 0 and not status.st_mode & 0o022:
+        return fd
+    os.close(fd)
+    who = f"uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"
+    raise HostError(f"{path} is not safe for a setuid program ({who})", hint=f"chown root {path}; chmod go-w {path}")
 
 
 class Journal:
