@@ -93,8 +93,8 @@ impl Policy {
             ("image_bytes", Value::Number(bytes)) => self.image_bytes = *bytes,
             ("memfd_bytes", Value::Number(bytes)) => self.memfd_bytes = *bytes,
             ("tmpfs_bytes", Value::Number(bytes)) => self.tmpfs_bytes = *bytes,
-            ("builder_uid", Value::Number(id)) => self.builder.0 = u32::try_from(*id).ok()?,
-            ("builder_gid", Value::Number(id)) => self.builder.1 = u32::try_from(*id).ok()?,
+            ("builder_uid", Value::Number(id)) => self.builder.0 = user(*id)?,
+            ("builder_gid", Value::Number(id)) => self.builder.1 = user(*id)?,
             // The store, which this version does not have yet.
             ("store", Value::Text(path)) if path.starts_with(b"/") => {}
             ("store_bytes", Value::Number(_)) => {}
@@ -113,6 +113,11 @@ impl Policy {
         }
         Err(refused("the policy does not allow you to use setuid mode").hint("use --mode userns"))
     }
+}
+
+/// The last number means "no change" to setresuid(2).
+fn user(id: u64) -> Option<u32> {
+    u32::try_from(id).ok().filter(|id| *id != u32::MAX)
 }
 
 /// Whether only root can change what this describes. A mask of an ACL shows in the bits of the group.
@@ -178,6 +183,7 @@ mod tests {
             "images = true",
             "groups = [\"a\"]",
             "groups = [4294967296]",
+            "builder_uid = 4294967295",
             "trusted_directories = [\"a\"]",
             "allow_new_privs = true",
             "[limits]\nimages = \"any\"",

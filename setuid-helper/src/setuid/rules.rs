@@ -3,10 +3,11 @@
 
 use super::{Images, Policy, refused};
 use crate::error::{Doing, Outcome, printable};
+use crate::fsops;
 use crate::plan::{Plan, Slot, SourceKind, Step, overlay};
 use crate::prelude::*;
-use rustix::fd::BorrowedFd;
-use rustix::fs::{Stat, fstat, fstatfs};
+use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fs::{CWD, Stat, fstat, fstatfs};
 
 /// `PROC_SUPER_MAGIC`
 const PROC: u64 = 0x9fa0;
@@ -32,8 +33,9 @@ struct Rules<'p> {
     plan: &'p Plan<'p>,
     policy: &'p Policy,
     slots: Vec<(Slot, Kind)>,
-    /// Slots that are upper layers, and slots that were attached.
     uppers: Vec<Slot>,
+    /// Slots that the user has a way to: they were attached, or given to a program of his.
+    reachable: Vec<Slot>,
     attached: Vec<Slot>,
 }
 
@@ -42,7 +44,13 @@ type Verdict = Result<(), &'static str>;
 /// Refuse a plan that breaks a rule, before anything is done.
 pub fn check_plan(plan: &Plan, policy: &Policy) -> Outcome<Tally> {
     policy.check_groups()?;
-    let mut rules = Rules { plan, policy, slots: Vec::new(), uppers: Vec::new(), attached: Vec::new() };
+    // Descriptors are named to the kernel by it, with capabilities.
+    let proc = fsops::open_path(CWD, b"/proc").doing("open", b"/proc")?;
+    if !is_proc(proc.as_fd())? {
+        return Err(refused("setuid mode needs a /proc that the kernel serves"));
+    }
+    let mut rules =
+        Rules { plan, policy, slots: Vec::new(), uppers: Vec::new(), reachable: Vec::new(), attached: Vec::new() };
     for (index, step) in plan.steps.iter().enumerate() {
         rules.step(index, step).map_err(|why| refused(format!("setuid mode: {}: {why}", step.name())))?;
     }
@@ -88,6 +96,13 @@ impl Rules<'_> {
                     return Err("a mount is attached once, and the upper layer of an overlay nowhere");
                 }
                 self.attached.push(slot);
+                self.reachable.push(slot);
+            }
+            Step::Extract { slot, .. } => {
+                if self.kind(slot) != Kind::Tmpfs || self.uppers.contains(&slot) {
+                    return Err("a program unpacks into a tmpfs that is no upper layer");
+                }
+                self.reachable.push(slot);
             }
             _ => {}
         }
@@ -100,8 +115,8 @@ impl Rules<'_> {
         if !lowers.all(|lower| self.kind(lower) == Kind::Image) {
             return Err("only an image can be made writable (copy a directory, or use --mode userns)");
         }
-        if self.kind(upper) != Kind::Tmpfs || self.attached.contains(&upper) {
-            return Err("the upper layer must be a tmpfs that is attached nowhere");
+        if self.kind(upper) != Kind::Tmpfs || self.reachable.contains(&upper) {
+            return Err("the upper layer must be a tmpfs that is attached nowhere, and only that");
         }
         if options & overlay::USERXATTR != 0 || self.policy.images == Images::Any && options != 0 {
             return Err("an option that is not allowed");
@@ -117,11 +132,14 @@ impl Rules<'_> {
     }
 }
 
+fn is_proc(fd: BorrowedFd) -> Outcome<bool> {
+    Ok(fstatfs(fd).doing("look at the filesystem of", b"/proc")?.f_type as u64 & 0xffff_ffff == PROC)
+}
+
 /// Refuse to mount over /proc, by which descriptors are named to the kernel, and over the guard.
 pub fn check_target(target: BorrowedFd, procdirs: &Stat, path: &[u8]) -> Outcome<()> {
     let status = fstat(target).doing("look at", path)?;
-    let kind = fstatfs(target).doing("look at", path)?.f_type as u64 & 0xffff_ffff;
-    if kind == PROC || crate::fsops::same_inode(&status, procdirs) {
+    if is_proc(target)? || fsops::same_inode(&status, procdirs) {
         return Err(refused(format!("setuid mode does not mount over {}", printable(path))));
     }
     Ok(())
