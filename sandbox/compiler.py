@@ -45,7 +45,6 @@ from sandbox.sources import Opened
 from sandbox.spec import Spec, TreeKind
 
 _SAFE = Attr.NOSUID | Attr.NODEV
-_COPY = (b"/bin/cp", b"-a", b"--", b"/proc/self/fd/0/.", b"/proc/self/fd/3/")
 TMPDIR = b"tmp"
 _VARIABLES = {TreeKind.STATIC: b"SANDBOX_STATIC", TreeKind.DYNAMIC: b"SANDBOX_DYNAMIC"}
 
@@ -108,10 +107,13 @@ def mounted_name(tree: Opened) -> Place:
 
 
 class Programs(Record):
-    """What a plan may start: `fuse` is squashfuse_ll's absolute path, `extract` gives the argv for a source's label."""
+    """What a plan may start: squashfuse_ll by its absolute path, and the argv that unpacks an archive, or copies a
+    directory, for a source's label.
+    """
 
     fuse: bytes
     extract: Callable[[str], tuple[bytes, ...]]
+    copy: Callable[[str], tuple[bytes, ...]]
 
 
 class _Builder:
@@ -190,7 +192,7 @@ class _Builder:
             return self.copied(source, self.programs.extract(material.tree.label))
         directory = material.treatment in (Treatment.DIRECTORY, Treatment.KEPT)
         if directory and writable and not self.overlays(material.tree):
-            return self.copied(source, _COPY)
+            return self.copied(source, self.programs.copy(material.tree.label))
         lower = self.slot()
         if directory:
             self.steps.append(CloneTree(lower, source, 1))
@@ -229,7 +231,7 @@ class _Builder:
         spec = self.spec
         if spec.chdir is not None:
             self.steps.append(Chdir(_chdir_place(spec.chdir, trees, cwd)))
-        elif any((cwd + b"/").startswith(path.rstrip(b"/") + b"/") for path in covered):
+        elif cwd and any((cwd + b"/").startswith(path.rstrip(b"/") + b"/") for path in covered):
             # The inherited directory is beneath the mount; what the command must see is the one on top.
             self.steps.append(Chdir(Place(Base.ROOT, cwd)))
         if spec.run is not None:
@@ -267,7 +269,7 @@ def compile_plan(
     builder.procdir(scratch, kinds)
     policies = {policy.name: policy.deny for policy in spec.symlinks}
     for name in policies.keys() - {tree.name for tree in trees} - {b""}:
-        raise UsageError(f"--symlinks: no tree is named {printable(name)!r}")
+        raise UsageError(f"--symlinks: no tree is named {printable(name)!r}", hint=f"one of: {_names(trees)}")
     for material in materials:
         name = material.tree.name
         deny = policies.get(name, policies.get(b"", False))
@@ -283,11 +285,14 @@ def find_in_trees(path: bytes, trees: list[Opened], *, option: str) -> tuple[Pla
     for tree in sorted(trees, key=lambda t: -len(t.name)):
         if path.startswith(tree.name + b"/") and path[len(tree.name) + 1 :].strip(b"/"):
             return mounted_name(tree), path[len(tree.name) + 1 :]
-    names = ", ".join(printable(tree.name) for tree in trees) or "none"
     raise UsageError(
         f"{option}: {printable(path)}: its first component names no mounted tree",
-        hint=f"NAME/PATH, where NAME is one of: {names}",
+        hint=f"NAME/PATH, where NAME is one of: {_names(trees)}",
     )
+
+
+def _names(trees: list[Opened]) -> str:
+    return ", ".join(printable(tree.name) for tree in trees) or "none"
 
 
 def _chdir_place(path: bytes, trees: list[Opened], cwd: bytes) -> Place:
@@ -301,4 +306,6 @@ def _chdir_place(path: bytes, trees: list[Opened], cwd: bytes) -> Place:
                 if b".." in parts:
                     raise UsageError(f"--chdir: {printable(path)}: '..' is not allowed inside a tree")
                 return place.replace(path=b"/".join([place.path, *parts]))
-    return Place(Base.ROOT, path if path.startswith(b"/") else os.path.join(cwd, path))
+    if not cwd and not path.startswith(b"/"):
+        raise UsageError(f"--chdir: {printable(path)}: the working directory was deleted", hint="give an absolute path")
+    return Place(Base.ROOT, os.path.join(cwd, path))

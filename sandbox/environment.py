@@ -19,8 +19,8 @@ def build(spec: Spec, caller: dict[bytes, bytes]) -> dict[bytes, bytes]:
 
 def _apply(env: dict[bytes, bytes], item: bytes, caller: dict[bytes, bytes], *, where: str) -> None:
     name, equals, value = item.partition(b"=")
-    if not name:
-        raise UsageError(f"{where}: {printable(item)!r} has no variable name", hint="NAME=VALUE, or NAME alone")
+    if not name or any(blank in name for blank in b" \t"):
+        raise UsageError(f"{where}: {printable(name)!r} is not a variable name", hint="NAME=VALUE, or NAME alone")
     if not equals:
         if name not in caller:
             raise UsageError(f"{where}: {printable(name)} is not set", hint="export it first, or give NAME=VALUE")

@@ -59,14 +59,21 @@ class Home(Record):
 
 
 def locate(environ: dict[bytes, bytes], *, say: Say) -> bytes:
-    """The path of the home: $SANDBOX_HOME, inside a sandbox $SANDBOX_TMPDIR, else ~/.sandbox."""
-    if outer := environ.get(b"SANDBOX_TMPDIR"):
+    """The path of the home: inside a sandbox $SANDBOX_TMPDIR/.sandbox, else $SANDBOX_HOME, else ~/.sandbox."""
+    outer = environ.get(b"SANDBOX_TMPDIR")
+    if outer and _is_scratch_of_a_run(outer):
         # The outer run's guard makes its procdirs/ read-only, so a sandbox inside a sandbox keeps house in its scratch.
         return os.path.join(outer, b".sandbox")
     if explicit := environ.get(b"SANDBOX_HOME"):
         return os.path.abspath(explicit)
-    own = os.fsencode(_passwd_home())
+    try:
+        own = os.fsencode(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        # A uid without a passwd entry has no home of its own; what is opened there is checked like any home.
+        own = b""
     home = environ.get(b"HOME") or own
+    if not home:
+        return b"/tmp/sandbox-%d" % os.getuid()
     with contextlib.suppress(OSError):
         if os.getuid() == 0 and home != own and os.stat(home).st_uid != 0:
             say(f"$HOME {printable(home)} is not root's, using {printable(own)}")
@@ -74,12 +81,19 @@ def locate(environ: dict[bytes, bytes], *, say: Say) -> bytes:
     return os.path.join(os.path.abspath(home), b".sandbox")
 
 
-def _passwd_home() -> str:
+def _is_scratch_of_a_run(path: bytes) -> bool:
+    """Whether a run that we are inside of is mounted there; a variable that outlived its run means nothing."""
+    mounted_on = os.path.dirname(path)
     try:
-        return pwd.getpwuid(os.getuid()).pw_dir
-    except KeyError:
-        # A uid without a passwd entry has no home of its own; what is opened there is checked like any home.
-        return f"/tmp/sandbox-home-{os.getuid()}"  # noqa: S108
+        with open("/proc/self/mountinfo", "rb") as file:
+            for line in file:
+                fields = line.split()
+                source = fields[fields.index(b"-") + 2]
+                if fields[4] == mounted_on and (source.startswith(b"sandbox:") or fields[3].endswith(b"/procdir")):
+                    return os.stat(path).st_uid == os.getuid()
+    except (OSError, ValueError):
+        pass
+    return False
 
 
 @contextlib.contextmanager
@@ -99,13 +113,20 @@ def open_home(environ: dict[bytes, bytes], *, say: Say) -> Iterator[Home]:
         except OSError as error:
             raise _unusable(path, error) from None
         yield Home(
-            os.readlink(b"/proc/self/fd/%d" % fd),
+            _path_of(fd),
             fd,
-            os.readlink(b"/proc/self/fd/%d" % run_fd),
+            _path_of(run_fd),
             run_fd,
             procdirs,
             records,
         )
+
+
+def _path_of(fd: int) -> bytes:
+    try:
+        return os.readlink(b"/proc/self/fd/%d" % fd)
+    except OSError as error:
+        raise HomeError(f"cannot use /proc: {reason(error)}", hint="mount it: mount -t proc proc /proc") from None
 
 
 def _runtime_dir(environ: dict[bytes, bytes]) -> bytes:
@@ -117,8 +138,8 @@ def _runtime_dir(environ: dict[bytes, bytes]) -> bytes:
 def _open_checked(path: bytes) -> int:
     """The directory, ours and writable by nobody else; checked on the descriptor."""
     try:
+        # Only the last component: whoever names a home below what does not exist has mistyped it.
         with contextlib.suppress(FileExistsError):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
             os.mkdir(path, 0o700)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:

@@ -34,7 +34,12 @@ class Prepared(Record):
 def run(spec: Spec, environ: dict[bytes, bytes], *, say: Say, hint: Say) -> Result:
     """Run the command of a spec. Raises SandboxError when it could not be started."""
     with contextlib.ExitStack() as stack:
-        prepared = prepare(spec, environ, stack, say=say, hint=hint)
+        # What is made for the run has the mode it is meant to have; the command gets the caller's umask.
+        umask = os.umask(0)
+        try:
+            prepared = prepare(spec, environ, stack, say=say, hint=hint)
+        finally:
+            os.umask(umask)
         plan = prepared.compiled.plan
         engine = _engine(spec.engine, plan.mode)
         say(f"mode {plan.mode.name.lower()}, engine {engine}, {len(plan.steps)} steps")
@@ -112,10 +117,18 @@ def prepare(
         materials,
         targets,
         scratch=_scratch(spec),
-        programs=Programs(maker.fuse_program, maker.extract_argv),
-        cwd=os.getcwdb(),
+        programs=Programs(maker.fuse_program, maker.extract_argv, maker.copy_argv),
+        cwd=_working_directory(),
     )
     return Prepared(compiled, Launch(spec.command, command_env, compiled.fds), where, opened)
+
+
+def _working_directory() -> bytes:
+    """Empty when it was deleted: a command may still run there, and only relative paths cannot be resolved."""
+    try:
+        return os.getcwdb()
+    except FileNotFoundError:
+        return b""
 
 
 def _targets(opened: list[Opened], spec: Spec) -> dict[bytes, Target]:
@@ -268,6 +281,11 @@ class _Maker:
         from sandbox.images import convert
 
         return convert.worker_argv(sink="dir", max_unpacked=self.spec.max_unpacked, label=label)
+
+    def copy_argv(self, label: str) -> tuple[bytes, ...]:
+        from sandbox.images import convert
+
+        return convert.copier_argv(max_unpacked=self.spec.max_unpacked, label=label)
 
     def show_hint(self) -> None:
         slow = [(label, seconds) for label, seconds in self.converted if seconds > _HINT_AFTER_SECONDS]

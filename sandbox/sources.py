@@ -53,7 +53,7 @@ def open_source(tree: Tree) -> Opened:
     try:
         status = os.fstat(fd)
         if stat.S_ISDIR(status.st_mode):
-            name = name if name is not None else os.path.basename(os.path.abspath(path))
+            name = name if name is not None else _directory_name(path, option)
             return Opened(tree.kind, check_name(name, option=option), path, fd, status, None)
         if not stat.S_ISREG(status.st_mode):
             raise SourceError(f"{option}: {printable(path)} is neither a regular file nor a directory")  # noqa: TRY301
@@ -62,6 +62,13 @@ def open_source(tree: Tree) -> Opened:
     except BaseException:
         os.close(fd)
         raise
+
+
+def _directory_name(path: bytes, option: str) -> bytes:
+    name = os.path.basename(os.path.abspath(path))
+    if not name:
+        raise UsageError(f"{option}: {printable(path)} has no name of its own", hint=f"name it: {option} root:/")
+    return name
 
 
 def _split(text: bytes) -> tuple[bytes | None, bytes]:

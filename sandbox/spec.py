@@ -55,6 +55,7 @@ class Spec(Record):
     leave_running: bool = False
 
 
+OUR_VARIABLES = (b"SANDBOX_TMPDIR", b"SANDBOX_STATIC", b"SANDBOX_DYNAMIC")
 MODES = ("auto", "root", "setuid", "userns")
 ENGINES = ("auto", "python", "native")
 
@@ -70,6 +71,8 @@ def validate(spec: Spec) -> Spec:
         _check_variable(item.partition(b"=")[0], "--env")
     for name in spec.unset_env:
         _check_variable(name, "--unset-env")
+    if spec.scratch == b"":
+        raise UsageError("--scratch: the value is empty", hint="tmpfs, or a directory that you may write to")
     for tree in spec.trees:
         if not tree.text:
             raise UsageError(f"--{tree.kind.value}: the value is empty")
@@ -90,6 +93,8 @@ def _check_choices(spec: Spec) -> None:
 def _check_variable(name: bytes, option: str) -> None:
     if not name or b"=" in name:
         raise UsageError(f"{option}: {printable(name)!r} is not a variable name", hint="NAME=VALUE, or NAME alone")
+    if name in OUR_VARIABLES:
+        raise UsageError(f"{option}: {printable(name)} is set by sandbox itself", hint="leave it out")
 
 
 def check_name(name: bytes, *, option: str) -> bytes:

@@ -7,7 +7,7 @@ import sys
 from typing import NoReturn
 
 from sandbox import __version__
-from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError
+from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, printable, reason
 
 _COMMANDS = {
     "run": "run a command in a sandbox",
@@ -20,8 +20,9 @@ _USAGE = "usage: sandbox COMMAND ...\n\n" + "".join(f"  {name:8} {text}\n" for n
 
 def main() -> NoReturn:
     """Entry point of the `sandbox` command."""
-    _reserve_standard_descriptors()
     try:
+        _reserve_standard_descriptors()
+        _make_streams_safe()
         code = _dispatch([os.fsencode(word) for word in sys.argv[1:]])
     except SandboxError as error:
         complain(str(error))
@@ -32,6 +33,10 @@ def main() -> NoReturn:
         code = 128 + signal.SIGINT
     except BrokenPipeError:
         code = 128 + signal.SIGPIPE
+    except OSError as error:
+        what = f": {printable(os.fsencode(error.filename))}" if isinstance(error.filename, (str, bytes)) else ""
+        complain(f"cannot go on{what}: {reason(error)} (sandbox doctor looks for what is wrong with this host)")
+        code = EXIT_LAUNCHER_FAILED
     _flush()
     os._exit(code)
 
@@ -41,6 +46,16 @@ def _reserve_standard_descriptors() -> None:
     while (fd := os.open("/", os.O_RDONLY | os.O_CLOEXEC)) <= 2:
         pass
     os.close(fd)
+
+
+def _make_streams_safe() -> None:
+    """Names are bytes and locales are what they are: printing must not fail for either, nor for a closed stdout."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        else:
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _flush() -> None:

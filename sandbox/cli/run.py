@@ -147,14 +147,24 @@ def main(argv: list[bytes]) -> int:
     spec, args = parse(argv)
     say = complain if args.verbose else _silent
     if args.explain:
-        for line in launch.explain(spec, dict(os.environb), say=say):
+        for line in launch.explain(spec, callers_environment(), say=say):
             print(line)
         return 0
     hint = complain if args.verbose or os.isatty(2) else _silent
-    result = launch.run(spec, dict(os.environb), say=say, hint=hint)
+    result = launch.run(spec, callers_environment(), say=say, hint=hint)
     from sandbox.engine.supervisor import end_like
 
     return end_like(result)
+
+
+def callers_environment() -> dict[bytes, bytes]:
+    """The environment this process was started with: Python may add LC_CTYPE to its own (PEP 538)."""
+    env = dict(os.environb)
+    if env.get(b"LC_CTYPE") in (b"C.UTF-8", b"C.utf8", b"UTF-8"):
+        with open("/proc/self/environ", "rb") as file:
+            if not any(item.startswith(b"LC_CTYPE=") for item in file.read().split(b"\0")):
+                del env[b"LC_CTYPE"]
+    return env
 
 
 def _silent(_: str) -> None:

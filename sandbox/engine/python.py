@@ -19,6 +19,8 @@ def run(plan: Plan, launch: Launch, where: Home) -> Result:
     if (plan.uid, plan.gid) != (os.getuid(), os.getgid()):
         raise StepError(f"the plan is for uid {plan.uid}, this is {os.getuid()}", hint="compile it again")
     with contextlib.ExitStack() as stack:
+        umask = os.umask(0)
+        stack.callback(os.umask, umask)
         fds = {**_open_files(plan, launch.fds, stack), **launch.fds}
         parents = [plan.sources[step.source] for step in plan.steps if isinstance(step, Scratch)]
         paths = [source.path for source in parents]
@@ -27,7 +29,7 @@ def run(plan: Plan, launch: Launch, where: Home) -> Result:
         try:
             for source, path in zip(parents, record.scratch, strict=True):
                 _make_scratch(source, os.path.basename(path))
-            return _run_child(plan, launch.replace(fds=fds), where, record, inherited)
+            return _run_child(plan, launch.replace(fds=fds), where, record, (inherited, umask))
         finally:
             if plan.flags & PlanFlag.LEAVE_RUNNING:
                 _leave_keeper(record)
@@ -94,7 +96,7 @@ def _make_scratch(parent: Source, name: bytes) -> None:
         ) from None
 
 
-def _run_child(plan: Plan, launch: Launch, where: Home, record: RunRecord, inherited: object) -> Result:
+def _run_child(plan: Plan, launch: Launch, where: Home, record: RunRecord, inherited: tuple[object, int]) -> Result:
     prctl.set_child_subreaper(1)
     supervisor_pid = os.getpid()
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -110,14 +112,15 @@ def _run_child(plan: Plan, launch: Launch, where: Home, record: RunRecord, inher
         return result
 
 
-def _become_command(child: Child, writer: int, inherited: object) -> None:
+def _become_command(child: Child, writer: int, inherited: tuple[object, int]) -> None:
     """Never returns: becomes the command, or reports through the pipe why it could not."""
     code = 125
     try:
         prctl.set_pdeathsig(signal.SIGKILL)
-        steps.restore_signals(inherited)
+        steps.restore_signals(inherited[0])
         try:
             child.execute()
+            os.umask(inherited[1])
             failure = steps.execute(child)
         except SandboxError as error:
             failure = error

@@ -196,7 +196,9 @@ class Child:
             status = os.waitpid(_spawn(list(step.argv), {0: source, 1: output, 3: root}), 0)[1]
             if status:
                 message = os.pread(output, 4096, 0).decode("utf-8", "replace").strip()
-                raise StepError(message or f"unpacking {_label(self, step)} failed with status {status}")
+                code = os.waitstatus_to_exitcode(status)
+                ended = f"exit code {code}" if code >= 0 else f"signal {-code}"
+                raise StepError(message or f"unpacking {_label(self, step)} failed: its program ended with {ended}")
 
     def overlay(self, step: Overlay) -> None:
         for slot in (*step.lowers, step.upper):
@@ -404,6 +406,8 @@ def _remedy(step: Any, error: OSError) -> str:
             return userns_remedy(number or 0)
         case SetPropagation(), errno.EINVAL:
             return "/ is not a mount point here, as in a chroot: bind the directory onto itself before the chroot"
+        case Chdir(), errno.ENOENT:
+            return "name a directory that exists, or NAME/PATH of a mounted tree"
         case Attach(), errno.ENOENT:
             return "create the directory, or let --mkdir do it"
         case Image(), errno.ENODEV:
@@ -447,4 +451,6 @@ def execute(child: Child) -> SandboxError:
         return CommandError(f"cannot run {printable(name)}: command not found", exit_code=EXIT_NOT_FOUND)
     interpreter = failure.errno == errno.ENOENT
     why = "its interpreter does not exist" if interpreter else reason(failure)
+    if failure.errno == errno.EACCES and os.path.isdir(failure.filename or b""):
+        why = "it is a directory"
     return CommandError(f"cannot run {printable(name)}: {why}", exit_code=EXIT_NOT_EXECUTABLE)

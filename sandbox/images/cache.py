@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, Self
 
 from sandbox import fsops
-from sandbox.errors import HostError, SandboxError, SourceError, reason
+from sandbox.errors import ArchiveError, HostError, SandboxError, SourceError, reason
 from sandbox.images import digests, formats
 from sandbox.images.formats import Kind
 
@@ -166,7 +166,7 @@ class Cache:
         try:
             if job.suffix == TREE:
                 return _open_tree(self.cache, job.key + job.suffix)
-            return os.open(job.key + job.suffix, _OPEN_IMAGE, dir_fd=self.cache)
+            return self._intact(job, os.open(job.key + job.suffix, _OPEN_IMAGE, dir_fd=self.cache))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -174,6 +174,21 @@ class Cache:
             raise HostError(
                 f"cannot open the cached {name}: {reason(error)}", hint=f"remove it with: sandbox cache rm {name}"
             ) from None
+
+    def _intact(self, job: _Job, fd: int) -> int | None:
+        """The image, or None after removing one whose superblock is damaged or promises more than the file holds."""
+        try:
+            if formats.detect(fd, job.label) is Kind.SQUASHFS:
+                return fd
+        except ArchiveError:
+            pass
+        except BaseException:
+            os.close(fd)
+            raise
+        self._say(f"the cached image of {job.label} is damaged: it is made anew")
+        fsops.delete_file(self.cache, job.key + job.suffix, expected=os.fstat(fd))
+        os.close(fd)
+        return None
 
     def _hit(self, job: _Job, *, hit: bool = True) -> Cached | None:
         fd = self._open(job)

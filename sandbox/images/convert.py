@@ -37,6 +37,15 @@ def worker_argv(*, sink: str, max_unpacked: int, label: str = DEFAULT_LABEL) -> 
     return tuple(os.fsencode(word) for word in _worker("unpack", sink=sink, max_unpacked=max_unpacked, label=label))
 
 
+def copier_argv(*, max_unpacked: int, label: str) -> tuple[bytes, ...]:
+    """The command that copies the directory descriptor 0 into descriptor 3, all of it the caller's own.
+
+    The shell moves the descriptor out of the way: Python does not start with a directory as its standard input.
+    """
+    worker = _worker("pack", sink="dir", source=4, max_unpacked=max_unpacked, label=label)
+    return tuple(os.fsencode(word) for word in ("/bin/sh", "-c", 'exec "$@" 4<&0 </dev/null', "sh", *worker))
+
+
 def _worker(job: str, **options: object) -> list[str]:
     argv = [sys.executable, "-I", _WORKER, job]
     for name, value in options.items():

@@ -68,7 +68,10 @@ class TreeSource:
                 text = os.readlink(name, dir_fd=parent) if kind == stat.S_IFLNK else b""
                 yield Raw(path, kind, perm, mtime, 0, text, link, True, ())
                 continue
-            fd = os.open(name, _FILE, dir_fd=parent)
+            try:
+                fd = os.open(name, _FILE, dir_fd=parent)
+            except OSError as error:
+                raise SourceError(f"cannot read '{printable(path)}': {reason(error)}") from None
             try:
                 opened = os.fstat(fd)
                 if not stat.S_ISREG(opened.st_mode):

@@ -198,6 +198,63 @@ def test_setuid_programs_work_in_root_mode_without_isolation(run_sandbox):
     assert done.stdout == "nobody\n", done.stderr
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_environment_is_the_callers(run_sandbox, who, engine):
+    """Python in a C locale adds LC_CTYPE to its own environment; the command must not see that."""
+    env = dict.fromkeys(run_sandbox.environment(who.as_user)) | {"LANG": None, "ODD": "a b\tc"}
+    env |= {"SANDBOX_HOME": str(run_sandbox.area.home(who.as_user)), "PATH": "/usr/bin:/bin"}
+    done = run_sandbox(["run", "--engine", engine, "--", "env", "-0"], as_user=who.as_user, env=env)
+    names = {item.partition("=")[0] for item in done.stdout.split("\0") if item}
+    assert names == {"ODD", "SANDBOX_HOME", "PATH", "SANDBOX_TMPDIR"}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("umask", [0o777, 0o027])
+def test_the_umask_is_the_callers_and_harms_nothing(run_sandbox, who, area, engine, umask):
+    where = area.dir(who.as_user)
+    archives.make_zip(where / "t.zip", TREE)
+    script = "umask; cd $SANDBOX_DYNAMIC/t && cat f && cat $SANDBOX_STATIC/t2/f && ls $SANDBOX_TMPDIR"
+    args = ["run", "--engine", engine, "-d", "t.zip", "-s", "t2:t.zip", "--", "sh", "-c", script]
+    done = run_sandbox(args, as_user=who.as_user, umask=umask)
+    assert (done.stdout, done.returncode) == (f"{umask:04o}\nhello\nhello\n", 0), done.stderr
+
+
+def test_a_working_directory_that_was_deleted(run_sandbox, who, area):
+    gone = area.dir(who.as_user) / "gone"
+    script = f"mkdir {gone} && cd {gone} && rmdir {gone} && exec {run_sandbox.command} run -- echo here"
+    options = {**who.popen_options(), "env": run_sandbox.environment(who.as_user)}
+    done = subprocess.run(["sh", "-c", script], cwd="/", capture_output=True, text=True, **options)
+    assert (done.stdout, done.returncode) == ("here\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("limit", ["-n 12", "-f 0"])
+def test_limits_that_are_too_low_are_one_line(run_sandbox, who, area, limit):
+    where = area.dir(who.as_user)
+    archives.make_squashfs(where / "t.sfs", TREE)
+    trees = " ".join(f"-s t{number}:t.sfs" for number in range(8))
+    script = f"ulimit {limit}; exec {run_sandbox.command} run --engine python {trees} -- true"
+    options = {**who.popen_options(), "env": run_sandbox.environment(who.as_user)}
+    done = subprocess.run(["bash", "-c", script], cwd=where, capture_output=True, text=True, **options)
+    assert done.returncode == 125, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_a_scratch_variable_that_outlived_its_run_means_nothing(run_sandbox, who, area):
+    stale = area.dir(who.as_user) / "stale"
+    env = {"SANDBOX_TMPDIR": str(stale / "tmp")}
+    assert run_sandbox(["run", "--", "true"], as_user=who.as_user, env=env).returncode == 0
+    assert not stale.exists()
+
+
+def test_output_that_cannot_be_encoded_or_written(run_sandbox, who):
+    odd = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    done = run_sandbox(["run", "--explain", "--", "caf\u00e9"], as_user=who.as_user, env=odd)
+    assert done.returncode == 0, done.stderr
+    with open("/dev/full", "w") as full:
+        done = run_sandbox(["doctor"], as_user=who.as_user, stdout=full, stderr=subprocess.PIPE)
+    assert "Traceback" not in done.stderr
+
+
 # -- signals --------------------------------------------------------------------------------------------------
 
 

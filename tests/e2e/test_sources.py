@@ -8,7 +8,9 @@ import pytest
 
 from tests.support import archives
 from tests.support.archives import Entry
+from tests.support.modes import native_engine
 
+ENGINES = ["python", *(["native"] if native_engine() else [])]
 TREE = [Entry("f", b"hello\n"), Entry("sub/g", b"g\n")]
 
 
@@ -165,4 +167,36 @@ def test_a_full_disk_while_caching(run_sandbox, who, area):
     env = run_sandbox.environment(who.as_user, {"SANDBOX_HOME": str(where / "disk/home")})
     done = subprocess.run(["unshare", "-m", "sh", "-c", script], env=env, cwd=where, capture_output=True, text=True)
     assert done.stdout.splitlines() == ["code 125", "1", "hello"], (done.stdout, done.stderr)
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "noise"])
+def test_a_damaged_cached_image_is_made_anew(run_sandbox, area, damage):
+    if os.geteuid() != 0:
+        pytest.skip("as root the cache holds images")
+    where = area.dir(as_user=False)
+    archives.make_zip(where / "a.zip", [*TREE, Entry("noise", os.urandom(300_000))])
+    args = ["run", "--cache", "-s", "a.zip", "--", "sh", "-c", "cat $SANDBOX_STATIC/a/f"]
+    run_sandbox(args, as_user=False, check=True)
+    (image,) = area.home(as_user=False).glob("cache/*.sfs")
+    image.chmod(0o600)
+    data = {"empty": b"", "truncated": image.read_bytes()[:100_000], "noise": os.urandom(400_000)}[damage]
+    image.write_bytes(data)
+    done = run_sandbox(args, as_user=False)
+    assert (done.stdout, done.returncode) == ("hello\n", 0), done.stderr
+
+
+def test_a_directory_that_cannot_be_copied_is_one_line(run_sandbox, area):
+    """What belongs to others is copied in a user namespace; what cannot be read stops that, clearly."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to make a directory of somebody else's")
+    tree = archives.make_tree(area.path / "theirs", [*TREE, Entry("secret", b"x", mode=0o600)])
+    args = ["run", "--mode", "userns", "-d", f"t:{tree}", "--", "true"]
+    for engine in ENGINES:
+        done = run_sandbox([*args[:1], "--engine", engine, *args[1:]], as_user=True)
+        assert done.returncode == 125
+        assert "secret" in done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    done = run_sandbox(["run", "--mode", "userns", "-d", "r:/", "--", "true"], as_user=True, timeout=250)
+    assert done.returncode == 125
     assert len(done.stderr.splitlines()) == 1, done.stderr

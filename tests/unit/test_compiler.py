@@ -17,7 +17,7 @@ from sandbox.sources import Opened
 from sandbox.spec import Spec, SymlinkPolicy, TreeKind
 
 HOME = Source(SourceKind.DIRECTORY, b"/h", 1, 2)
-PROGRAMS = Programs(b"/usr/bin/squashfuse_ll", lambda label: (b"/worker", label.encode()))
+PROGRAMS = Programs(b"/usr/bin/squashfuse_ll", lambda label: (b"/worker", label.encode()), lambda label: (b"/copier",))
 
 
 def host(kernel=(6, 12), uid=1000):
@@ -100,7 +100,7 @@ def test_old_kernels_copy_where_an_overlay_cannot_be():
     assert only(build(Spec((b"x",)), [item], machine=host((6, 6))), plan.Overlay)
     old = build(Spec((b"x",)), [item], machine=host((6, 1)))
     assert not only(old, plan.Overlay)
-    assert only(old, plan.Extract)[0].argv[0] == b"/bin/cp"
+    assert only(old, plan.Extract)[0].argv[0] == b"/copier"
     scratch = Source(SourceKind.DIRECTORY, b"/disk", 3, 4)
     assert only(build(Spec((b"x",)), [item], machine=host((6, 1)), scratch=scratch), plan.Overlay)
     assert only(build(Spec((b"x",)), [item], mode=Mode.ROOT, machine=host((5, 12), 0)), plan.Overlay)

@@ -16,7 +16,7 @@ pub use loopdev::Devices;
 pub use spawn::{c_strings, open_null, spawn};
 
 use crate::environment::Environment;
-use crate::error::{Failure, Outcome};
+use crate::error::{Failure, Outcome, printable};
 use crate::home::Home;
 use crate::plan::{Plan, Slot, Step};
 use crate::prelude::*;
@@ -28,6 +28,7 @@ use core::ffi::CStr;
 use mounts::Mount;
 use overlay::Layers;
 use rustix::fd::OwnedFd;
+use rustix::fs::Mode;
 use rustix::process::Pid;
 
 /// What the supervisor prepared before the fork.
@@ -48,6 +49,8 @@ pub struct Prepared<'p> {
     pub supervisor: Pid,
     /// Whose rights mounts are made with.
     pub rights: Rights,
+    /// The caller's, for the command; what is made for the run has the mode it is meant to have.
+    pub umask: Mode,
     /// What the rules of setuid mode found in the plan.
     pub tally: Option<Tally>,
 }
@@ -82,7 +85,7 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
     };
     for step in steps {
         if let Err(failure) = child.execute(step) {
-            return explained(step, failure);
+            return explained(step, failure, child.prepared.plan);
         }
     }
     if let Err(failure) = child.remove_layers() {
@@ -92,12 +95,18 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
     if let Err(failure) = child.prepared.rights.drop_for_good() {
         return failure;
     }
+    rustix::process::umask(child.prepared.umask);
     child.run_command()
 }
 
 /// A failure of a step names the step and what the user can do.
-fn explained(step: &Step, mut failure: Failure) -> Failure {
-    failure.message.insert_str(0, &format!("{}: ", step.name()));
+fn explained(step: &Step, mut failure: Failure, plan: &Plan) -> Failure {
+    let image = match *step {
+        Step::Image { source, .. } | Step::Fuse { source, .. } => plan.sources[source as usize].path,
+        _ => b"",
+    };
+    let what = if image.is_empty() { String::new() } else { format!("{}: ", printable(image)) };
+    failure.message.insert_str(0, &format!("{}: {what}", step.name()));
     let hint = failure.errno.map_or("", |errno| remedy::remedy(step, errno));
     failure.hint(hint)
 }

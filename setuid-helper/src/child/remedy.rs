@@ -13,7 +13,8 @@ pub fn remedy(step: &Step, error: Errno) -> &'static str {
             "user namespaces are restricted here: sysctl kernel.apparmor_restrict_unprivileged_userns and \
              kernel.unprivileged_userns_clone, or use root or setuid mode"
         }
-        (Step::Attach { .. } | Step::Chdir { .. }, Errno::NOENT) => "create the directory, or let --mkdir do it",
+        (Step::Attach { .. }, Errno::NOENT) => "create the directory, or let --mkdir do it",
+        (Step::Chdir { .. }, Errno::NOENT) => "name a directory that exists, or NAME/PATH of a mounted tree",
         (Step::Image { .. }, Errno::NODEV) => "the kernel has no squashfs: modprobe squashfs, or use --mode userns",
         (Step::Image { .. }, Errno::PERM) => {
             "only root may mount images: use --mode userns, or install the setuid helper"

@@ -19,6 +19,7 @@ use crate::stale;
 use crate::sys::{self, Forked, Mask};
 use core::ffi::CStr;
 use rustix::fd::OwnedFd;
+use rustix::fs::Mode;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, getpid, set_child_subreaper};
 use wait::End;
@@ -57,9 +58,9 @@ pub fn launch(
         Forked::Child => {
             let supervisor = rustix::process::getppid().unwrap_or(Pid::INIT);
             let (id, name) = (record.id.as_str(), record.name.as_str());
-            let devices = devices.as_ref();
+            let (devices, umask) = (devices.as_ref(), inherited.umask);
             let prepared =
-                Prepared { plan, home: &home, sources: &sources, devices, id, name, supervisor, rights, tally };
+                Prepared { plan, home: &home, sources: &sources, devices, id, name, supervisor, rights, umask, tally };
             inherited.restore();
             let failure = child::become_command(prepared, environment, argv);
             report_failure(&writer, &failure)
@@ -93,6 +94,7 @@ pub fn launch(
 /// What the launcher was started with, and the command gets.
 struct Inherited {
     mask: Mask,
+    umask: Mode,
     ignores_children: bool,
 }
 
@@ -105,7 +107,7 @@ impl Inherited {
         if ignores_children {
             sys::default_action(libc::SIGCHLD);
         }
-        Inherited { mask, ignores_children }
+        Inherited { mask, umask: rustix::process::umask(Mode::empty()), ignores_children }
     }
 
     fn restore(&self) {
