@@ -10,11 +10,10 @@ from typing import Any
 import prctl
 
 from sandbox import fsops
-from sandbox.engine import Launch, loop
+from sandbox.engine import Launch, loop, trouble
 from sandbox.engine import syscalls as sys
 from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, SandboxError, StepError, printable, reason
 from sandbox.home import Home, RunRecord
-from sandbox.host import userns_remedy
 from sandbox.plan import (
     Attach,
     Attr,
@@ -37,7 +36,6 @@ from sandbox.plan import (
     Run,
     Scratch,
     SetPropagation,
-    Source,
     SourceKind,
     Tmpfs,
     Tree,
@@ -79,7 +77,9 @@ class Child:
                 try:
                     _DO[type(step)](self, step)
                 except OSError as error:
-                    raise StepError(f"{_describe(self, step)}: {_why(error)}", hint=_remedy(step, error)) from None
+                    raise StepError(
+                        f"{trouble.describe(self, step)}: {trouble.why(error)}", hint=trouble.remedy(step, error)
+                    ) from None
         if not any(isinstance(step, DeathSignal) for step in self.plan.steps):
             prctl.set_pdeathsig(0)
 
@@ -198,7 +198,9 @@ class Child:
                 message = os.pread(output, 4096, 0).decode("utf-8", "replace").strip()
                 code = os.waitstatus_to_exitcode(status)
                 ended = f"exit code {code}" if code >= 0 else f"signal {-code}"
-                raise StepError(message or f"unpacking {_label(self, step)} failed: its program ended with {ended}")
+                raise StepError(
+                    message or f"unpacking {trouble.label(self, step)} failed: its program ended with {ended}"
+                )
 
     def overlay(self, step: Overlay) -> None:
         for slot in (*step.lowers, step.upper):
@@ -372,52 +374,6 @@ def check_identity(fd: int, dev: int, ino: int, path: bytes) -> None:
 
 def _check_same(fd: int, expected: os.stat_result, path: bytes) -> None:
     check_identity(fd, expected.st_dev, expected.st_ino, path)
-
-
-def _why(error: OSError) -> str:
-    """The errno's text, and what the kernel itself says of a mount that failed."""
-    text = reason(error)
-    return text if error.strerror in (None, "", text) else f"{text} ({error.strerror})"
-
-
-def _label(child: Child, step: Any) -> str:
-    source: Source = child.plan.sources[step.source]
-    return printable(source.path) if source.path else "the converted archive"
-
-
-def _describe(child: Child, step: Any) -> str:
-    match step:
-        case Unshare():
-            return "cannot make the namespaces"
-        case Image() | Fuse() | Tree() | Extract():
-            return f"cannot mount {_label(child, step)}"
-        case Attach() | Mkdir() | Chdir():
-            verb = {Attach: "mount on", Mkdir: "make the directory", Chdir: "change to the directory"}[type(step)]
-            return f"cannot {verb} {printable(child.path_of(step.place))}"
-        case Guard() | Scratch():
-            return f"cannot set up {printable(child.procdir_path)}"
-        case _:
-            return f"step {type(step).__name__} failed"
-
-
-def _remedy(step: Any, error: OSError) -> str:
-    match step, error.errno:
-        case Unshare(), number:
-            return userns_remedy(number or 0)
-        case SetPropagation(), errno.EINVAL:
-            return "/ is not a mount point here, as in a chroot: bind the directory onto itself before the chroot"
-        case Chdir(), errno.ENOENT:
-            return "name a directory that exists, or NAME/PATH of a mounted tree"
-        case Attach(), errno.ENOENT:
-            return "create the directory, or let --mkdir do it"
-        case Image(), errno.ENODEV:
-            return "the kernel has no squashfs: modprobe squashfs, or use --mode userns"
-        case ((Overlay() | Tmpfs()), errno.ENODEV):
-            return "the kernel has no such filesystem: modprobe overlay"
-        case Image(), errno.EINVAL:
-            return "is the image damaged, or compressed in a way that this kernel lacks?"
-        case _:
-            return ""
 
 
 def restore_signals(inherited: Any) -> None:
