@@ -426,7 +426,7 @@ class Images(Launches):
         path = self.area / "bad.sfs"
         path.write_bytes(b"hsqs" + bytes(8192))
         got, _, err = self.run_plan(self.plan(Image(1, 0), sources=(source(path),)), "true")
-        self.assertEqual((got, err.startswith("sandbox: Image: cannot mount")), (125, True), err)
+        self.assertEqual((got, err.startswith(f"sandbox: Image: {path}: cannot mount")), (125, True), err)
 
 
 class Userns(Launches):

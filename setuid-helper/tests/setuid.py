@@ -6,7 +6,7 @@ Needs root, cargo, mksquashfs, sqfs2tar, tar2sqfs and strace. Builds a helper th
 directory, so that the machine's is left alone; users and groups are numbers that nobody has. Leaves nothing behind.
 """
 
-# ruff: noqa: N802, PLW1510, PT009, PT027, S108
+# ruff: noqa: N802, PLW1510, PT009, PT027, S311
 import contextlib
 import ctypes
 import os
@@ -17,7 +17,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 import unittest
 from pathlib import Path
@@ -68,14 +67,19 @@ def setUpModule() -> None:
     shutil.copy(target / "release/sandbox-helper", HELPER)
     os.chown(HELPER, 0, GROUP)
     HELPER.chmod(0o4750)
-    before = loops()
-    unittest.addModuleCleanup(lambda: unittest.TestCase().assertEqual(loops(), before))
+    unittest.addModuleCleanup(lambda: unittest.TestCase().assertEqual(loops(), []))
 
 
 def loops() -> list[str]:
-    """Attached loop devices."""
-    for _ in range(50):  # autoclear is asynchronous
-        attached = [str(path) for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+    """Loop devices that launches of this program left attached."""
+    attached: list[str] = []
+    for _ in range(100):  # autoclear is asynchronous
+        attached = []
+        for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+            with contextlib.suppress(OSError):
+                text = path.read_text()
+                if str(INSTALLED) in text or "/memfd:sandbox-image" in text or "/sbx-launches-" in text:
+                    attached.append(f"{path} {text}")
         if not attached:
             break
         time.sleep(0.02)
@@ -83,7 +87,9 @@ def loops() -> list[str]:
 
 
 def squashfs(tree: Path, path: Path, *options: str) -> Path:
-    subprocess.run(["mksquashfs", tree, path, "-quiet", "-no-progress", *options], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        ["mksquashfs", tree, path, "-quiet", "-no-progress", *options], check=True, stdout=subprocess.DEVNULL
+    )
     return path
 
 
@@ -114,10 +120,6 @@ class Helper(launches.Launches):
 
     def ids(self) -> dict[str, object]:
         return {"user": self.uid, "group": self.uid, "extra_groups": [GROUP]}
-
-    def plan(self, *steps: object, death: bool = True, **options: object) -> bytes:
-        data = super().plan(*steps, death=death, **options)
-        return data
 
     def start(
         self,
@@ -170,7 +172,7 @@ class Helper(launches.Launches):
             "Uid:": [str(USER)] * 4,
             "Gid:": [str(USER)] * 4,
             "Groups:": [str(GROUP)],
-            **dict.fromkeys(["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"], ["0" * 16]),
+            **{name: ["0" * 16] for name in ("CapInh:", "CapPrm:", "CapEff:", "CapAmb:")},
             "CapBnd:": [bounding[1]],
             "NoNewPrivs:": ["1"],
         }.items():
@@ -188,10 +190,17 @@ class Helper(launches.Launches):
         process.communicate()
 
     def test_environment_beside_the_plan(self) -> None:
-        hostile = {"LD_PRELOAD": "/x.so", "LD_LIBRARY_PATH": "/x", "GCONV_PATH": "/x", "MALLOC_CHECK_": "3",
-                   "RUST_BACKTRACE": "1", "PATH": "/x", "HUGE": "x" * 100_000}
+        hostile = {
+            "LD_PRELOAD": "/x.so",
+            "LD_LIBRARY_PATH": "/x",
+            "GCONV_PATH": "/x",
+            "MALLOC_CHECK_": "3",
+            "RUST_BACKTRACE": "1",
+            "PATH": "/x",
+            "HUGE": "x" * 100_000,
+        }
         env = b"PATH=/usr/bin:/bin\0LD_LIBRARY_PATH=/opt/mine\0"
-        got, out, err = self.run_plan(self.plan(), "env", env=env, **{"env_of_helper": hostile})
+        got, out, err = self.run_plan(self.plan(), "env", env=env, env_of_helper=hostile)
         names = sorted(line.split("=")[0] for line in out.splitlines())
         self.assertEqual((got, names, err), (0, ["LD_LIBRARY_PATH", "PATH", "T"], ""))
 
@@ -216,7 +225,8 @@ class Helper(launches.Launches):
         return path
 
     USE = """cat $T/s/f; touch $T/s/x 2>/dev/null || echo read-only; cd $T/d && echo x >f && cat f && mv sub other &&
-        cat other/g && rm -r other && ls; grep -o 'squashfs /dev/loop[0-9]*' /proc/self/mountinfo | sort -u | cut -c1-18"""
+        cat other/g && rm -r other && ls; grep -o 'squashfs /dev/loop[0-9]*' /proc/self/mountinfo |
+        sort -u | cut -c1-18"""
     USED = "hello\nread-only\nx\ng\nbroken\nf\ntool\nsquashfs /dev/loop\n"
 
     def test_image_of_roots(self) -> None:
@@ -245,7 +255,8 @@ class Helper(launches.Launches):
         image = source(self.own_image("-comp", "gzip"))
         got, out, err = self.run_plan(
             self.image_plan(image, dynamic=False), "sh", "-c",
-            "n=$(sed -n 's,.*/dev/loop\\([0-9]*\\).*,\\1,p' /proc/self/mountinfo); cat /sys/block/loop$n/loop/backing_file",
+            "n=$(sed -n 's,.*/dev/loop\\([0-9]*\\).*,\\1,p' /proc/self/mountinfo); "
+            "cat /sys/block/loop$n/loop/backing_file",
         )  # fmt: skip
         self.assertEqual((got, out, err), (0, "/memfd:sandbox-image (deleted)\n", ""))
 
@@ -377,9 +388,11 @@ class Helper(launches.Launches):
             (self.raw(*start, tmpfs, top, top), "attached once"),
             (self.plan(Scratch(0, 1, 2), sources=(source(self.area / "disk"),)), "not supported"),
             (self.plan(Image(1, 0), sources=(tree,)), "an image is a file"),
-            (self.plan(Tree(1, 0, 1), Tmpfs(2, 1 << 20, 0, 0o700), Overlay(3, (1,), 2, 0), sources=(tree,)), "only an image"),
+            (self.plan(Tree(1, 0, 1), Tmpfs(2, 1 << 20, 0, 0o700), Overlay(3, (1,), 2, 0),
+                       sources=(tree,)), "only an image"),
             (self.plan(Image(1, 0), Overlay(3, (1,), 0, 0), sources=(image,)), "attached nowhere"),
-            (self.plan(Image(1, 0), Tmpfs(2, 1 << 20, 0, 0o700), Overlay(3, (1,), 2, 1), sources=(image,)), "not allowed"),
+            (self.plan(Image(1, 0), Tmpfs(2, 1 << 20, 0, 0o700), Overlay(3, (1,), 2, 1),
+                       sources=(image,)), "not allowed"),
             (self.plan(Image(1, 0), Tmpfs(2, 1 << 20, 0, 0o700), Overlay(3, (1,), 2, 0), Attach(2, below(""), 6),
                        sources=(image,)), "attached once"),
             (self.plan(Image(1, 0), Tmpfs(2, 1 << 20, 0, 0o700), Extract(2, 0, (b"/bin/true",)), Overlay(3, (1,), 2, 0),
@@ -439,7 +452,7 @@ class Helper(launches.Launches):
             change()
             self.refused(self.plan(), "could be changed by somebody else than root")
             undo()
-        for text in ("images = \"all\"\n", "x = 1\n", "allow_new_privs = true\n"):
+        for text in ('images = "all"\n', "x = 1\n", "allow_new_privs = true\n"):
             self.policy(text)
             self.refused(self.plan(), "line 1 is not understood")
         POLICY.unlink()
@@ -465,14 +478,16 @@ class Helper(launches.Launches):
             os.chmod("/dev/log", 0o666)
             log.settimeout(5)
             self.refused(self.raw(), "makes no namespace")
-            self.assertEqual(log.recv(2000), b"<84>sandbox-helper: user %d: setuid mode: the plan makes no namespace" % USER)
+            self.assertEqual(
+                log.recv(2000), b"<84>sandbox-helper: user %d: setuid mode: the plan makes no namespace" % USER
+            )
 
 
 class Attacks(Helper):
     """What a hostile user of the group does."""
 
     def attempt(self, argv: list[str], **options: object) -> tuple[int, str]:
-        got = subprocess.run(argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
+        got = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, text=True,
                              executable=HELPER, timeout=20, **{**self.ids(), **options})  # fmt: skip
         self.assertEqual(got.stdout, "")
         return got.returncode, got.stderr
@@ -572,6 +587,7 @@ class Attacks(Helper):
         foreign = self.area / "foreign"
         for directory in (foreign, foreign / "procdirs", foreign / "records"):
             directory.mkdir(mode=0o777)
+
         def launch(home: Source) -> None:
             start = (Unshare(0x20000), SetPropagation(1), Guard(), Tmpfs(0, 1 << 20, 0, 0o700), Attach(0, TOP, 6))
             self.refused(encode(Plan(Mode.SETUID, PlanFlag(0), USER, USER, home, (), start)))
@@ -693,9 +709,7 @@ class Attacks(Helper):
         for path in (play, play / "a", play / "a/x"):
             os.chown(path, USER, USER)
         (play / "l").symlink_to(secret)
-        swap = (
-            f"import ctypes; r = ctypes.CDLL(None).renameat2\nwhile 1: r(-100, b'{play}/a', -100, b'{play}/l', 2)"
-        )
+        swap = f"import ctypes; r = ctypes.CDLL(None).renameat2\nwhile 1: r(-100, b'{play}/a', -100, b'{play}/l', 2)"
         steps = [Tree(1, 0, 1), Mkdir(below("t"), 0o755), Attach(1, below("t"), 7)]
         plan = self.plan(*steps, sources=(source(play / "a/x"),))
         swapper = subprocess.Popen(["python3", "-c", swap], **self.ids())
