@@ -100,9 +100,9 @@ class Helper(launches.Launches):
     uid = USER
 
     def setUp(self) -> None:
+        self.started: list[subprocess.Popen[str]] = []
         super().setUp()
         self.engine = HELPER
-        self.started: list[subprocess.Popen[str]] = []
         self.policy("")
 
     def doCleanups(self) -> bool:
