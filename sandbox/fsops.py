@@ -163,6 +163,15 @@ def names(parent: int) -> list[bytes]:
         return [os.fsencode(name) for name in os.listdir(fd)]
 
 
+def exists(parent: int, name: bytes | str) -> bool:
+    """Whether there is anything of that name, a dangling link included."""
+    try:
+        os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def same_file(one: os.stat_result, other: os.stat_result) -> bool:
     """Whether both describe one inode."""
     return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)

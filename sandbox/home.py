@@ -201,7 +201,7 @@ class RunRecord:
             while True:
                 name = b"%d" % os.getpid() + (b".%d" % suffix if suffix else b"")
                 suffix += 1
-                if _exists(self.procdirs_fd, name):
+                if fsops.exists(self.procdirs_fd, name):
                     continue
                 try:
                     draft.publish(name, durable=False)
@@ -227,14 +227,6 @@ class RunRecord:
     def close(self) -> None:
         """Let go of the lock without removing anything; a fork of this process may still hold it."""
         os.close(self.fd)
-
-
-def _exists(parent: int, name: bytes) -> bool:
-    try:
-        os.stat(name, dir_fd=parent, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def new_record(home: Home, command: tuple[bytes, ...], mode: str, scratch_parents: list[bytes]) -> RunRecord:
@@ -265,7 +257,7 @@ def clean_stale(home: Home, *, say: Say) -> None:
                 _clean_after(home, name, facts)
     for name in fsops.names(home.procdirs_fd):
         # A procdir is made after its record: without one it is nobody's.
-        if not _exists(home.records_fd, name):
+        if not fsops.exists(home.records_fd, name):
             with contextlib.suppress(OSError):
                 _remove_orphan(home, name)
 

@@ -12,7 +12,7 @@ from sandbox.record import Record
 BASELINE = (5, 12)
 # tmpfs holds user.* extended attributes since then, which `userxattr` overlays need (tmpfs(5)).
 TMPFS_USER_XATTR = (6, 6)
-_PROGRAM_DIRS = ("/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin", "/sbin")
+PROGRAM_DIRS = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin")
 
 
 class Host(Record):
@@ -65,7 +65,7 @@ def choose_mode(wanted: str, host: Host, *, helper: bool = True) -> Mode:
 
 def find_program(name: str) -> bytes:
     """Absolute path of a program in the system's own directories (never the caller's PATH), or b""."""
-    for directory in _PROGRAM_DIRS:
+    for directory in PROGRAM_DIRS:
         if os.access(path := f"{directory}/{name}", os.X_OK):
             return path.encode()
     return b""

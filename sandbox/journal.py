@@ -83,7 +83,7 @@ class Journal:
         """The directory, made 0755 if it is missing. `with_content`: what others put there goes when it goes."""
         parent, name = os.path.split(path)
         with fsops.closing(open_system_dir(parent)) as fd:
-            if not _exists(fd, name):
+            if not fsops.exists(fd, name):
                 self.note("directory", path=path, with_content=with_content)
                 _make_dir(fd, name)
         return open_system_dir(path)
@@ -135,7 +135,7 @@ class Journal:
         """Remove the directory, unless something that is not ours is in it."""
         parent, name = os.path.split(entry["path"])
         with contextlib.suppress(FileNotFoundError), fsops.closing(open_system_dir(parent)) as fd:
-            if not _exists(fd, name):
+            if not fsops.exists(fd, name):
                 return
             with fsops.closing(fsops.open_dir(fd, os.fsencode(name))) as inner:
                 _delete_drafts(inner, None)
@@ -150,7 +150,7 @@ def open_journal(path: str, *, make: bool) -> Iterator[Journal | None]:
     """The journal in the directory `path`, locked; None when there is none and none shall be made."""
     parent, name = os.path.split(path)
     with fsops.closing(open_system_dir(parent)) as above:
-        made = not _exists(above, name)
+        made = not fsops.exists(above, name)
         if made and not make:
             yield None
             return
@@ -161,7 +161,7 @@ def open_journal(path: str, *, make: bool) -> Iterator[Journal | None]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink == 0:
             raise HostError(f"{path} was removed a moment ago", hint="try again")
-        if not make and not _exists(fd, os.fsdecode(RECORD)):
+        if not make and not fsops.exists(fd, os.fsdecode(RECORD)):
             yield None
             return
         journal = Journal(fd)
@@ -207,14 +207,6 @@ def _make_dir(parent: int, name: str) -> None:
         os.fchmod(fd, 0o755)
         os.fsync(fd)
     os.fsync(parent)
-
-
-def _exists(parent: int, name: str) -> bool:
-    try:
-        os.stat(name, dir_fd=parent, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _open_file(parent: int, name: str, stack: contextlib.ExitStack) -> int | None:

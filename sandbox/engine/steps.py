@@ -105,7 +105,8 @@ class Child:
     def guard(self, _: Guard) -> None:
         path = os.path.join(self.home.run_path, b"procdirs")
         with fsops.closing(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)) as fd:
-            _check_same(fd, os.fstat(self.home.procdirs_fd), path)
+            checked = os.fstat(self.home.procdirs_fd)
+            check_identity(fd, checked.st_dev, checked.st_ino, path)
             with fsops.closing(sys.clone_mount(fd, recursive=False)) as clone:
                 sys.mount_setattr(clone, set_attrs=sys.MOUNT_ATTR_RDONLY, propagation=sys.MS_SLAVE)
                 sys.move_mount(clone, fd)
@@ -370,10 +371,6 @@ def check_identity(fd: int, dev: int, ino: int, path: bytes) -> None:
             f"{printable(path)} was replaced while the sandbox was being set up",
             hint="another process changes it; try again when it is done",
         )
-
-
-def _check_same(fd: int, expected: os.stat_result, path: bytes) -> None:
-    check_identity(fd, expected.st_dev, expected.st_ino, path)
 
 
 def restore_signals(inherited: Any) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from sandbox import fsops
 from sandbox.errors import ArchiveError, HostError, SandboxError
 from sandbox.images import formats
 from sandbox.images.formats import Kind
@@ -101,7 +102,7 @@ def build_image_from_dir(
     max_image: int = 0,
 ) -> None:
     """The same of a directory tree, read by descriptor: no symlink followed, devices dropped. Raises SandboxError."""
-    with _closing(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)) as source:
+    with fsops.closing(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)) as source:
         _build("pack", source, out_fd, label, fast, max_unpacked, uid, gid, None, max_image)
 
 
@@ -230,17 +231,9 @@ def _ending(child: "subprocess.Popen[bytes]") -> "Iterator[subprocess.Popen[byte
 
 
 @contextlib.contextmanager
-def _closing(fd: int) -> Iterator[int]:
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
 def _words() -> Iterator[int]:
     """What a child says goes to memory: nobody has to read it while it runs."""
-    with _closing(os.memfd_create("sandbox-words", os.MFD_CLOEXEC)) as fd:
+    with fsops.closing(os.memfd_create("sandbox-words", os.MFD_CLOEXEC)) as fd:
         yield fd
 
 
@@ -259,10 +252,10 @@ def _widen(pipe: int) -> None:
 def _reopened(fd: int) -> contextlib.AbstractContextManager[int]:
     """The same file with an offset of its own, so that runs in parallel do not move each other's."""
     try:
-        return _closing(os.open(b"/proc/self/fd/%d" % fd, os.O_RDONLY | os.O_CLOEXEC))
+        return fsops.closing(os.open(b"/proc/self/fd/%d" % fd, os.O_RDONLY | os.O_CLOEXEC))
     except OSError:
         os.lseek(fd, 0, os.SEEK_SET)
-        return _closing(os.dup(fd))
+        return fsops.closing(os.dup(fd))
 
 
 def _ended(status: int) -> str:
@@ -342,7 +335,7 @@ def image_in_memory(
         with contextlib.ExitStack() as stack:
             if kind in (Kind.ELF, Kind.TEXT):
                 fd, kind = formats.unwrap(fd, kind, label, max_unpacked)
-                stack.enter_context(_closing(fd))
+                stack.enter_context(fsops.closing(fd))
             build_image(
                 fd,
                 kind,

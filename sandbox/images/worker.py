@@ -30,18 +30,17 @@ if TYPE_CHECKING:
     from sandbox.images.archive import Sink, Source
 
 FAILED, TWO_PASSES, READER_GONE, NO_SPACE = 1, 3, 4, 5
-DIRECTORIES = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _MEMORY = 4 << 30  # what a decompressor may map: xz archives can ask for any dictionary
 
 
 def find_program(name: str, package: str) -> str:
     """A program's path from the system's directories, whatever the caller's PATH says. Raises HostError."""
-    for directory in DIRECTORIES:
-        path = f"{directory}/{name}"
-        if os.access(path, os.X_OK):
-            return path
-    raise HostError(f"cannot find the program {name} in {', '.join(DIRECTORIES)}", hint=f"install {package}")
+    from sandbox import host
+
+    if path := host.find_program(name):
+        return os.fsdecode(path)
+    raise HostError(f"cannot find the program {name} in {', '.join(host.PROGRAM_DIRS)}", hint=f"install {package}")
 
 
 def main(argv: list[str]) -> int:
