@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 from tests.support.users import processes_of
 
 _OURS = re.compile(r"\.?(sandbox|sbx)[-_.]")
-_OTHER_SESSION = re.compile(r"sbx-(tests|bench)-")
+_OTHER_SESSION = re.compile(r"sbx-[a-z]+-")
 _PATIENCE_S = 5.0
 
 
@@ -47,14 +47,26 @@ def _mounts() -> frozenset[str]:
 
 
 def _loops(area: Path) -> frozenset[str]:
-    """Attached loop devices of this session: below its area, or in memory and so of unknown origin."""
+    """Attached loop devices of this session: below its area, or in memory and mounted nowhere.
+
+    Of a memfd's device nobody can say whose it is. One that is mounted belongs to a live process, which is looked for
+    by itself.
+    """
     found = set()
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
             text = backing.read_text().strip()
-            if text.startswith(str(area)) or "memfd" in text:
+            if text.startswith(str(area)) or ("memfd" in text and not _is_mounted(backing.parts[3])):
                 found.add(f"{backing.parts[3]} {text}")
     return frozenset(found)
+
+
+def _is_mounted(device: str) -> bool:
+    for mounts in Path("/proc").glob("[0-9]*/mountinfo"):
+        with contextlib.suppress(OSError):
+            if f" /dev/{device} " in mounts.read_text(errors="replace"):
+                return True
+    return False
 
 
 def _processes(uid: int | None) -> frozenset[str]:
