@@ -9,6 +9,7 @@ directory, so that the machine's is left alone; users and groups are numbers tha
 # ruff: noqa: N802, PLW1510, PT009, PT027, S311
 import contextlib
 import ctypes
+import hashlib
 import os
 import random
 import re
@@ -46,10 +47,12 @@ from sandbox.plan import (
     Tree,
     Unshare,
 )
+from tests.support import leaks
 
 GROUP, BUILDER, OTHER = 23456, 23457, 12346
 CRATE = Path(__file__).resolve().parent.parent
-INSTALLED = Path("/usr/local/libexec/sandbox-test")
+# The policy's place is compiled in, so it is the same for each run of one clone, and no other clone's.
+INSTALLED = Path(f"/usr/local/libexec/sandbox-test-{hashlib.sha256(bytes(CRATE)).hexdigest()[:8]}")
 HELPER = INSTALLED / "sandbox-helper"
 POLICY = INSTALLED / "policy.toml"
 WITH_BUILDER = f"builder_uid = {BUILDER}\nbuilder_gid = {BUILDER}\n"
@@ -78,7 +81,8 @@ def loops() -> list[str]:
         for path in Path("/sys/block").glob("loop*/loop/backing_file"):
             with contextlib.suppress(OSError):
                 text = path.read_text()
-                if str(INSTALLED) in text or "/memfd:sandbox-image" in text or "/sbx-launches-" in text:
+                ours = str(INSTALLED) in text or "/sbx-launches-" in text
+                if ours or ("/memfd:sandbox-image" in text and not leaks.is_mounted(path.parts[3])):
                     attached.append(f"{path} {text}")
         if not attached:
             break

@@ -56,12 +56,13 @@ def _loops(area: Path) -> frozenset[str]:
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
             text = backing.read_text().strip()
-            if text.startswith(str(area)) or ("memfd" in text and not _is_mounted(backing.parts[3])):
+            if text.startswith(str(area)) or ("memfd" in text and not is_mounted(backing.parts[3])):
                 found.add(f"{backing.parts[3]} {text}")
     return frozenset(found)
 
 
-def _is_mounted(device: str) -> bool:
+def is_mounted(device: str) -> bool:
+    """Whether a live process has this block device mounted."""
     for mounts in Path("/proc").glob("[0-9]*/mountinfo"):
         with contextlib.suppress(OSError):
             if f" /dev/{device} " in mounts.read_text(errors="replace"):
