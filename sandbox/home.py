@@ -12,6 +12,7 @@ import pwd
 import select
 import signal
 import stat
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,6 +37,7 @@ _NETWORK = {
     0x19830326: "fhgfs",
 }
 Say = Callable[[str], None]
+_LEFTOVER_AGE = 3600.0
 
 
 class HomeError(SandboxError):
@@ -139,9 +141,7 @@ def _open_checked(path: bytes) -> int:
     """The directory, ours and writable by nobody else; checked on the descriptor."""
     try:
         # Only the last component: whoever names a home below what does not exist has mistyped it.
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = fsops.open_or_make_dir(path)
     except OSError as error:
         raise _unusable(path, error) from None
     status = os.fstat(fd)
@@ -208,7 +208,7 @@ class RunRecord:
                 except FileExistsError:
                     continue
                 try:
-                    os.mkdir(name, 0o700, dir_fd=self.procdirs_fd)
+                    os.close(fsops.make_new_dir(self.procdirs_fd, name))
                 except FileExistsError:
                     # Somebody's leftover appeared in between: another draft, another name.
                     fsops.delete_file(self.records_fd, name)
@@ -249,7 +249,8 @@ def new_record(home: Home, command: tuple[bytes, ...], mode: str, scratch_parent
 def clean_stale(home: Home, *, say: Say) -> None:
     """Remove the records, procdirs and scratch directories of runs that are dead, and nothing of others."""
     for name in fsops.names(home.records_fd):
-        if name.startswith((b".tmp-", b".trash")):
+        if name.startswith(fsops.TEMPORARY):
+            fsops.remove_abandoned(home.records_fd, name, before=time.time() - _LEFTOVER_AGE)
             continue
         with contextlib.suppress(OSError), _dead_record(home, name) as facts:
             if facts is not None:

@@ -91,7 +91,7 @@ class Cache:
 
             with self._inner(fd, kind, label, max_unpacked) as (inner, inner_kind):
                 if inner_kind is Kind.SQUASHFS and kind is not Kind.SQUASHFS:
-                    _copy(inner, out)
+                    fsops.copy_file(inner, out)
                     return
                 convert.build_image(inner, inner_kind, out, label=label, max_unpacked=max_unpacked, uid=uid, gid=gid)
 
@@ -196,9 +196,7 @@ class Cache:
             return None
         # Full disk, read-only home: a use that is not counted must not stop the run.
         with contextlib.suppress(OSError):
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            with fsops.closing(os.open(job.key + USES, flags, 0o600, dir_fd=self.cache)) as uses:
-                os.write(uses, b".")
+            fsops.append(self.cache, job.key + USES, b".")
         return Cached(fd, job.key + job.suffix, hit)
 
     def _find_or_make(self, job: _Job, source: int | None) -> Cached:
@@ -228,7 +226,7 @@ class Cache:
             yield
             # Who waits on the lock we remove finds the image; should two build after all, the first to publish wins.
             with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=self.locks)
+                fsops.delete_file(self.locks, name)
 
     # -- making ---------------------------------------------------------------------------------------------------
 
@@ -255,8 +253,6 @@ class Cache:
                 draft.publish(job.key + job.suffix)
 
     def _make_tree(self, job: _Job) -> None:
-        from sandbox.engine import syscalls
-
         temporary = fsops.temporary_name()
         try:
             with fsops.closing(fsops.make_new_dir(self.cache, temporary)) as fd:
@@ -266,8 +262,7 @@ class Cache:
 
             self._note(job, catalog.tree_size(self.cache, temporary))
             with contextlib.suppress(FileExistsError):
-                syscalls.renameat2(self.cache, temporary, self.cache, job.key + job.suffix, syscalls.RENAME_NOREPLACE)
-            os.fsync(self.cache)
+                fsops.publish_dir(self.cache, temporary, job.key + job.suffix)
         except SandboxError as error:
             raise self._full(job) if _is_full(error) else error from None
         finally:
@@ -339,12 +334,6 @@ def _derive(digest: bytes, parameters: bytes) -> bytes:
     import hashlib
 
     return hashlib.sha256(b"sandbox %d\n%s\n%s" % (_FORMAT_VERSION, parameters, digest)).hexdigest().encode()
-
-
-def _copy(source: int, out: int) -> None:
-    at, size = 0, os.fstat(source).st_size
-    while at < size:
-        at += os.sendfile(out, source, at, size - at)
 
 
 def _is_full(error: SandboxError) -> bool:

@@ -5,12 +5,10 @@ import errno
 import fcntl
 import json
 import os
-import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from sandbox import fsops
-from sandbox.engine import syscalls as sys
 from sandbox.errors import SandboxError, UsageError, printable, reason
 
 IMAGE, TREE, USES, ABOUT = b".sfs", b".tree", b".uses", b".json"
@@ -112,12 +110,12 @@ def remove(cache: int, locks: int, name: str, *, now: float, idle_for: float = 0
             with _unused(cache, raw):
                 _check_idle(cache, key, now, idle_for)
                 doomed = fsops.temporary_name()
-                sys.renameat2(cache, raw, cache, doomed, sys.RENAME_NOREPLACE)
+                fsops.move_new(cache, raw, cache, doomed)
                 try:
                     # Again: who found it before the rename has counted the use by now, or will find nothing.
                     _check_idle(cache, key, now, idle_for)
                 except InUseError:
-                    sys.renameat2(cache, doomed, cache, raw, sys.RENAME_NOREPLACE)
+                    fsops.move_new(cache, doomed, cache, raw)
                     raise
                 fsops.remove_tree(cache, doomed)
         except FileNotFoundError:
@@ -169,34 +167,15 @@ def _check_idle(cache: int, key: bytes, now: float, idle_for: float) -> None:
 
 
 def remove_leftovers(cache: int, locks: int, *, before: float) -> int:
-    """Half-built things, quarantined things, and notes without an image, not touched since `before`. Their number."""
+    """Half-built things, and notes without an image, not touched since `before`. Their number."""
     removed = 0
     present = {name.partition(b".")[0] for name in fsops.names(cache) if _is_entry(name)}
-    for name in fsops.names(cache):
-        if name.startswith(b".tmp-") or (name.endswith((USES, ABOUT)) and name.partition(b".")[0] not in present):
-            removed += _remove_old(cache, name, before)
     for directory in (cache, locks):
-        with contextlib.suppress(FileNotFoundError), fsops.closing(fsops.open_dir(directory, b".trash")) as trash:
-            removed += sum(_remove_old(trash, name, before) for name in fsops.names(trash))
+        removed += fsops.remove_drafts(directory, before=before)
+    for name in fsops.names(cache):
+        if name.endswith((USES, ABOUT)) and name.partition(b".")[0] not in present:
+            removed += fsops.remove_abandoned(cache, name, before=before)
     for name in fsops.names(locks):
         if name.startswith(b"build-"):
-            removed += _remove_old(locks, name, before)
+            removed += fsops.remove_abandoned(locks, name, before=before)
     return removed
-
-
-def _remove_old(parent: int, name: bytes, before: float) -> bool:
-    """Remove what is old and nobody holds a lock on: builders lock what they write to."""
-    try:
-        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        if max(status.st_mtime, status.st_ctime) >= before:
-            return False
-        if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
-            with fsops.closing(fd):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                fsops.remove_tree(parent, name)
-        else:
-            os.unlink(name, dir_fd=parent)
-        return True
-    except OSError:
-        return False

@@ -80,7 +80,7 @@ def maybe_start(home_fd: int, *, clean_records: Callable[[int], None] | None = N
         with contextlib.ExitStack() as stack:
             locks = stack.enter_context(fsops.closing(fsops.make_dir(home_fd, b"locks")))
             fd = stack.enter_context(fsops.closing(fsops.open_lock(locks, _STAMP)))
-            os.utime(fd)  # at once: who ends in the same moment need not start a second
+            fsops.touch(fd)  # at once: who ends in the same moment need not start a second
         start(home_fd, limits, clean_records=clean_records)
     except UsageError as error:
         with contextlib.suppress(OSError):
@@ -163,7 +163,7 @@ def run_once(
             fcntl.flock(stamp, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return Report((), 0, 0, ran=False)
-        os.utime(stamp)
+        fsops.touch(stamp)
         evicted, freed = _evict(cache, locks, now, max_age_days, max_bytes)
         leftovers = catalog.remove_leftovers(cache, locks, before=now - _LEFTOVER_AGE)
         leftovers += _forget_digests(digests, cache, now)
@@ -196,15 +196,11 @@ def _evict(
 def _forget_digests(digests: int, cache: int, now: float) -> int:
     """Digests of files that were not hashed for long, or whose image is gone."""
     keys = {name.partition(b".")[0] for name in fsops.names(cache)}
-    forgotten = 0
+    forgotten = fsops.remove_drafts(digests, before=now - _LEFTOVER_AGE)
     for name in fsops.names(digests):
         with contextlib.suppress(OSError):
             age = now - os.stat(name, dir_fd=digests, follow_symlinks=False).st_mtime
-            if name.startswith(b".tmp-"):
-                stale = age > _LEFTOVER_AGE
-            else:
-                stale = age > _DIGEST_AGE or (age > _ORPHAN_DIGEST_AGE and _key_of(digests, name) not in keys)
-            if stale:
+            if age > _DIGEST_AGE or (age > _ORPHAN_DIGEST_AGE and _key_of(digests, name) not in keys):
                 fsops.remove_tree(digests, name)
                 forgotten += 1
     return forgotten

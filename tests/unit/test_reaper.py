@@ -96,21 +96,21 @@ def test_a_tree_in_use_stays(home: Home) -> None:
 def test_leftovers_go_after_an_hour(home: Home) -> None:
     (home.path / "cache" / ".tmp-file").write_bytes(b"x")
     (home.path / "cache" / ".tmp-tree" / "d").mkdir(parents=True)
-    (home.path / "cache" / ".trash").mkdir()
-    (home.path / "cache" / ".trash" / ".tmp-x").write_bytes(b"x")
+    (home.path / "digests" / ".tmp-x").write_bytes(b"x")
     (home.path / "cache" / ("d" * 64 + ".uses")).write_bytes(b"x")
     os.symlink("/etc", home.path / "cache" / ".tmp-link")
     held = os.open(home.path / "cache" / ".tmp-file", os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
     home.reap()
-    assert len(os.listdir(home.path / "cache")) == 5
+    assert len(os.listdir(home.path / "cache")) == 4
+    assert os.listdir(home.path / "digests") == [".tmp-x"]
     home.now += 3700
     home.reap()
-    assert sorted(os.listdir(home.path / "cache")) == [".tmp-file", ".trash"]
+    assert os.listdir(home.path / "cache") == [".tmp-file"]
+    assert os.listdir(home.path / "digests") == []
     os.close(held)
     home.reap()
-    assert os.listdir(home.path / "cache") == [".trash"]
-    assert os.listdir(home.path / "cache" / ".trash") == []
+    assert os.listdir(home.path / "cache") == []
     assert os.path.exists("/etc/passwd")
 
 

@@ -1,0 +1,77 @@
+"""Filesystem operations by descriptor: the only package that changes the user's filesystem.
+
+A path from outside is resolved once; everything after works on descriptors. A file becomes visible complete and
+durable, or not at all. All functions raise OSError. `tests/unit/test_lint.py` keeps the rest of the package out of it.
+
+    handles     opening and making, one component below a held directory
+    publishing  drafts, copies, and the atomic switch of a name
+    removing    exact deletion, and trees
+"""
+
+from sandbox.fsops.handles import (
+    TEMPORARY,
+    append,
+    closing,
+    exists,
+    make_dir,
+    make_dirs,
+    make_new_dir,
+    names,
+    new_file,
+    new_link,
+    new_symlink,
+    open_dir,
+    open_lock,
+    open_or_make_dir,
+    open_path,
+    read_file,
+    same_file,
+    set_mode_and_time,
+    temporary_name,
+    touch,
+)
+from sandbox.fsops.publishing import (
+    Draft,
+    copy_file,
+    move_new,
+    publish_copy,
+    publish_dir,
+    replace_file,
+    switch_name,
+)
+from sandbox.fsops.removing import delete_file, remove_abandoned, remove_dir, remove_drafts, remove_tree
+
+__all__ = [
+    "TEMPORARY",
+    "Draft",
+    "append",
+    "closing",
+    "copy_file",
+    "delete_file",
+    "exists",
+    "make_dir",
+    "make_dirs",
+    "make_new_dir",
+    "move_new",
+    "names",
+    "new_file",
+    "new_link",
+    "new_symlink",
+    "open_dir",
+    "open_lock",
+    "open_or_make_dir",
+    "open_path",
+    "publish_copy",
+    "publish_dir",
+    "read_file",
+    "remove_abandoned",
+    "remove_dir",
+    "remove_drafts",
+    "remove_tree",
+    "replace_file",
+    "same_file",
+    "set_mode_and_time",
+    "switch_name",
+    "temporary_name",
+    "touch",
+]

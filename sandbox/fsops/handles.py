@@ -1,0 +1,150 @@
+"""Opening and making by descriptor: one component below a held directory, or a path that is resolved once."""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from sandbox.engine import syscalls as sys
+
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+TEMPORARY = b".tmp-"
+
+
+@contextlib.contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """The descriptor, closed at the end of the block."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_dir(parent: int, name: bytes) -> int:
+    """The directory `name` in `parent`; a symlink is ENOTDIR or ELOOP."""
+    return os.open(name, DIRECTORY, dir_fd=parent)
+
+
+def make_dir(parent: int, name: bytes, mode: int = 0o700) -> int:
+    """The directory `name` in `parent`, made if it is missing."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, mode, dir_fd=parent)
+    return open_dir(parent, name)
+
+
+def make_new_dir(parent: int, name: bytes, mode: int = 0o700) -> int:
+    """A directory that was not there before. Raises FileExistsError."""
+    os.mkdir(name, mode, dir_fd=parent)
+    return open_dir(parent, name)
+
+
+def open_path(parent: int, path: bytes) -> int:
+    """An O_PATH handle of a directory beneath `parent`: no symlink, no way out, mounts may be crossed."""
+    resolve = sys.RESOLVE_BENEATH | sys.RESOLVE_NO_SYMLINKS | sys.RESOLVE_NO_MAGICLINKS
+    return sys.openat2(parent, path, os.O_PATH | os.O_DIRECTORY, resolve=resolve)
+
+
+def make_dirs(start: int, path: bytes, mode: int, *, follow: bool) -> None:
+    """The directory `path` below `start`, which is closed, and its missing parents; links only with `follow`."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    fd = start
+    for part in filter(None, path.split(b"/")):
+        with closing(fd):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(part, mode, dir_fd=fd)
+            fd = os.open(part, flags, dir_fd=fd)
+    os.close(fd)
+
+
+def open_or_make_dir(path: bytes, mode: int = 0o700) -> int:
+    """The directory a user's path leads to; its last component, and only that, is made if it is missing.
+
+    Links are followed, as the path is the user's own word: what counts is checked on the descriptor.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    with contextlib.suppress(FileNotFoundError):
+        return os.open(path, flags)
+    parent, name = os.path.split(path.rstrip(b"/"))
+    with closing(os.open(parent or b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as above:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, mode, dir_fd=above)
+        return os.open(name, flags, dir_fd=above)
+
+
+def open_lock(parent: int, name: bytes) -> int:
+    """A file to flock, made if it is missing; never through a symlink."""
+    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
+
+
+def append(parent: int, name: bytes, data: bytes) -> None:
+    """Add to the end of a file, made if it is missing; never through a symlink, never into a FIFO."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with closing(os.open(name, flags, 0o600, dir_fd=parent)) as fd:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", name)
+        os.write(fd, data)
+
+
+def touch(fd: int) -> None:
+    """The file's times are now."""
+    os.utime(fd)
+
+
+def set_mode_and_time(fd: int, mode: int, mtime_ns: int | None = None) -> None:
+    """Of a file or a directory; `fd` may be an O_PATH handle, for which fchmod(2) and futimens(3) say EBADF."""
+    path = b"/proc/self/fd/%d" % fd
+    if mtime_ns is not None:
+        os.utime(path, ns=(mtime_ns, mtime_ns))
+    os.chmod(path, mode)
+
+
+def new_file(parent: int, name: bytes, mode: int = 0o600) -> int:
+    """A file that was not there before, open for writing. Raises FileExistsError, for a symlink too."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, mode, dir_fd=parent)
+
+
+def new_symlink(parent: int, name: bytes, target: bytes, mtime_ns: int) -> None:
+    """A symlink with this text, which nobody follows here. Raises FileExistsError."""
+    os.symlink(target, name, dir_fd=parent)
+    os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=parent, follow_symlinks=False)
+
+
+def new_link(source_parent: int, source: bytes, parent: int, name: bytes) -> None:
+    """A second name for a file, or for a symlink itself. Raises FileExistsError."""
+    os.link(source, name, src_dir_fd=source_parent, dst_dir_fd=parent, follow_symlinks=False)
+
+
+def temporary_name() -> bytes:
+    """A name nobody else uses; leftovers with this prefix are the reaper's."""
+    return TEMPORARY + os.urandom(8).hex().encode()
+
+
+def read_file(parent: int, name: bytes, limit: int = 1 << 20) -> bytes:
+    """The start, at most `limit` bytes, of a regular file; never through a symlink, never a FIFO that blocks."""
+    with closing(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)) as fd:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", name)
+        return os.read(fd, limit)
+
+
+def names(parent: int) -> list[bytes]:
+    """The names in a directory, by descriptor."""
+    # A second open: listdir moves the offset that dup'ed descriptors share.
+    with closing(os.open(b".", DIRECTORY, dir_fd=parent)) as fd:
+        return [os.fsencode(name) for name in os.listdir(fd)]
+
+
+def exists(parent: int, name: bytes | str) -> bool:
+    """Whether there is anything of that name, a dangling link included."""
+    try:
+        os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def same_file(one: os.stat_result, other: os.stat_result) -> bool:
+    """Whether both describe one inode."""
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
