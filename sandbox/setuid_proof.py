@@ -18,6 +18,7 @@ from sandbox.spec import Spec, Tree, TreeKind
 # Nobody's: the id that stands for no user at all, so what runs as it has no rights but the group's.
 _UID = 65534
 _SECONDS = 120
+_IMAGE = b"proof.sfs"
 _WORD = b"a file in an image of the user's\n"
 _SCRIPT = """\
 id -u && cat /proc/self/uid_map && grep -E '^(NoNewPrivs|CapPrm|CapEff):' /proc/self/status && test -d "$SANDBOX_TMPDIR"
@@ -30,10 +31,15 @@ def prove(log: Journal, gid: int, *, images: str, say: Say) -> None:
 
     Raises SandboxError with what did not hold.
     """
-    path = f"/var/tmp/sandbox-proof-{os.urandom(8).hex()}"  # noqa: S108  (made with mkdir, which takes nothing as it is)
+    path = f"/var/tmp/sandbox-proof-{os.urandom(8).hex()}"  # noqa: S108  (made anew, never taken as it is)
     entry = log.note("temporary", path=path)
-    try:
-        os.mkdir(path, 0o700)
+    with contextlib.ExitStack() as stack:
+        stack.callback(log.forget, entry)
+        stack.callback(remove_temporary, path)
+        with _parent(path) as parent:
+            fd = stack.enter_context(fsops.closing(fsops.make_new_dir(parent, _name(path))))
+        # What the child makes in it is the user's, and so is what it finds there.
+        os.fchown(fd, _UID, _UID)
         _check_plain(_run_as_user(path, gid, Spec(command=(b"sh", b"-c", _SCRIPT.encode()), mode="setuid")))
         say("proved it: an ordinary user's sandbox has its own uid, no user namespace, no capabilities, no_new_privs")
         if images == "trusted":
@@ -41,22 +47,26 @@ def prove(log: Journal, gid: int, *, images: str, say: Say) -> None:
         if missing := policy.missing_programs():
             say(f"not tried with an image: there is no {' and no '.join(missing)} (see sandbox doctor)")
             return
-        image = _make_image(path)
-        tree = Tree(TreeKind.STATIC, b"proof:" + image)
+        _make_image(fd)
+        tree = Tree(TreeKind.STATIC, b"proof:%s/%s" % (os.fsencode(path), _IMAGE))
         spec = Spec(command=(b"sh", b"-c", _READ_IMAGE.encode()), mode="setuid", trees=(tree,))
         if _run_as_user(path, gid, spec) != _WORD:
             raise HostError("the image shows something else than what is in it")
         say("proved it: an image of the user's is mounted")
-    finally:
-        remove_temporary(path)
-        log.forget(entry)
 
 
 def remove_temporary(path: str) -> None:
     """A directory that `prove` made, by its name."""
-    directory, name = os.path.split(path)
-    with fsops.closing(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-        fsops.remove_tree(fd, os.fsencode(name), keep=lambda status: status.st_uid not in (0, _UID))
+    with _parent(path) as parent:
+        fsops.remove_tree(parent, _name(path), keep=lambda status: status.st_uid not in (0, _UID))
+
+
+def _parent(path: str) -> contextlib.AbstractContextManager[int]:
+    return fsops.closing(os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+
+def _name(path: str) -> bytes:
+    return os.fsencode(os.path.basename(path))
 
 
 def _check_plain(output: bytes) -> None:
@@ -73,7 +83,7 @@ def _check_plain(output: bytes) -> None:
         raise HostError("the command has capabilities")
 
 
-def _make_image(directory: str) -> bytes:
+def _make_image(directory: int) -> None:
     """A squashfs that belongs to the user, so that the policy for users' images applies to it."""
     archive = BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
@@ -84,18 +94,13 @@ def _make_image(directory: str) -> bytes:
         image = convert.image_in_memory(
             source, formats.Kind.ZIP, label="the proof's archive", max_unpacked=1 << 20, uid=_UID, gid=_UID
         )
-    path = os.path.join(os.fsencode(directory), b"proof.sfs")
-    with fsops.closing(image), open(path, "xb") as out:
-        os.lseek(image, 0, os.SEEK_SET)
-        with open(os.dup(image), "rb") as data:
-            out.write(data.read())
-        os.fchown(out.fileno(), _UID, _UID)
-    return path
+    with fsops.closing(image), fsops.closing(fsops.new_file(directory, _IMAGE)) as out:
+        fsops.copy_file(image, out)
+        os.fchown(out, _UID, _UID)
 
 
 def _run_as_user(directory: str, gid: int, spec: Spec) -> bytes:
     """What the command of the spec writes. Raises HostError with its last words when it fails."""
-    os.chown(directory, _UID, _UID)
     reader, writer = os.pipe()
     error_reader, error_writer = os.pipe()
     pid = os.fork()

@@ -88,7 +88,7 @@ def _make_scratch(parent: Source, name: bytes) -> None:
             steps.check_identity(directory, parent.dev, parent.ino, parent.path)
             with fsops.closing(fsops.make_new_dir(directory, name)) as fd:
                 for part in (b"procdir", b"overlay"):
-                    os.mkdir(part, 0o700, dir_fd=fd)
+                    os.close(fsops.make_new_dir(fd, part))
     except OSError as error:
         raise StepError(
             f"--scratch: cannot make a directory in {printable(parent.path)}: {reason(error)}",

@@ -232,8 +232,8 @@ class Child:
         an overlay keeps clones of its own.
         """
         name = b".layer%d" % slot
-        os.mkdir(name, 0o700, dir_fd=self.procdir)
-        self.momentary.callback(os.rmdir, name, dir_fd=self.procdir)
+        os.close(fsops.make_new_dir(self.procdir, name))
+        self.momentary.callback(fsops.remove_dir, self.procdir, name)
         with fsops.closing(fsops.open_path(self.procdir, name)) as point:
             sys.move_mount(self.mounts[slot], point)
         self.momentary.callback(sys.unmount, self.mounts[slot])

@@ -72,9 +72,13 @@ def open_or_make_dir(path: bytes, mode: int = 0o700) -> int:
         return os.open(name, flags, dir_fd=above)
 
 
-def open_lock(parent: int, name: bytes) -> int:
-    """A file to flock, made if it is missing; never through a symlink."""
-    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
+def open_lock(parent: int, name: bytes, *, make: bool = True) -> int:
+    """A file to flock, made if it is missing; never through a symlink, never a FIFO that blocks.
+
+    Open for writing too: NFS gives an exclusive lock to nobody else (flock(2)).
+    """
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_CREAT if make else 0)
+    return os.open(name, flags, 0o600, dir_fd=parent)
 
 
 def append(parent: int, name: bytes, data: bytes) -> None:

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable, Iterator
 
 from sandbox.engine import syscalls as sys
-from sandbox.fsops.handles import DIRECTORY, TEMPORARY, closing, names, open_dir, same_file, temporary_name
+from sandbox.fsops.handles import DIRECTORY, TEMPORARY, closing, names, open_dir, open_lock, same_file, temporary_name
 from sandbox.fsops.publishing import move_new
 
 _MAX_DEPTH = 64  # descriptors are few (RLIMIT_NOFILE), a tree may be as deep as somebody likes
@@ -171,7 +171,8 @@ def remove_abandoned(parent: int, name: bytes, *, before: float) -> bool:
             return False
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             return delete_file(parent, name)
-        with closing(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)) as fd:
+        opened = open_dir if stat.S_ISDIR(status.st_mode) else _open_existing_lock
+        with closing(opened(parent, name)) as fd:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not same_file(os.stat(name, dir_fd=parent, follow_symlinks=False), os.fstat(fd)):
                 return False
@@ -179,6 +180,10 @@ def remove_abandoned(parent: int, name: bytes, *, before: float) -> bool:
         return True
     except OSError:
         return False
+
+
+def _open_existing_lock(parent: int, name: bytes) -> int:
+    return open_lock(parent, name, make=False)
 
 
 def remove_drafts(parent: int, *, before: float) -> int:

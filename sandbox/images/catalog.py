@@ -129,7 +129,7 @@ def remove(cache: int, locks: int, name: str, *, now: float, idle_for: float = 0
 @contextlib.contextmanager
 def _not_being_built(locks: int, key: bytes) -> Iterator[None]:
     try:
-        lock = os.open(b"build-" + key, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=locks)
+        lock = fsops.open_lock(locks, b"build-" + key, make=False)
     except FileNotFoundError:
         yield
         return

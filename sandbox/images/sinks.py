@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 
+from sandbox import fsops
 from sandbox.engine import syscalls as sys
 from sandbox.errors import ArchiveError, printable
 from sandbox.images.archive import Entry, Type
@@ -199,22 +200,21 @@ class DirSink:
         parent_name, _, name = entry.name.rpartition(b"/")
         parent = self._open(parent_name)
         if entry.replaces:
-            os.unlink(name, dir_fd=parent)
+            fsops.delete_file(parent, name)
         if entry.type is Type.SYMLINK:
-            os.symlink(entry.target, name, dir_fd=parent)
-            os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
+            fsops.new_symlink(parent, name, entry.target, entry.mtime_ns)
         elif entry.type is Type.HARDLINK:
             target_parent, _, target = entry.target.rpartition(b"/")
             held = self._resolve(target_parent)
             try:
-                os.link(target, name, src_dir_fd=held, dst_dir_fd=parent, follow_symlinks=False)
+                fsops.new_link(held, target, parent, name)
             finally:
                 os.close(held)
         else:
             self._file(parent, name, entry, blocks)
 
     def _file(self, parent: int, name: bytes, entry: Entry, blocks: Blocks) -> None:
-        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
+        fd = fsops.new_file(parent, name)
         try:
             end = 0
             for block in blocks() if entry.size != 0 else ():
@@ -229,8 +229,7 @@ class DirSink:
                 raise _WrongSizeError(entry.name)
             if entry.size is not None and end < entry.size:
                 os.ftruncate(fd, entry.size)  # a hole at the end
-            os.fchmod(fd, entry.mode)
-            os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+            fsops.set_mode_and_time(fd, entry.mode, entry.mtime_ns)
         finally:
             os.close(fd)
 
@@ -242,9 +241,7 @@ class DirSink:
             mode, mtime_ns = self._final.get(name, (0o755, None))
             fd = self._resolve(name)
             try:
-                if mtime_ns is not None:
-                    os.utime(b"/proc/self/fd/%d" % fd, ns=(mtime_ns, mtime_ns))
-                os.chmod(b"/proc/self/fd/%d" % fd, mode)
+                fsops.set_mode_and_time(fd, mode, mtime_ns)
             finally:
                 os.close(fd)
         self._forget()
@@ -258,7 +255,7 @@ class DirSink:
         for directory in reversed(missing):
             parent, _, own = directory.rpartition(b"/")
             with contextlib.suppress(FileExistsError):
-                os.mkdir(own, 0o700, dir_fd=self._open(parent))
+                os.close(fsops.make_new_dir(self._open(parent), own))
             self._made.add(directory)
 
     def _open(self, name: bytes) -> int:

@@ -7,6 +7,7 @@ archives   small zip, tar, squashfs, AppImage-like and base64 files with exactly
 leaks      what a run may leave on the host (mounts, loop devices, processes, files), compared before and after
 private    a mount namespace in which the system's own places are throw-away overlays
 setuid     the setuid helper, installed in such a namespace
+mutations  which lines of a module change the filesystem
 modes      which (engine, mode) pairs this machine supports, and whether each of them ran
 fuse       /dev/fuse open to everybody, in a mount namespace of its own
 wheels     the ziglang wheel, downloaded once into a cache outside the tree
