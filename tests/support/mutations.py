@@ -91,10 +91,8 @@ class _Finder(ast.NodeVisitor):
             self._builtin_open(node)
         elif isinstance(function, ast.Name) and function.id == "getattr" and _names_os(node):
             self._note(node, "getattr(os, ...)")
-        elif isinstance(function, ast.Attribute) and function.attr == "replace":
-            # str.replace takes two, a record's keywords: with one it is pathlib's.
-            if len(node.args) == 1 and not node.keywords:
-                self._note(node, ".replace")
+        elif _is_replace_of_path(node):
+            self._note(node, ".replace")
         self.generic_visit(node)
 
     def _os_open(self, node: ast.Call) -> None:
@@ -154,6 +152,12 @@ def _is_own(owner: ast.expr) -> bool:
 
 def _names_os(node: ast.Call) -> bool:
     return bool(node.args) and isinstance(node.args[0], ast.Name) and node.args[0].id == "os"
+
+
+def _is_replace_of_path(node: ast.Call) -> bool:
+    """str.replace takes two arguments, a record's keywords: with one it is pathlib's."""
+    named = isinstance(node.func, ast.Attribute) and node.func.attr == "replace"
+    return named and len(node.args) == 1 and not node.keywords
 
 
 def _is_device(path: ast.expr) -> bool:
