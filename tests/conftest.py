@@ -16,7 +16,8 @@ from pathlib import Path
 import prctl
 import pytest
 
-from tests.support import install, leaks, modes, setuid, users, wheels
+from tests.support import helper, install, leaks, modes, setuid, users, wheels
+from tests.support.helper import Helper
 from tests.support.runner import Area, Runner
 from tests.support.setuid import SetuidSystem
 from tests.support.users import Identity
@@ -150,6 +151,24 @@ def setuid_system(
     with setuid.installed(identities, installed, session_area / "setuid-system") as system:
         request.config.stash[_EXPECTED].add(("native", "setuid"))
         yield system
+
+
+@pytest.fixture(scope="session")
+def helper_system(identities: Mapping[bool, Identity], installed: Path, session_area: Path) -> Iterator[SetuidSystem]:
+    """Another one, whose policy tests may change: use it through `helper`."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to install a helper with policies of the tests")
+    with setuid.installed(identities, installed, session_area / "helper-system") as system:
+        helper.prepare(system)
+        yield system
+
+
+@pytest.fixture(name="helper")
+def _helper(helper_system: SetuidSystem, user: Identity, area: Area) -> Iterator[Helper]:
+    """The setuid helper in the hands of an unprivileged user of its group."""
+    launcher = Helper(helper_system, user, area.path)
+    yield launcher
+    launcher.finish()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,8 @@ leaks      what a run may leave on the host (mounts, loop devices, processes, fi
 private    a mount namespace in which the system's own places are throw-away overlays
 setuid     the setuid helper, installed in such a namespace
 mutations  which lines of a module change the filesystem
+launcher   a native program started with plans that a test writes
+helper     the same with the installed setuid helper: policies, images, what is left
 modes      which (engine, mode) pairs this machine supports, and whether each of them ran
 fuse       /dev/fuse open to everybody, in a mount namespace of its own
 wheels     the ziglang wheel, downloaded once into a cache outside the tree

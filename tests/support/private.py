@@ -2,6 +2,7 @@
 at its real path, and the host never sees it, not even when the suite is killed.
 """
 
+import ctypes
 import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sandbox.engine import syscalls
 from tests.support.users import Identity
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _COVERED = ("/etc", "/usr/libexec", "/var/lib", "/run")
 _SETUP = """
 set -e
@@ -30,8 +33,19 @@ read -r _ || :
 class PrivateSystem:
     """`command(...)` is what runs something in there, as somebody."""
 
-    def __init__(self, namespace: Path) -> None:
+    def __init__(self, namespace: Path, top: Path) -> None:
         self.namespace = namespace
+        self._top = top
+
+    def inside(self, path: Path | str) -> Path:
+        """The name by which this process, which is outside, has an absolute path of in there."""
+        return self._top / str(path).lstrip("/")
+
+    def enter(self) -> None:
+        """Move this process, which must be root's and have one thread, in there."""
+        with open(self.namespace, "rb") as namespace:
+            if _LIBC.setns(namespace.fileno(), syscalls.CLONE_NEWNS) != 0:
+                raise OSError(ctypes.get_errno(), "cannot enter the private mount namespace")
 
     def command(
         self, argv: Sequence[Any], *, who: Identity, groups: Sequence[int] = (), cwd: Path | None = None
@@ -82,9 +96,12 @@ def private_system(top: Path) -> Iterator[PrivateSystem]:
         assert process.stdout.readline() == b"ready\n", "cannot make a private mount namespace"
         # Held by a descriptor: no process has to stay, and it goes with this one.
         fd = os.open(f"/proc/{process.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        root = os.open(f"/proc/{process.pid}/root", os.O_PATH | os.O_CLOEXEC)
         process.stdin.close()
+    ours = Path(f"/proc/{os.getpid()}/fd")
     try:
-        yield PrivateSystem(Path(f"/proc/{os.getpid()}/fd/{fd}"))
+        yield PrivateSystem(ours / str(fd), ours / str(root))
     finally:
+        os.close(root)
         os.close(fd)
         top.rmdir()

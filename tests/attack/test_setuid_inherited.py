@@ -1,0 +1,99 @@
+"""What a process inherits and its caller chose: arguments, environment, descriptors, limits."""
+
+import ctypes
+import os
+import resource
+import subprocess
+
+import pytest
+
+from sandbox.setuid import HELPER
+from tests.support.launcher import memory_file
+
+
+def test_no_arguments(helper):
+    """CVE-2021-4034: pkexec, started with an empty argv, took its environment for arguments."""
+    execve, none = ctypes.CDLL(None).execve, (ctypes.c_char_p * 1)(None)
+    path = os.fsencode(HELPER)
+    got, err = helper.attempt(["x"], then=lambda: execve(path, none, none))
+    assert (got, err.count("\n")) == (125, 1)
+    assert "usage" in err
+
+
+def test_bad_descriptors(helper):
+    reader, writer = os.pipe()
+    directory = os.open("/", os.O_RDONLY)
+    plan, huge, empty = memory_file(helper.plan()), memory_file(b""), memory_file(b"")
+    os.ftruncate(huge, 1 << 40)
+    keep = (reader, directory, plan, huge, empty)
+    for plan_fd, env_fd, text in (
+        (reader, empty, "must be handed over as a file"),
+        (directory, empty, "must be handed over as a file"),
+        (huge, empty, "longer than"),
+        (empty, plan, "cannot decode"),
+        (plan, reader, "must be handed over as a file"),
+        (plan, huge, "longer than"),
+        (plan, plan, "named twice"),
+        (plan, 999, "descriptor"),
+        (plan, "-", "must be handed over in a descriptor"),
+    ):
+        code, err = helper.attempt(["x", "run", str(plan_fd), str(env_fd), "--", "id"], pass_fds=keep)
+        assert (code, err.count("\n")) == (125, 1), err
+        assert text in err
+    for fd in (*keep, writer):
+        os.close(fd)
+
+
+def test_environment_beside_the_plan(helper):
+    hostile = {
+        "LD_PRELOAD": "/x.so",
+        "LD_LIBRARY_PATH": "/x",
+        "GCONV_PATH": "/x",
+        "MALLOC_CHECK_": "3",
+        "RUST_BACKTRACE": "1",
+        "PATH": "/x",
+        "HUGE": "x" * 100_000,
+    }
+    env = b"PATH=/usr/bin:/bin\0LD_LIBRARY_PATH=/opt/mine\0"
+    got, out, err = helper.run(helper.plan(), "env", env=env, program_env=hostile)
+    names = sorted(line.split("=")[0] for line in out.splitlines())
+    assert (got, names, err) == (0, ["LD_LIBRARY_PATH", "PATH", "T"], "")
+
+
+@pytest.mark.parametrize("limit", [0, 1, 8])
+def test_limits_at_their_minimum(helper, limit):
+    plan = helper.image_plan(helper.roots_source())
+    for name in ("NOFILE", "FSIZE", "NPROC", "STACK", "CORE", "AS", "DATA", "MEMLOCK", "CPU", "SIGPENDING"):
+        number = getattr(resource, f"RLIMIT_{name}", 11)
+        try:
+            got, _, err = helper.run(
+                plan, "true", then=lambda number=number: resource.setrlimit(number, (limit, limit))
+            )
+        except (OSError, subprocess.SubprocessError):
+            continue  # exec itself was refused, or Python's own part failed before it
+        assert got in (0, 125, 126, 127) or got < 0, (name, got, err)
+
+
+def test_many_descriptors(helper):
+    many = [os.open("/dev/null", os.O_RDONLY) for _ in range(900)]
+    got, out, err = helper.run(helper.plan(), "sh", "-c", "ls /proc/$$/fd | wc -l", pass_fds=many)
+    assert (got, err) == (0, "")
+    assert 900 <= int(out) < 906
+    for fd in many:
+        os.close(fd)
+
+
+def test_nothing_leaks(helper):
+    helper.check(helper.image_plan(helper.roots_source()), "ls -x /proc/$$/fd", "0  1  2\n")
+
+
+def test_closed_standard_descriptors(helper):
+    def close():
+        for number in (0, 1, 2):
+            os.close(number)
+
+    plan = helper.image_plan(helper.roots_source())
+    process = helper.start(plan, "sh", "-c", f"echo $T >{helper.disk}/out", then=close)
+    process.communicate()
+    assert process.returncode == 0
+    assert (helper.disk / "out").read_text().startswith(str(helper.home))

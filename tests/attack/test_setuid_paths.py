@@ -1,0 +1,75 @@
+"""Homes, trees and mount points that lead elsewhere."""
+
+import os
+from pathlib import Path
+
+from sandbox.plan import Attach, Guard, Mkdir, SetPropagation, Tmpfs, Tree, Unshare
+from tests.support.launcher import NEWNS, TOP, at, below, source
+
+
+def test_foreign_and_odd_homes(helper):
+    good = source(helper.home)
+    link = helper.disk / "link"
+    link.symlink_to(helper.home)
+    foreign = helper.area / "foreign"
+    for directory in (foreign, foreign / "procdirs", foreign / "records"):
+        directory.mkdir(mode=0o777)
+    start = (Unshare(NEWNS), SetPropagation(1), Guard(), Tmpfs(0, 1 << 20, 0, 0o700), Attach(0, TOP, 6))
+
+    def launch(home):
+        helper.refused(helper.raw(*start, home=home))
+
+    launch(good.replace(path=bytes(link)))
+    launch(source(foreign))
+    launch(source(Path("/")))
+    launch(good.replace(path=b"/proc/self/fd/0"))
+    procdirs = helper.home / "procdirs"
+    procdirs.rmdir()
+    procdirs.symlink_to("/etc")
+    launch(good)
+    procdirs.unlink()
+    procdirs.mkdir()
+    os.chown(procdirs, helper.uid, helper.gid)
+
+
+def test_what_the_user_cannot_read(helper):
+    secret = helper.area / "secret"
+    secret.mkdir(mode=0o700)
+    (secret / "sub").mkdir()
+    for path in (secret / "sub", Path("/root")):
+        steps = (Tree(1, 0, 1), Mkdir(below("t"), 0o755), Attach(1, below("t"), 7))
+        got, out, _ = helper.run(helper.plan(*steps, sources=(source(path),)), "ls", str(path))
+        assert (got, out) != (0, "")
+
+
+def test_places_that_are_never_covered(helper):
+    tree = source(helper.tree)
+    for place in ("/proc", "/proc/self", "/proc/1/task", helper.home / "procdirs"):
+        plan = helper.plan(Tree(1, 0, 1), Attach(1, at(Path(place)), 7), sources=(tree,))
+        helper.refused(plan, "does not mount over")
+
+
+def test_covered_files_stay_covered(helper):
+    """A clone without its submounts would show what an administrator hid by mounting over it."""
+    hidden = helper.area / "hidden"
+    (hidden / "sub").mkdir(parents=True)
+    (hidden / "sub/secret").write_text("secret\n")
+    covered = hidden / "sub"
+    assert helper.private.root("mount", "-t", "tmpfs", "sbx-tests", covered).returncode == 0
+    try:
+        for unbindable in (False, True):
+            if unbindable:
+                assert helper.private.root("mount", "--make-unbindable", covered).returncode == 0
+            for recursive in (0, 1):
+                steps = [Tree(1, 0, recursive), Mkdir(below("t"), 0o755), Attach(1, below("t"), 7)]
+                helper.check(helper.plan(*steps, sources=(source(hidden),)), "ls -A $T/t/sub", "")
+    finally:
+        helper.private.root("umount", covered)
+
+
+def test_nothing_is_gained_by_covering_etc(helper):
+    etc = helper.area / "etc"
+    etc.mkdir()
+    (etc / "passwd").write_text("root::0:0:root:/root:/bin/sh\n")
+    plan = helper.plan(Tree(1, 0, 1), Attach(1, at(Path("/etc")), 6), sources=(source(etc),))
+    helper.check(plan, "su -c id 2>&1 | grep -c uid=0", "0\n", 1)

@@ -1,0 +1,139 @@
+"""Hostile plans: what the helper's rules refuse, and plans that are no plans."""
+
+import os
+import random
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sandbox.plan import (
+    Attach,
+    Extract,
+    IdMap,
+    Image,
+    Mode,
+    Overlay,
+    Scratch,
+    SetPropagation,
+    Tmpfs,
+    Tree,
+    Unshare,
+)
+from sandbox.setuid import HELPER
+from tests.support.launcher import NEWNS, NEWUSER, TOP, at, below, source
+
+START = (Unshare(NEWNS), SetPropagation(1))
+OTHER = 12346
+
+
+def test_namespaces(helper):
+    """CVE-2020-5291: a setuid bubblewrap that also made a user namespace. Here there is none to be had."""
+    tmpfs, top = Tmpfs(0, 1 << 20, 0, 0o700), Attach(0, TOP, 6)
+    helper.refused(helper.raw(), "makes no namespace")
+    for steps in (
+        (tmpfs, top),
+        (Unshare(NEWNS), tmpfs, top),
+        (Unshare(NEWUSER | NEWNS), SetPropagation(1)),
+        (Unshare(NEWUSER), SetPropagation(1)),
+        (Unshare(0), SetPropagation(1)),
+        (*START, Unshare(NEWNS)),
+        (*START, Unshare(NEWUSER)),
+    ):
+        helper.refused(helper.raw(*steps), "starts with a mount namespace")
+    helper.refused(helper.raw(*START, IdMap(0, 0, 0, 0)), "no user namespace")
+
+
+def test_rules(helper):
+    tree, image = source(helper.tree), helper.roots_source()
+    tmpfs, top = Tmpfs(0, 1 << 20, 0, 0o700), Attach(0, TOP, 6)
+    upper, overlay = Tmpfs(2, 1 << 20, 0, 0o700), Overlay(3, (1,), 2, 0)
+    unpack = Extract(2, 0, (b"/bin/true",))
+    for plan, text in (
+        (helper.raw(*START, Tmpfs(0, 0, 0, 0o700)), "a size is needed"),
+        (helper.raw(*START, tmpfs, top, top), "attached once"),
+        (helper.plan(Scratch(0, 1, 2), sources=(source(helper.disk),)), "not supported"),
+        (helper.plan(Image(1, 0), sources=(tree,)), "an image is a file"),
+        (helper.plan(Tree(1, 0, 1), upper, overlay, sources=(tree,)), "only an image"),
+        (helper.plan(Image(1, 0), Overlay(3, (1,), 0, 0), sources=(image,)), "attached nowhere"),
+        (helper.plan(Image(1, 0), upper, Overlay(3, (1,), 2, 1), sources=(image,)), "not allowed"),
+        (helper.plan(Image(1, 0), upper, overlay, Attach(2, below(""), 6), sources=(image,)), "attached once"),
+        (helper.plan(Image(1, 0), upper, unpack, overlay, sources=(image,)), "attached nowhere"),
+        (helper.plan(Image(1, 0), upper, overlay, unpack, sources=(image,)), "no upper layer"),
+        (helper.plan(Image(1, 0), Extract(1, 0, (b"/bin/true",)), sources=(image,)), "unpacks into a tmpfs"),
+    ):
+        helper.refused(plan, text)
+
+
+def test_plans_for_somebody_else(helper):
+    for mode in (Mode.ROOT, Mode.USERNS):
+        helper.refused(helper.raw(*START, mode=mode), "setuid mode only")
+    for uid in (0, OTHER):
+        helper.refused(helper.raw(*START, uid=uid), f"is for user {uid}")
+
+
+def test_truncated_and_changed_plans(helper):
+    good = helper.image_plan(helper.roots_source())
+    chance = random.Random(2)
+    for length in chance.sample(range(len(good)), 40):
+        helper.refused(good[:length], "cannot decode")
+    for _ in range(150):
+        bad = bytearray(good)
+        bad[chance.randrange(12, len(bad))] ^= 1 << chance.randrange(8)
+        got, _, err = helper.run(bytes(bad), "true")
+        assert (got, err.count("\n")) in ((0, 0), (125, 1)), err
+
+
+def test_policy_that_others_can_change(helper):
+    file = helper.policy_file
+    directory = file.parent
+    for change, undo in (
+        (lambda: os.chown(file, helper.uid, 0), lambda: os.chown(file, 0, 0)),
+        (lambda: file.chmod(0o666), lambda: file.chmod(0o644)),
+        (lambda: file.chmod(0o664), lambda: file.chmod(0o644)),
+        (lambda: directory.chmod(0o777), lambda: directory.chmod(0o755)),
+        (lambda: os.chown(directory, helper.uid, 0), lambda: os.chown(directory, 0, 0)),
+    ):
+        change()
+        helper.refused(helper.plan(), "could be changed by somebody else than root")
+        undo()
+    for text in ('images = "all"\n', "x = 1\n", "allow_new_privs = true\n"):
+        helper.policy(text)
+        helper.refused(helper.plan(), "line 1 is not understood")
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    helper.refused(helper.plan(), "policy.toml")
+    helper.policy(None)
+    helper.check(helper.plan(), "echo ran", "ran\n")  # none: the defaults
+
+
+def test_groups(helper):
+    helper.policy(f"groups = [{OTHER}]\n")
+    helper.refused(helper.plan(), "does not allow you")
+    helper.policy(f"groups = [{OTHER}, {helper.group}]\n")
+    helper.check(helper.plan(), "echo ran", "ran\n")
+    with pytest.raises(PermissionError):  # the kernel's own gate
+        subprocess.run([HELPER, "version"], **helper.become_with(helper.who.groups))
+
+
+def test_refusals_are_logged(helper):
+    if os.path.lexists("/dev/log"):
+        pytest.skip("/dev/log is in use")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.bind("/dev/log")
+        try:
+            os.chmod("/dev/log", 0o666)
+            log.settimeout(5)
+            helper.refused(helper.raw(), "makes no namespace")
+            line = f"<84>sandbox-helper: user {helper.uid}: setuid mode: the plan makes no namespace"
+            assert log.recv(2000).decode() == line
+        finally:
+            os.unlink("/dev/log")
+
+
+def test_an_image_comes_before_a_new_dev(helper):
+    """Loop devices are found by their names in the host's /dev."""
+    over = (Tree(1, 0, 1), Attach(1, at(Path("/dev")), 7))
+    sources = (source(helper.tree), helper.roots_source())
+    helper.refused(helper.plan(*over, Image(2, 1), sources=sources), "over /dev")
