@@ -17,7 +17,9 @@ from sandbox.plan import (
     Extract,
     Fuse,
     Image,
+    Limit,
     Mode,
+    Nice,
     Overlay,
     OverlayOption,
     Path,
@@ -26,6 +28,7 @@ from sandbox.plan import (
     Plan,
     PlanFlag,
     Propagation,
+    Resource,
     Scratch,
     SetPropagation,
     Slots,
@@ -34,6 +37,7 @@ from sandbox.plan import (
     Step,
     String,
     Strings,
+    Timeout,
     Tmpfs,
     Tree,
     UnsetEnv,
@@ -198,6 +202,8 @@ def _check(plan: Plan) -> None:
         _check_source(source)
     if plan.home.kind != SourceKind.DIRECTORY:
         raise PlanError("cannot decode the plan: the home is not a directory source")
+    if sum(isinstance(step, Timeout) for step in plan.steps) > 1:
+        raise PlanError("cannot decode the plan: more than one timeout")
     defined: set[int] = set()
     for index, step in enumerate(plan.steps):
         why = _step_fault(step, plan, defined)
@@ -240,6 +246,10 @@ def _value_fault(step: Step) -> str:
             return "the program's path is not absolute"
         case PlaceEnv() | UnsetEnv() if not step.name or b"=" in step.name:
             return "bad variable name"
+        case Limit(resource, soft, hard) if resource not in Resource.__members__.values() or soft > hard:
+            return f"unknown resource {resource}, or more allowed than at most"
+        case Nice(value) if value > 39:
+            return f"a nice value of {value} - 20"
         case _:
             return ""
 

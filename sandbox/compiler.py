@@ -238,6 +238,10 @@ class _Builder:
             self.steps.append(Run(*find_in_trees(spec.run, trees, option="--run")))
         if self.mode is not Mode.ROOT:
             self.steps.append(NoNewPrivs())
+        if spec.limits is not None:
+            from sandbox import limits
+
+            self.steps += limits.steps(spec.limits)
         self.steps.append(DeathSignal(signal.SIGKILL))
 
 

@@ -2,9 +2,11 @@
 
 import os
 
+EXIT_TIMED_OUT = 124
 EXIT_LAUNCHER_FAILED = 125
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
+TIMED_OUT = "the command was ended: its time was up (--timeout)"
 
 
 def printable(raw: bytes | str) -> str:

@@ -12,18 +12,22 @@ from sandbox.plan import (
     Guard,
     IdMap,
     Image,
+    Limit,
     Mkdir,
     Mode,
+    Nice,
     NoNewPrivs,
     Overlay,
     Place,
     PlaceEnv,
     Plan,
+    Resource,
     Run,
     Scratch,
     SetPropagation,
     SourceKind,
     Step,
+    Timeout,
     Tmpfs,
     Tree,
     UnsetEnv,
@@ -34,6 +38,11 @@ _MODES = {
     Mode.ROOT: "root: real root mounts",
     Mode.SETUID: "setuid: the setuid helper mounts",
     Mode.USERNS: "userns: a user namespace of your own, no privilege",
+}
+_RESOURCES = {
+    Resource.CPU_SECONDS: "seconds of processor time for each process",
+    Resource.FILE_BYTES: "bytes in a file",
+    Resource.OPEN_FILES: "open files for each process",
 }
 _NAMESPACES = {0x00020000: "mount", 0x10000000: "user", 0x20000000: "pid", 0x40000000: "net"}
 
@@ -106,4 +115,10 @@ def _line(plan: Plan, step: Step) -> str:  # noqa: C901  (one line per kind of s
             return "no new privileges (setuid programs give none)"
         case DeathSignal(number):
             return f"signal {number} to the command when its supervisor dies"
+        case Limit(resource, soft):
+            return f"at most {soft} {_RESOURCES[Resource(resource)]}"
+        case Nice(value):
+            return f"nice value {value - 20}"
+        case Timeout(limit, kill_after):
+            return f"SIGTERM to everything after {limit / 1e9:g} s, SIGKILL {kill_after / 1e9:g} s later"
     raise AssertionError(step)

@@ -57,6 +57,14 @@ class OverlayOption(enum.IntFlag):
     REDIRECT_DIR = 2
 
 
+class Resource(enum.IntEnum):
+    """What a Limit limits, each in its own unit."""
+
+    CPU_SECONDS = 1
+    FILE_BYTES = 2
+    OPEN_FILES = 3
+
+
 class PlanFlag(enum.IntFlag):
     LEAVE_RUNNING = 1
 
@@ -222,6 +230,27 @@ class DeathSignal(Record):
     signal: U32
 
 
+class Limit(Record):
+    """setrlimit(2) of the command, right before it starts; what it starts inherits it."""
+
+    resource: U8
+    soft: U64
+    hard: U64
+
+
+class Nice(Record):
+    """The command's nice value plus 20: 0 to 39, set right before it starts."""
+
+    value: U8
+
+
+class Timeout(Record):
+    """The supervisor's: how long the command may take, and how long it has from SIGTERM to SIGKILL."""
+
+    limit_ns: U64
+    kill_after_ns: U64
+
+
 Step = (
     Unshare
     | IdMap
@@ -242,6 +271,9 @@ Step = (
     | Run
     | NoNewPrivs
     | DeathSignal
+    | Limit
+    | Nice
+    | Timeout
 )
 
 OPCODES: dict[int, type[Any]] = {
@@ -264,6 +296,9 @@ OPCODES: dict[int, type[Any]] = {
     0x11: Run,
     0x12: NoNewPrivs,
     0x13: DeathSignal,
+    0x30: Limit,
+    0x31: Nice,
+    0x32: Timeout,
 }
 OPCODE_OF: dict[type[Any], int] = {cls: code for code, cls in OPCODES.items()}
 

@@ -2,9 +2,13 @@
 
 import enum
 import re
+from typing import TYPE_CHECKING
 
 from sandbox.errors import UsageError, printable
 from sandbox.record import Record
+
+if TYPE_CHECKING:
+    from sandbox.limits import Limits
 
 DEFAULT_MAX_UNPACKED = 64 << 30
 _SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -35,7 +39,7 @@ class SymlinkPolicy(Record):
 
 
 class Spec(Record):
-    """One `sandbox run`. Sizes are bytes; `command` may be empty only with `run`."""
+    """One `sandbox run`. Sizes are bytes; `command` may be empty only with `run`; `limits` None: as inherited."""
 
     command: tuple[bytes, ...] = ()
     trees: tuple[Tree, ...] = ()
@@ -53,6 +57,7 @@ class Spec(Record):
     max_unpacked: int = DEFAULT_MAX_UNPACKED
     symlinks: tuple[SymlinkPolicy, ...] = ()
     leave_running: bool = False
+    limits: "Limits | None" = None
 
 
 OUR_VARIABLES = (b"SANDBOX_TMPDIR", b"SANDBOX_STATIC", b"SANDBOX_DYNAMIC")

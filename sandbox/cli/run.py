@@ -3,17 +3,29 @@
 import argparse
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sandbox import launch
 from sandbox.cli.main import complain
 from sandbox.cli.parser import HelpFormatter, Parser
+from sandbox.errors import TIMED_OUT
 from sandbox.spec import DEFAULT_MAX_UNPACKED, ENGINES, MODES, Spec, Tree, TreeKind, parse_size, parse_symlinks
+
+if TYPE_CHECKING:
+    from sandbox.limits import Limits
 
 _EPILOG = """\
 SRC is a squashfs image, a zip (also .whl, .jar), a tar (plain, gzip, bzip2, xz, zstd), a directory, an AppImage, or
 base64 text of a zip or squashfs. The kind is told by content. Exit codes: 125 sandbox itself failed, 126 the command
 cannot be executed, 127 it was not found, otherwise the command's own."""
+_LIMITS = {
+    "timeout": ("DURATION", "end the job after this long: 20m, 1h30m, 90s"),
+    "kill_after": ("DURATION", "kill what is left this long after the end was asked for (default 10s)"),
+    "cpu_time": ("DURATION", "processor time of each process"),
+    "nofile": ("N", "open files of each process"),
+    "fsize": ("SIZE", "the largest file that can be written"),
+    "nice": ("N", "the job's nice value, -20 to 19"),
+}
 
 
 class _AddTree(argparse.Action):
@@ -87,6 +99,8 @@ def _parser() -> tuple[Parser, list[argparse.Action]]:
         help="whether links in a tree are followed",
     )
     option("--leave-running", action="store_true", help="do not end what the command leaves behind")
+    for name, (metavar, text) in _LIMITS.items():
+        option("--" + name.replace("_", "-"), metavar=metavar, help=text)
     option("--explain", action="store_true", help="print the plan and run nothing")
     option("-v", "--verbose", action="store_true", help="say what is being done")
     return parser, actions
@@ -138,8 +152,19 @@ def parse(argv: list[bytes]) -> tuple[Spec, argparse.Namespace]:
         else parse_size(args.max_unpacked, option="--max-unpacked"),
         symlinks=tuple(parse_symlinks(raw(text)) for text in args.symlinks),
         leave_running=args.leave_running,
+        limits=_limits(args),
     )
     return spec, args
+
+
+def _limits(args: argparse.Namespace) -> "Limits | None":
+    """Only who limits something pays for knowing how."""
+    texts = {name: text for name in _LIMITS if (text := getattr(args, name)) is not None}
+    if not texts:
+        return None
+    from sandbox import limits
+
+    return limits.parse(texts)
 
 
 def main(argv: list[bytes]) -> int:
@@ -152,6 +177,8 @@ def main(argv: list[bytes]) -> int:
         return 0
     hint = complain if args.verbose or os.isatty(2) else _silent
     result = launch.run(spec, callers_environment(), say=say, hint=hint)
+    if result.timed_out:
+        complain(TIMED_OUT)
     from sandbox.engine.supervisor import end_like
 
     return end_like(result)

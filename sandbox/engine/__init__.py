@@ -12,7 +12,8 @@ class Launch(Record):
 
 
 class Result(Record):
-    """How the command ended: `exit_code`, or the `signal` that killed it (0: none)."""
+    """How the command ended: `exit_code`, or the `signal` that killed it (0: none); `timed_out`: it was made to."""
 
     exit_code: int
     signal: int = 0
+    timed_out: bool = False

@@ -11,7 +11,7 @@ from sandbox.engine import Launch, Result, steps, supervisor
 from sandbox.engine.steps import Child
 from sandbox.errors import CommandError, SandboxError, SourceError, StepError, printable, reason
 from sandbox.home import Home, RunRecord
-from sandbox.plan import Plan, PlanFlag, Scratch, Source, SourceKind
+from sandbox.plan import Plan, PlanFlag, Scratch, Source, SourceKind, Timeout
 
 
 def run(plan: Plan, launch: Launch, where: Home) -> Result:
@@ -99,14 +99,16 @@ def _make_scratch(parent: Source, name: bytes) -> None:
 def _run_child(plan: Plan, launch: Launch, where: Home, record: RunRecord, inherited: tuple[object, int]) -> Result:
     prctl.set_child_subreaper(1)
     supervisor_pid = os.getpid()
+    timeout = next((step for step in plan.steps if isinstance(step, Timeout)), None)
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     with fsops.closing(reader):
         command = os.fork()
         if command == 0:
             _become_command(Child(plan, launch, where, record, supervisor_pid), writer, inherited)
         os.close(writer)
-        result = supervisor.supervise(command)
-        if not plan.flags & PlanFlag.LEAVE_RUNNING:
+        result = supervisor.supervise(command, timeout)
+        # A time limit is for everything that the command started.
+        if result.timed_out or not plan.flags & PlanFlag.LEAVE_RUNNING:
             supervisor.end_leftovers()
         _raise_failure(reader)
         return result

@@ -10,7 +10,7 @@ from typing import Any
 import prctl
 
 from sandbox import fsops
-from sandbox.engine import Launch, loop, trouble
+from sandbox.engine import Launch, loop, rlimits, trouble
 from sandbox.engine import syscalls as sys
 from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, SandboxError, StepError, printable, reason
 from sandbox.home import Home, RunRecord
@@ -25,7 +25,9 @@ from sandbox.plan import (
     Guard,
     IdMap,
     Image,
+    Limit,
     Mkdir,
+    Nice,
     NoNewPrivs,
     Overlay,
     OverlayOption,
@@ -37,6 +39,7 @@ from sandbox.plan import (
     Scratch,
     SetPropagation,
     SourceKind,
+    Timeout,
     Tmpfs,
     Tree,
     UnsetEnv,
@@ -66,6 +69,7 @@ class Child:
         self.executable: bytes | None = None
         self.mounts: dict[int, int] = {}
         self.attached: set[int] = set()
+        self.limits: list[Limit | Nice] = []
         self.momentary = contextlib.ExitStack()
         self.procdir = -1
         self.procdir_path = os.path.join(home.run_path, b"procdirs", record.name)
@@ -80,6 +84,8 @@ class Child:
                     raise StepError(
                         f"{trouble.describe(self, step)}: {trouble.why(error)}", hint=trouble.remedy(step, error)
                     ) from None
+        for limit in self.limits:
+            rlimits.apply(limit)
         if not any(isinstance(step, DeathSignal) for step in self.plan.steps):
             prctl.set_pdeathsig(0)
 
@@ -314,6 +320,13 @@ class Child:
         if os.getppid() != self.parent:
             os._exit(1)
 
+    def limit(self, step: Limit | Nice) -> None:
+        """Kept for the end: what is still to be done must not run into them."""
+        self.limits.append(step)
+
+    def timeout(self, _: Timeout) -> None:
+        """The supervisor's."""
+
 
 _DO: dict[type[Any], Any] = {
     Unshare: Child.unshare,
@@ -335,6 +348,9 @@ _DO: dict[type[Any], Any] = {
     Run: Child.run,
     NoNewPrivs: Child.no_new_privs,
     DeathSignal: Child.death_signal,
+    Limit: Child.limit,
+    Nice: Child.limit,
+    Timeout: Child.timeout,
 }
 
 

@@ -8,6 +8,9 @@ import time
 from typing import NoReturn
 
 from sandbox.engine import Result
+from sandbox.engine import syscalls as sys
+from sandbox.errors import EXIT_TIMED_OUT
+from sandbox.plan import Timeout
 
 _SI_KERNEL = 0x80
 _FORWARDED = {
@@ -22,18 +25,58 @@ _FORWARDED = {
     signal.SIGCONT,
 }
 _GRACE = 0.5
+# How often what is left is looked at again: it may have started something new.
+_LOOK = 0.05
+# How often at most before the killing: each time fewer are left that can start something.
+_SCANS = 100
 
 
-def supervise(command: int) -> Result:
+class _Clock:
+    """When everything is asked to end, and when it is killed: a Timeout step, or never."""
+
+    def __init__(self, timeout: Timeout | None) -> None:
+        self.is_up = False
+        self.kill_after = timeout.kill_after_ns / 1e9 if timeout else 0.0
+        self.deadline = time.monotonic() + timeout.limit_ns / 1e9 if timeout else None
+
+    def left(self) -> float:
+        """Seconds to wait for signals; without a deadline, long ones."""
+        return 3600.0 if self.deadline is None else max(self.deadline - time.monotonic(), 0)
+
+    def strike(self) -> None:
+        """What the time that has come demands: once SIGTERM, then SIGKILL, again and again."""
+        if self.deadline is None or time.monotonic() < self.deadline:
+            return
+        if self.is_up:
+            _kill_below()
+            self.deadline = time.monotonic() + _LOOK
+            return
+        self.is_up = True
+        _ask(_below())
+        self.deadline = time.monotonic() + self.kill_after
+
+
+def supervise(command: int, timeout: Timeout | None) -> Result:
     """Wait for the command, with all signals blocked by the caller, and pass signals on. Reaps orphans as well."""
-    while True:
-        info = signal.sigwaitinfo(signal.valid_signals())
-        if info.si_signo == signal.SIGCHLD:
-            if (result := _reap(command)) is not None:
-                return result
-        elif info.si_signo in _FORWARDED and _is_for_command(info, command):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(command, info.si_signo)
+    clock = _Clock(timeout)
+    # A job that stops stops its supervisor, and must not stop the clock by that.
+    with contextlib.nullcontext() if clock.deadline is None else sys.continued_at(clock.deadline):
+        while True:
+            info = signal.sigtimedwait(signal.valid_signals(), clock.left())
+            clock.strike()
+            if info is None:
+                continue
+            if info.si_signo == signal.SIGCHLD:
+                if (result := _reap(command, may_stop=not clock.is_up)) is not None:
+                    return result.replace(timed_out=clock.is_up)
+            elif info.si_signo in _FORWARDED and _is_for_command(info, command):
+                _send(command, info.si_signo)
+
+
+def _send(pid: int, number: int) -> None:
+    # What runs as somebody else now is not ours to end.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
 
 
 def _is_for_command(info: signal.struct_siginfo, command: int) -> bool:
@@ -47,7 +90,7 @@ def _is_for_command(info: signal.struct_siginfo, command: int) -> bool:
     return False
 
 
-def _reap(command: int) -> Result | None:
+def _reap(command: int, *, may_stop: bool) -> Result | None:
     """Everything that happened to children; the result once the command itself has ended."""
     options = os.WEXITED | os.WSTOPPED | os.WNOHANG
     result = None
@@ -55,7 +98,7 @@ def _reap(command: int) -> Result | None:
         while (event := os.waitid(os.P_ALL, 0, options)) is not None:
             if event.si_pid != command:
                 continue
-            if event.si_code == os.CLD_STOPPED:
+            if event.si_code == os.CLD_STOPPED and may_stop:
                 _stop_too(command)
             elif event.si_code == os.CLD_EXITED:
                 result = Result(event.si_status)
@@ -67,52 +110,83 @@ def _reap(command: int) -> Result | None:
 def _stop_too(command: int) -> None:
     """A shell sees its job, this process, stop with the command and continues both with one SIGCONT."""
     os.kill(os.getpid(), signal.SIGSTOP)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(command, signal.SIGCONT)
+    _send(command, signal.SIGCONT)
 
 
 def end_leftovers() -> None:
     """End every process below this one (it is a child subreaper): asked first, killed after a grace."""
     deadline = time.monotonic() + _GRACE
     asked: set[int] = set()
-    while children := _children():
-        kill = time.monotonic() > deadline
-        for pid in children:
-            if kill or pid not in asked:
-                asked.add(pid)
-                for number in (signal.SIGKILL,) if kill else (signal.SIGTERM, signal.SIGCONT):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, number)
-        signal.sigtimedwait({signal.SIGCHLD}, 0.05)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+    while _any_left():
+        if time.monotonic() < deadline:
+            new = [pid for pid in _below() if pid not in asked]
+            asked.update(new)
+            _ask(new)
+        elif not _kill_below():
+            return
+        signal.sigtimedwait({signal.SIGCHLD}, _LOOK)
 
 
-def _children() -> list[int]:
-    """Direct children that are not yet reaped (proc(5), /proc/PID/task/TID/children), cheaply none at first."""
+def _any_left() -> bool:
+    """Reaps what has ended; whether a child still lives."""
     with contextlib.suppress(ChildProcessError):
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+        return True
+    return False
+
+
+def _ask(pids: list[int]) -> None:
+    for pid in pids:
+        _send(pid, signal.SIGTERM)
+        _send(pid, signal.SIGCONT)
+
+
+def _kill_below() -> bool:
+    """Kill everything below this process. False when nothing of it is ours to kill.
+
+    Stopped first, until no new one appears: whoever is killed makes room for a child of one that is not yet.
+    """
+    stopped: set[int] = set()
+    for _ in range(_SCANS):
+        new = [pid for pid in _below() if pid not in stopped]
+        if not new:
+            break
+        stopped.update(new)
+        for pid in new:
+            _send(pid, signal.SIGSTOP)
+    refused = 0
+    for pid in stopped:
         try:
-            with open(f"/proc/self/task/{os.getpid()}/children") as file:
-                return [int(pid) for pid in file.read().split()]
-        except FileNotFoundError:
-            return _children_by_scan()
-    return []
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            refused += 1
+    return refused < len(stopped) or not stopped
 
 
-def _children_by_scan() -> list[int]:
-    """For kernels without CONFIG_PROC_CHILDREN."""
-    found = []
+def _below() -> list[int]:
+    """Every process below this one, from /proc: a child's children are found whatever thread started them."""
+    children: dict[int, list[int]] = {}
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:
-            if int(file.read().rpartition(b")")[2].split()[1]) == os.getpid():
-                found.append(int(entry))
-    return found
+            # Field 4 of proc_pid_stat(5); the name before it may hold anything.
+            parent = int(file.read().rpartition(b")")[2].split()[1])
+            children.setdefault(parent, []).append(int(entry))
+    found = [os.getpid()]
+    for pid in found:
+        found += children.get(pid, ())
+    return found[1:]
 
 
 def end_like(result: Result) -> NoReturn:
-    """Leave this process as the command left: the same exit code, or death by the same signal without a core."""
+    """Leave this process as the command left: the same exit code, or death by the same signal without a core.
+
+    A command whose time was up leaves 124, however it took that.
+    """
+    if result.timed_out:
+        os._exit(EXIT_TIMED_OUT)
     if result.signal:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with contextlib.suppress(OSError, ValueError):

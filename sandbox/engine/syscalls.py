@@ -5,11 +5,15 @@ close-on-exec and belong to the caller. Numbers are those of the generic syscall
 the same on every architecture since.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import os
+import signal
 import struct
+import time
+from collections.abc import Iterator
 from typing import Any
 
 AT_FDCWD = -100
@@ -52,6 +56,7 @@ _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
+_TIMER_ABSTIME = 1
 
 _LOOP_SET_STATUS64 = 0x4C04
 _LOOP_GET_STATUS64 = 0x4C05
@@ -165,6 +170,22 @@ def unmount(fd: int) -> None:
 def unshare(flags: int) -> None:
     """unshare(2)."""
     _checked(_libc.unshare(ctypes.c_int(flags)))
+
+
+@contextlib.contextmanager
+def continued_at(deadline: float) -> Iterator[None]:
+    """A SIGCONT for this process at a time of CLOCK_MONOTONIC, in seconds: it ends a stop (timer_create(2))."""
+    # struct sigevent: value, signal, SIGEV_SIGNAL (0), and unused space up to 64 bytes.
+    event = struct.pack("<qii48x", 0, signal.SIGCONT, 0)
+    timer = ctypes.c_void_p()
+    _checked(_libc.timer_create(ctypes.c_int(time.CLOCK_MONOTONIC), event, ctypes.byref(timer)))
+    try:
+        seconds, fraction = divmod(deadline, 1)
+        absolute = struct.pack("<4q", 0, 0, int(seconds), int(fraction * 1e9))
+        _checked(_libc.timer_settime(timer, ctypes.c_int(_TIMER_ABSTIME), absolute, None))
+        yield
+    finally:
+        _libc.timer_delete(timer)
 
 
 def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:

@@ -5,6 +5,8 @@ use crate::prelude::*;
 use core::fmt::Write;
 use rustix::io::Errno;
 
+/// The command's time was up.
+pub const TIMED_OUT: i32 = 124;
 /// The launcher itself failed.
 pub const LAUNCHER_FAILED: i32 = 125;
 /// The command was found and cannot be executed.

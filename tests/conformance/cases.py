@@ -4,6 +4,7 @@ A case's `script` is given to `sh -c` inside the sandbox; `{d}` in options is a 
 `make_inputs` makes. What it prints on stdout and its exit code must be exactly as said, whoever carries out the plan.
 """
 
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,6 +94,28 @@ def _source_cases() -> list[Case]:
 _READ_ONLY = (
     'touch "$SANDBOX_STATIC/t/x" 2>/dev/null || echo refused; rm -f "$SANDBOX_STATIC/t/f" 2>/dev/null || echo kept'
 )
+
+_STUBBORN = "trap '' TERM; (setsid sh -c 'sleep 1000 & exec sleep 1000' &); while :; do sleep 0.1; done"
+_LIMIT_CASES = [
+    Case("timeout", "sleep 1000", ("--timeout", "0.3"), code=124, stderr="its time was up"),
+    Case("time enough", "exit 3", ("--timeout", "1h30m"), code=3),
+    Case("timeout and grace", "trap 'echo end; exit 3' TERM; sleep 1000 & wait", ("--timeout", "0.3"), "end\n", 124),
+    Case("timeout of what ignores it", _STUBBORN, ("--timeout", "0.3", "--kill-after", "0.2s"), code=124),
+    Case("timeout of what stops itself", "kill -STOP $$", ("--timeout", "0.3", "--kill-after", "0.2"), code=124),
+    Case(
+        "timeout ends what may stay",
+        _STUBBORN,
+        ("--timeout", "0.3", "--kill-after", "0.2", "--leave-running"),
+        code=124,
+    ),
+    Case("processor time", "while :; do :; done", ("--cpu-time", "1"), code=-signal.SIGXCPU),
+    Case("open files", "ulimit -n; ulimit -Hn", ("--nofile", "64"), "64\n64\n"),
+    Case(
+        "more open files than allowed", "true", ("--nofile", "2147483648"), code=125, stderr="open files to 2147483648"
+    ),
+    Case("file size", "exec head -c 3M /dev/zero > $SANDBOX_TMPDIR/x", ("--fsize", "1M"), code=-signal.SIGXFSZ),
+    Case("nice", "nice", ("--nice", "19"), "19\n"),
+]
 
 CASES = [
     Case("exit code", "exit 42", code=42),
@@ -259,4 +282,5 @@ CASES = [
         "full\n",
     ),
     Case("what is left is ended", "sleep 1000 & setsid sleep 1000 & exit 3", code=3),
+    *_LIMIT_CASES,
 ]

@@ -20,8 +20,10 @@ from sandbox.plan import (
     Guard,
     IdMap,
     Image,
+    Limit,
     Mkdir,
     Mode,
+    Nice,
     NoNewPrivs,
     Overlay,
     Place,
@@ -33,6 +35,7 @@ from sandbox.plan import (
     SetPropagation,
     Source,
     SourceKind,
+    Timeout,
     Tmpfs,
     Tree,
     UnsetEnv,
@@ -76,6 +79,14 @@ EVERY_STEP = (
     NoNewPrivs(),
     DeathSignal(9),
 )
+LIMITS = (
+    Limit(1, 60, 70),
+    Limit(2, 2**64 - 1, 2**64 - 1),
+    Limit(3, 0, 1024),
+    Nice(0),
+    Nice(39),
+    Timeout(1_500_000_000, 2**64 - 1),
+)
 
 
 def plan(
@@ -92,6 +103,7 @@ def good() -> Iterator[tuple[str, str, Plan]]:
     yield "minimal", "no source, no step, mode root", plan()
     yield "setuid", "mode setuid, one step", plan(NoNewPrivs(), mode=Mode.SETUID)
     yield "every-step", "every kind of step and source, mode userns, the flag to leave processes running", FULL
+    yield "limits", "every limit, nice value and a timeout", plan(*LIMITS)
     odd = b"/a b/\xff\xfe/new\nline/\xe2\x80\xae/..//."
     yield (
         "odd-paths",
@@ -239,6 +251,11 @@ def bad_steps() -> Iterator[tuple[str, str, bytes]]:
     yield "env-equals", "PlaceEnv of a name with =", with_steps(step(0x0E, text(b"A=B") + place(2, b"")))
     yield "unset-empty", "UnsetEnv without a name", with_steps(step(0x0F, text(b"")))
     yield "unset-equals", "UnsetEnv of a name with =", with_steps(step(0x0F, text(b"=")))
+    yield "limit-resource-0", "resource 0", with_steps(step(0x30, b"\0" + bytes(16)))
+    yield "limit-resource-9", "an unknown resource", with_steps(step(0x30, b"\x09" + bytes(16)))
+    yield "limit-soft", "a soft limit above the hard one", with_steps(step(0x30, b"\1" + struct.pack("<QQ", 2, 1)))
+    yield "nice-40", "a nice value of 20", with_steps(step(0x31, b"\x28"))
+    yield "timeout-twice", "two timeouts", with_steps(step(0x32, bytes(16)), step(0x32, bytes(16)))
     yield (
         "string-too-long",
         f"a string of {MAX_STRING + 1} bytes",

@@ -4,6 +4,7 @@ mod command;
 mod extract;
 mod fuse;
 mod image;
+mod limits;
 mod loopdev;
 mod mounts;
 mod namespaces;
@@ -68,6 +69,8 @@ pub struct Child<'p> {
     /// The root of what is mounted on the procdir, or the procdir itself.
     procdir: Option<OwnedFd>,
     layers: Option<Layers>,
+    /// What is set last: nothing that is still to be done may run into it.
+    limits: Vec<Step<'p>>,
 }
 
 /// Execute the plan and become the command. Returns only to say why that failed.
@@ -82,6 +85,7 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
         procdirs: None,
         procdir: None,
         layers: None,
+        limits: Vec::new(),
     };
     for step in steps {
         if let Err(failure) = child.execute(step) {
@@ -96,6 +100,9 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
         return failure;
     }
     rustix::process::umask(child.prepared.umask);
+    if let Err(failure) = limits::apply(&child.limits) {
+        return failure;
+    }
     child.run_command()
 }
 
@@ -111,8 +118,8 @@ fn explained(step: &Step, mut failure: Failure, plan: &Plan) -> Failure {
     failure.hint(hint)
 }
 
-impl Child<'_> {
-    fn execute(&mut self, step: &Step) -> Outcome<()> {
+impl<'p> Child<'p> {
+    fn execute(&mut self, step: &Step<'p>) -> Outcome<()> {
         match *step {
             Step::Unshare { flags } => self.unshare(flags),
             Step::IdMap { uid_inside, uid_outside, gid_inside, gid_outside } => {
@@ -142,6 +149,12 @@ impl Child<'_> {
             Step::Run { ref place, path } => self.find_in_tree(place, path),
             Step::NoNewPrivs => namespaces::no_new_privs(),
             Step::DeathSignal { signal } => namespaces::death_signal(signal, self.prepared.supervisor),
+            Step::Limit { .. } | Step::Nice { .. } => {
+                self.limits.push(*step);
+                Ok(())
+            }
+            // The supervisor's.
+            Step::Timeout { .. } => Ok(()),
         }
     }
 }

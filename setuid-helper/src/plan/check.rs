@@ -8,6 +8,9 @@ pub fn check(plan: &Plan) -> Result<(), Invalid> {
     if plan.home.kind != SourceKind::Directory {
         return Err(Invalid { why: "the home is not a directory source", at: 0 });
     }
+    if plan.steps.iter().filter(|step| matches!(step, Step::Timeout { .. })).count() > 1 {
+        return Err(Invalid { why: "more than one timeout", at: 0 });
+    }
     let mut defined = Defined(Vec::new());
     for (index, step) in plan.steps.iter().enumerate() {
         step_fault(step, plan.sources.len(), &mut defined).map_err(|why| Invalid { why, at: index })?;
@@ -73,6 +76,8 @@ fn step_fault(step: &Step, sources: usize, defined: &mut Defined) -> Fault {
             defined.used(slot)
         }
         Step::PlaceEnv { name, .. } | Step::UnsetEnv { name } => variable_name(name),
+        Step::Limit { soft, hard, .. } if soft > hard => Err("a limit beyond its own maximum"),
+        Step::Nice { value } if value > 39 => Err("no such nice value"),
         _ => Ok(()),
     }
 }

@@ -3,8 +3,8 @@
 use super::check::check;
 use super::reader::{Invalid, Read, Reader};
 use super::{
-    Base, FIRST_VERSION, LAST_VERSION, LEAVE_RUNNING, MAGIC, MAX_BYTES, Mode, Place, Plan, Propagation, Source,
-    SourceKind, Step,
+    Base, FIRST_VERSION, LAST_VERSION, LEAVE_RUNNING, MAGIC, MAX_BYTES, Mode, Place, Plan, Propagation, Resource,
+    Source, SourceKind, Step,
 };
 
 const SMALLEST_SOURCE: usize = 1 + 4 + 5 * 8;
@@ -119,6 +119,9 @@ fn body<'a>(opcode: u16, r: &mut Reader<'a>) -> Read<Step<'a>> {
         0x11 => Step::Run { place: place(r)?, path: r.path()? },
         0x12 => Step::NoNewPrivs,
         0x13 => Step::DeathSignal { signal: r.u32()? },
+        0x30 => Step::Limit { resource: resource(r)?, soft: r.u64()?, hard: r.u64()? },
+        0x31 => Step::Nice { value: r.u8()? },
+        0x32 => Step::Timeout { limit_ns: r.u64()?, kill_after_ns: r.u64()? },
         _ => return Err(r.fail("unknown step")),
     })
 }
@@ -128,6 +131,15 @@ fn propagation(r: &mut Reader) -> Read<Propagation> {
         1 => Ok(Propagation::Slave),
         2 => Ok(Propagation::Private),
         _ => Err(r.fail("unknown propagation")),
+    }
+}
+
+fn resource(r: &mut Reader) -> Read<Resource> {
+    match r.u8()? {
+        1 => Ok(Resource::CpuSeconds),
+        2 => Ok(Resource::FileBytes),
+        3 => Ok(Resource::OpenFiles),
+        _ => Err(r.fail("unknown resource")),
     }
 }
 

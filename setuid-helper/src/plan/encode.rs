@@ -90,6 +90,9 @@ impl Writer {
             Step::Run { ref place, path } => self.place(place).bytes(path).code(0x11),
             Step::NoNewPrivs => 0x12,
             Step::DeathSignal { signal } => self.u32(signal).code(0x13),
+            Step::Limit { resource, soft, hard } => self.u8(resource as u8).u64(soft).u64(hard).code(0x30),
+            Step::Nice { value } => self.u8(value).code(0x31),
+            Step::Timeout { limit_ns, kill_after_ns } => self.u64(limit_ns).u64(kill_after_ns).code(0x32),
         }
     }
 

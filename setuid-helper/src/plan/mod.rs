@@ -113,6 +113,18 @@ pub enum Propagation {
     Private = 2,
 }
 
+/// What a `Limit` limits, each in its own unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Resource {
+    /// Seconds of processor time.
+    CpuSeconds = 1,
+    /// Bytes in a file.
+    FileBytes = 2,
+    /// Open files.
+    OpenFiles = 3,
+}
+
 /// Bits of `Attach::attrs`.
 pub mod attr {
     /// Read-only.
@@ -168,6 +180,9 @@ pub enum Step<'a> {
     Run { place: Place<'a>, path: &'a [u8] },
     NoNewPrivs,
     DeathSignal { signal: u32 },
+    Limit { resource: Resource, soft: u64, hard: u64 },
+    Nice { value: u8 },
+    Timeout { limit_ns: u64, kill_after_ns: u64 },
 }
 
 impl Step<'_> {
@@ -193,6 +208,9 @@ impl Step<'_> {
             Step::Run { .. } => "Run",
             Step::NoNewPrivs => "NoNewPrivs",
             Step::DeathSignal { .. } => "DeathSignal",
+            Step::Limit { .. } => "Limit",
+            Step::Nice { .. } => "Nice",
+            Step::Timeout { .. } => "Timeout",
         }
     }
 }

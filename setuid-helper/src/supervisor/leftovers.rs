@@ -9,7 +9,9 @@ use rustix::process::{Pid, WaitOptions, getpid, wait};
 
 const GRACE: Duration = Duration::from_millis(500);
 /// How often what is left is looked at again: it may have started something new.
-const LOOK: Duration = Duration::from_millis(50);
+pub const LOOK: Duration = Duration::from_millis(50);
+/// How often at most before the killing: each time fewer are left that can start something.
+const SCANS: usize = 100;
 
 /// End every process below this one, which is a child subreaper. Costs one system call when there is none.
 pub fn end() {
@@ -17,19 +19,40 @@ pub fn end() {
     let deadline = sys::now() + GRACE;
     let mut asked = Vec::new();
     while any_left() {
-        let kill = sys::now() >= deadline;
-        let left = descendants();
-        let mut refused = 0;
-        for pid in &left {
-            let answer = if kill { sys::send(*pid, libc::SIGKILL) } else { ask(*pid, &mut asked) };
-            refused += usize::from(answer == Err(Errno::PERM));
-        }
-        // What runs as somebody else now is not ours to end, and not ours to wait for.
-        if kill && !left.is_empty() && refused == left.len() {
+        let left = deadline.saturating_sub(sys::now());
+        if !left.is_zero() {
+            ask_all(&mut asked);
+        } else if !kill_all() {
             return;
         }
-        sys::wait(children, Some(if kill { LOOK } else { LOOK.min(deadline.saturating_sub(sys::now())) }));
+        sys::wait(children, Some(if left.is_zero() { LOOK } else { LOOK.min(left) }));
     }
+}
+
+/// Ask everything below this process to end, but for what was asked already.
+pub fn ask_all(asked: &mut Vec<Pid>) {
+    for pid in descendants() {
+        let _ = ask(pid, asked);
+    }
+}
+
+/// Kill everything below this process; false when none of it is ours to kill, and so not ours to wait for.
+///
+/// Stopped first, until no new one appears: whoever is killed makes room for a child of one that is not yet.
+pub fn kill_all() -> bool {
+    let mut stopped: Vec<Pid> = Vec::new();
+    for _ in 0..SCANS {
+        let new: Vec<Pid> = descendants().into_iter().filter(|pid| !stopped.contains(pid)).collect();
+        if new.is_empty() {
+            break;
+        }
+        for pid in &new {
+            let _ = sys::send(*pid, libc::SIGSTOP);
+        }
+        stopped.extend(new);
+    }
+    let refused = stopped.iter().filter(|pid| sys::send(**pid, libc::SIGKILL) == Err(Errno::PERM)).count();
+    stopped.is_empty() || refused < stopped.len()
 }
 
 fn ask(pid: Pid, asked: &mut Vec<Pid>) -> Result<(), Errno> {

@@ -1,5 +1,6 @@
 //! The process that stays behind: prepares the host side, waits, forwards signals, cleans up.
 
+mod clock;
 mod keeper;
 mod leftovers;
 mod wait;
@@ -7,7 +8,7 @@ mod wait;
 use crate::child::{self, Devices, Prepared};
 use crate::cli::complain;
 use crate::environment::Environment;
-use crate::error::{Doing, Failure, Outcome};
+use crate::error::{Doing, Failure, Outcome, TIMED_OUT};
 use crate::home::Home;
 use crate::plan::{LEAVE_RUNNING, Plan, Step};
 use crate::prelude::*;
@@ -17,6 +18,7 @@ use crate::setuid::{self, OVERLAY, Policy, Rights};
 use crate::sources::{Handed, Sources};
 use crate::stale;
 use crate::sys::{self, Forked, Mask};
+use clock::Clock;
 use core::ffi::CStr;
 use rustix::fd::OwnedFd;
 use rustix::fs::Mode;
@@ -53,6 +55,7 @@ pub fn launch(
     scratch::make(plan, &record.id)?;
     set_child_subreaper(Some(getpid())).doing("become a child subreaper", b"")?;
     let (report, writer) = pipe_with(PipeFlags::CLOEXEC).doing("make a pipe", b"")?;
+    let mut clock = Clock::start(plan)?;
     let command = match sys::fork().doing("fork", b"")? {
         Forked::Parent(command) => command,
         Forked::Child => {
@@ -74,9 +77,10 @@ pub fn launch(
     drop((writer, sources, environment, devices));
     // While the child sets up, on another processor: nothing that it needs is in the way.
     stale::clean(&home, &record.name);
-    let end = wait::for_command(command);
+    let end = wait::for_command(command, &mut clock);
     let failure = read_failure(&report);
-    if plan.flags & LEAVE_RUNNING == 0 {
+    // A time limit is for everything that the command started.
+    if clock.is_up || plan.flags & LEAVE_RUNNING == 0 {
         leftovers::end();
         drop(record);
     } else {
@@ -84,6 +88,10 @@ pub fn launch(
     }
     if let Some(message) = failure {
         complain(&message);
+    }
+    if clock.is_up {
+        complain("the command was ended: its time was up (--timeout)");
+        return Ok(TIMED_OUT);
     }
     match end {
         End::Exited(code) => Ok(code),

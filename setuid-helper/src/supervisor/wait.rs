@@ -1,5 +1,6 @@
 //! Waiting for the command, and passing signals on to it.
 
+use super::clock::Clock;
 use crate::sys::{self, Arrived, Mask};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, getpgid, getpgrp, wait};
@@ -25,14 +26,16 @@ pub enum End {
 }
 
 /// Wait, with all signals blocked. Orphans that become children of this process are reaped on the way.
-pub fn for_command(command: Pid) -> End {
+pub fn for_command(command: Pid, clock: &mut Clock) -> End {
     let mut signals = [libc::SIGCHLD; FORWARDED.len() + 1];
     signals[1..].copy_from_slice(&FORWARDED);
     let mask = Mask::of(&signals);
     loop {
-        match sys::wait(mask, None) {
+        let arrived = sys::wait(mask, clock.left());
+        clock.strike();
+        match arrived {
             Some(arrived) if arrived.signal == libc::SIGCHLD => {
-                if let Some(end) = reap(command) {
+                if let Some(end) = reap(command, !clock.is_up) {
                     return end;
                 }
             }
@@ -51,7 +54,7 @@ fn is_for(command: Pid, arrived: &Arrived) -> bool {
 }
 
 /// Everything that happened to children; the end of the command if that is among it.
-fn reap(command: Pid) -> Option<End> {
+fn reap(command: Pid, may_stop: bool) -> Option<End> {
     let mut end = None;
     loop {
         let (pid, status) = match wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
@@ -63,7 +66,9 @@ fn reap(command: Pid) -> Option<End> {
             continue;
         }
         if status.stopped() {
-            stop_too(command);
+            if may_stop {
+                stop_too(command);
+            }
         } else if let Some(code) = status.exit_status() {
             end = Some(End::Exited(code));
         } else if let Some(signal) = status.terminating_signal() {

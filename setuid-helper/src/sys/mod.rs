@@ -26,4 +26,6 @@ pub use landlock::forbid_changes;
 pub use loopdev::{get_free, loop_configure, loop_status};
 pub use mount::{set_mount, set_propagation, unshare};
 pub use process::{CStrings, Forked, all_ids, execute, exit_now, fork, now};
-pub use signal::{Arrived, Mask, block_all, default_action, die_of, ignore, is_ignored, send, send_to_self, wait};
+pub use signal::{
+    Arrived, Mask, block_all, continue_at, default_action, die_of, ignore, is_ignored, send, send_to_self, wait,
+};

@@ -80,6 +80,21 @@ pub fn wait(mask: Mask, limit: Option<Duration>) -> Option<Arrived> {
     Some(Arrived { signal: signal as i32, from_kernel: info.code == libc::SI_KERNEL, sender: info.pid })
 }
 
+/// A SIGCONT for this process at a time of `now`, for as long as the process lives: it ends a stop. timer_create(2).
+pub fn continue_at(time: Duration) -> Result<(), Errno> {
+    // struct sigevent: value, signal, SIGEV_SIGNAL (0), and unused space up to 64 bytes.
+    let mut event = [0u64; 8];
+    event[1] = libc::SIGCONT.unsigned_abs().into();
+    let mut timer = 0i32;
+    let clock = libc::CLOCK_MONOTONIC as usize;
+    // SAFETY: the kernel reads one struct sigevent and writes one timer id, an int; both live for the call.
+    unsafe { syscall(libc::SYS_timer_create, [clock, input(&event), output(&mut timer)]) }?;
+    let absolute = [0, 0, time.as_secs(), u64::from(time.subsec_nanos())];
+    let arguments = [timer as usize, libc::TIMER_ABSTIME as usize, input(&absolute), 0];
+    // SAFETY: the kernel reads one struct itimerspec of four 64-bit numbers, which lives for the call.
+    unsafe { syscall(libc::SYS_timer_settime, arguments) }.map(drop)
+}
+
 /// kill(2) of one process.
 pub fn send(pid: Pid, signal: i32) -> Result<(), Errno> {
     let pid = pid.as_raw_nonzero().get() as usize;
