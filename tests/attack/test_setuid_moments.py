@@ -3,15 +3,19 @@
 import contextlib
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import time
 
-from sandbox.plan import Attach, Mkdir, Tree
-from tests.support.helper import WITH_BUILDER, settled
-from tests.support.launcher import below, source
+import pytest
 
-# Attaches to, and reads, every process called sandbox-helper for four seconds; prints how often it tried and got in.
+from sandbox.setuid import HELPER
+from tests.support.helper import WITH_BUILDER, settled
+from tests.support.launcher import memory_file, source
+
+# Attaches to, and reads, every process called sandbox-helper for three seconds; prints how often it tried and got in.
 TRACER = """
 import ctypes, os, time
 libc = ctypes.CDLL(None, use_errno=True)
@@ -24,7 +28,7 @@ def helpers():
 def is_helper(pid):
     try: return os.readlink(f'/proc/{pid}/exe').endswith('sandbox-helper')
     except OSError: return False
-end = time.monotonic() + 4
+end = time.monotonic() + 3
 while time.monotonic() < end:
     for pid in helpers():
         tried += 1
@@ -85,24 +89,105 @@ def test_stopped_while_it_sets_up(helper):
         process.communicate(timeout=10)
 
 
-def test_tree_swapped_while_launching(helper):
-    """A directory that becomes a link to what the user cannot reach is never mounted."""
-    secret = helper.area / "secret"
-    (secret / "x").mkdir(parents=True)
-    (secret / "x/f").write_text("secret\n")
-    secret.chmod(0o700)
-    play = helper.area / "play"
-    (play / "a/x").mkdir(parents=True)
-    (play / "a/x/f").write_text("mine\n")
-    for path in (play, play / "a", play / "a/x"):
-        os.chown(path, helper.uid, helper.gid)
-    (play / "l").symlink_to(secret)
-    swap = f"import ctypes; r = ctypes.CDLL(None).renameat2\nwhile 1: r(-100, b'{play}/a', -100, b'{play}/l', 2)"
-    steps = [Tree(1, 0, 1), Mkdir(below("t"), 0o755), Attach(1, below("t"), 7)]
-    plan = helper.plan(*steps, sources=(source(play / "a/x"),))
-    swapper = helper.as_user("/usr/bin/python3", "-c", swap)
-    end, seen = time.monotonic() + 5, set()
-    while time.monotonic() < end:
-        seen.add(helper.run(plan, "sh", "-c", "cat $T/t/f")[:2])
-    swapper.kill()
-    assert seen <= {(0, "mine\n"), (125, "")}
+# Starts the helper again and again, stops it at some moment of its setup, and tries to get hold of what stands still.
+GRABBER = """
+import ctypes, os, random, signal, subprocess, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+chance = random.Random(4)
+plan, env = int(sys.argv[2]), int(sys.argv[3])
+tried = got = 0
+for turn in range(150):
+    process = subprocess.Popen([sys.argv[1], 'run', str(plan), str(env), '--', '/bin/true'], pass_fds=(plan, env))
+    time.sleep(chance.random() * 0.004)
+    os.kill(process.pid, signal.SIGSTOP)
+    with open(f'/proc/{process.pid}/task/{process.pid}/children') as file:
+        pids = [process.pid, *map(int, file.read().split())]
+    for pid in pids:
+        try: name = open(f'/proc/{pid}/comm').read()
+        except OSError: continue
+        if name != 'sandbox-helper\\n': continue
+        if pid != process.pid: os.kill(pid, signal.SIGSTOP)
+        tried += 1
+        attached = libc.ptrace(0x4206, pid, 0, 0) == 0
+        opened = 0
+        for what in ('mem', 'environ', 'maps', 'fd', 'root/etc', 'cwd/.', 'ns/mnt'):
+            try: opened += os.open(f'/proc/{pid}/{what}', os.O_RDONLY) > 0
+            except OSError: pass
+        try: still = open(f'/proc/{pid}/comm').read() == name
+        except OSError: still = False
+        got += still and (attached or opened > 0)
+    for pid in pids:
+        try: os.kill(pid, signal.SIGCONT)
+        except OSError: pass
+    process.kill()
+    process.wait()
+print(tried, got)
+"""
+
+
+def test_stopped_and_grabbed(helper):
+    """The caller may stop what has his uid, at any step: what stands still is as closed as what runs."""
+    plan, env = memory_file(helper.image_plan(helper.roots_source())), memory_file(b"")
+    words = ["/usr/bin/python3", "-c", GRABBER, HELPER, plan, env]
+    spy = helper.as_user(*words, pass_fds=[plan, env], stdout=subprocess.PIPE)
+    tried, got = map(int, spy.communicate(timeout=60)[0].split())
+    os.close(plan)
+    os.close(env)
+    assert tried > 10
+    assert got == 0
+    helper.check(helper.plan(), "true", "")
+    assert settled(helper) == []
+
+
+@pytest.mark.parametrize("image", ["roots", "rebuilt"])
+def test_killed_at_each_step(helper, image):
+    """SIGKILL at every change of capabilities there is, in every process of a launch: nothing outlives the next one."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    helper.policy(WITH_BUILDER)
+    file = helper.roots_source() if image == "roots" else source(helper.own_image())
+    (helper.area / "plan").write_bytes(helper.image_plan(file))
+    (helper.area / "env").write_bytes(b"PATH=/usr/bin:/bin\0")
+    ids = ["setpriv", f"--reuid={helper.uid}", f"--regid={helper.gid}", f"--groups={helper.group}"]
+    script = f'exec {HELPER} run 8 9 -- true 8<"{helper.area}/plan" 9<"{helper.area}/env"'
+    survived = killed = 0
+    for step in range(1, 100):
+        # The first ones are those of setpriv: then the helper does not even start.
+        inject = ["strace", "-f", "-o", "/dev/null", "-e", f"inject=capset:signal=KILL:when={step}"]
+        done = helper.private.root(*inject, *ids, "sh", "-c", script)
+        killed += done.returncode != 0
+        survived = survived + 1 if done.returncode == 0 else 0
+        if survived == 3:
+            break
+        helper.check(helper.plan(), "true", "")
+    assert killed > 10
+    assert settled(helper) == []
+
+
+NAMES = "HUP INT QUIT TERM SEGV ABRT ALRM PIPE USR1 TSTP TTIN XFSZ"
+SIGNALS = [getattr(signal, f"SIG{name}") for name in NAMES.split()]
+
+
+def test_any_signal_at_any_moment(helper):
+    """It runs, dies of that signal or fails in one line; and leaves no core and nothing else."""
+    chance = random.Random(5)
+    plan = helper.image_plan(helper.roots_source())
+
+    def unlimited():
+        resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    helper.disk.chmod(0o777)
+    for turn in range(12 * len(SIGNALS)):
+        number = SIGNALS[turn % len(SIGNALS)]
+        process = helper.start(plan, "true", then=unlimited, cwd=helper.disk, start_new_session=True)
+        time.sleep(chance.random() * 0.005)
+        # Not send_signal, which waits: the status tells of a core.
+        os.kill(process.pid, number)
+        os.kill(process.pid, signal.SIGCONT)
+        _, status = os.waitpid(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert not os.WCOREDUMP(status)
+        assert process.returncode in (0, 125, -number), (number, process.returncode, process.stderr.read())
+    assert os.listdir(helper.disk) == []
+    helper.check(helper.plan(), "true", "")
+    assert settled(helper) == []

@@ -4,6 +4,7 @@ import os
 import random
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from sandbox.plan import (
     Extract,
     IdMap,
     Image,
+    Mkdir,
     Mode,
     Overlay,
     Scratch,
@@ -22,7 +24,8 @@ from sandbox.plan import (
     Unshare,
 )
 from sandbox.setuid import HELPER
-from tests.support.launcher import NEWNS, NEWUSER, TOP, at, below, source
+from tests.support.helper import WITH_BUILDER, settled
+from tests.support.launcher import MEMORY, NEWNS, NEWUSER, TOP, at, below, source
 
 START = (Unshare(NEWNS), SetPropagation(1))
 OTHER = 12346
@@ -83,6 +86,52 @@ def test_truncated_and_changed_plans(helper):
         bad[chance.randrange(12, len(bad))] ^= 1 << chance.randrange(8)
         got, _, err = helper.run(bytes(bad), "true")
         assert (got, err.count("\n")) in ((0, 0), (125, 1)), err
+
+
+def test_huge_and_repeated_plans(helper):
+    """As much as the encoding allows of everything, and more than that."""
+    image, tree = helper.roots_source(), source(helper.tree)
+    small = Tmpfs(1, 1 << 16, 0, 0o700)
+    many = [Tmpfs(slot, 1 << 16, 0, 0o700) for slot in range(1, 4000)]
+    deep = Mkdir(below("/".join("d" * 2000)), 0o755)
+    layers = [Image(1, 0), Tmpfs(2, 1 << 16, 0, 0o700), Overlay(3, (1,) * 4000, 2, 0)]
+    nested = [Tmpfs(1, 1 << 16, 0, 0o700), Mkdir(below("a"), 0o755), Attach(1, below("a"), 6)]
+    for slot in range(2, 200):
+        place = below("/".join(["a"] * slot))
+        nested += [Tmpfs(slot, 1 << 16, 0, 0o700), Mkdir(place, 0o755), Attach(slot, place, 6)]
+    for plan in (
+        helper.plan(*many),
+        helper.plan(small, *[Tmpfs(slot, (1 << 64) - 1, (1 << 64) - 1, 0o7777) for slot in range(2, 300)]),
+        helper.plan(*[deep] * 200),
+        helper.plan(*layers, sources=(image,)),
+        helper.plan(*nested),
+        helper.plan(*[Tree(slot, 0, 1) for slot in range(1, 300)], sources=(tree,)),
+        helper.plan(*[Image(slot, slot - 1) for slot in range(1, 200)], sources=(image,) * 200),
+        helper.plan()[:-4] + bytes(1 << 21),
+    ):
+        got, _, err = helper.run(plan, "true")
+        assert (got, err.count("\n")) in ((0, 0), (125, 1)), err
+    assert settled(helper) == []
+
+
+def test_many_loop_devices(helper):
+    """Every image of the user's has a loop device of its own; all are gone with the launch, however it ends."""
+    helper.policy(WITH_BUILDER)
+    image = source(helper.own_image())
+    fds = {number: os.open(helper.area / "own.sfs", os.O_RDONLY) for number in range(30)}
+    plan = helper.plan(*[Image(slot, slot - 1) for slot in range(1, 31)], sources=(MEMORY,) * 30)
+    got, _, err = helper.run(plan, "true", fds=fds)
+    assert (got, err) == (0, "")
+    assert settled(helper) == []
+    for wait in (0.1, 0.2, 0.3, 0.4):
+        process = helper.start(plan, "true", fds=fds)
+        time.sleep(wait)
+        process.kill()
+        process.communicate()
+    for fd in fds.values():
+        os.close(fd)
+    helper.check(helper.image_plan(image, dynamic=False), "true", "")
+    assert settled(helper) == []
 
 
 def test_policy_that_others_can_change(helper):

@@ -146,10 +146,9 @@ class Launcher:
         process = subprocess.Popen(
             [str(self.program), "run", *numbers, *pairs, "--", *command],
             text=True,
-            cwd="/",
             env={"PATH": "/usr/bin:/bin"} if program_env is None else program_env,
             pass_fds=[*given, *(fds or {}).values(), *pass_fds],
-            **{**pipes, **self.become(then), **options},
+            **{"cwd": "/", **pipes, **self.become(then), **options},
         )
         self._started.append(process)
         for fd in given:
