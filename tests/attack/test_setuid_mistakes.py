@@ -30,18 +30,21 @@ def test_setuid_programs_believe_no_doctored_system(helper, covered):
     root = helper.area / "root"
     for name in ("etc/pam.d", "etc/sandbox", "usr/libexec/sandbox", "libexec/sandbox"):
         (root / name).mkdir(parents=True)
+    permit = "".join(f"{kind} sufficient pam_permit.so\n" for kind in ("auth", "account", "session", "password"))
     for name, text in (
         ("passwd", "root::0:0:root:/root:/bin/sh\n"),
         ("shadow", "root::1::::::\n"),
-        ("pam.d/su", "auth sufficient pam_permit.so\naccount sufficient pam_permit.so\n"),
+        ("group", "root:x:0:\n"),
+        ("pam.d/su", permit),
+        ("pam.d/other", permit),
         ("sudoers", "ALL ALL=(ALL) NOPASSWD: ALL\n"),
-        ("ld.so.preload", "/tmp/evil.so\n"),
         ("sandbox/policy.toml", 'images = "any"\n'),
     ):
         (root / "etc" / name).write_text(text)
-        shutil.copytree(root / "etc", root, dirs_exist_ok=True)
+    shutil.copytree(root / "etc", root, dirs_exist_ok=True)
     for path in (root, *root.rglob("*")):
         os.chown(path, helper.uid, helper.gid)
+    assert "uid=0" in su_beneath(helper, root / "etc"), "such an /etc gives nobody root: the test tests nothing"
     target = {"home": helper.home, "its parent": helper.area}.get(covered, Path(covered))
     if covered == "/":
         # The whole old system stays reachable beneath, as an attacker would want it.
@@ -55,6 +58,13 @@ def test_setuid_programs_believe_no_doctored_system(helper, covered):
     got, out, err = helper.run(plan, "/bin/sh", "-c", script)
     assert "uid=0" not in out
     assert (got, out.splitlines()[-2:]) == (0, ["0", str(helper.uid)]) or got in (125, 126, 127), (got, out, err)
+
+
+def su_beneath(helper, etc):
+    """What su says to the user where root himself has covered /etc, and no_new_privs is not set."""
+    script = 'mount --bind "$1" /etc && exec setpriv --reuid "$2" --regid "$2" --clear-groups su -c id'
+    done = helper.private.root("unshare", "-m", "sh", "-c", script, "sh", etc, str(helper.uid))
+    return done.stdout + done.stderr
 
 
 def test_nobody_joins_a_run(helper):

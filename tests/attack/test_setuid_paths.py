@@ -13,14 +13,15 @@ def test_foreign_and_odd_homes(helper):
     link.symlink_to(helper.home)
     foreign = helper.area / "foreign"
     for directory in (foreign, foreign / "procdirs", foreign / "records"):
-        directory.mkdir(mode=0o777)
+        directory.mkdir()
+        directory.chmod(0o777)  # the user could write there: it is the owner that tells
     start = (Unshare(NEWNS), SetPropagation(1), Guard(), Tmpfs(0, 1 << 20, 0, 0o700), Attach(0, TOP, 6))
 
     def launch(home):
         helper.refused(helper.raw(*start, home=home))
 
     launch(good.replace(path=bytes(link)))
-    launch(source(foreign))
+    helper.refused(helper.raw(*start, home=source(foreign)), "belongs to user 0")
     launch(source(Path("/")))
     launch(good.replace(path=b"/proc/self/fd/0"))
     procdirs = helper.home / "procdirs"
