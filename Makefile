@@ -41,10 +41,10 @@ bench: setup
 	@$(BIN)/python -m benchmarks $(BENCH)
 
 # The races of tests/attack, SOAK times as long as in make test; those against the setuid helper 20,000 launches or a
-# minute each.
+# minute each; and kills and power cuts at every system call, where make test takes some.
 SOAK ?= 40
 soak: setup
-	SANDBOX_SOAK=$(SOAK) $(BIN)/python -m pytest tests/attack -k 'swapped or setuid_races' -rP -o timeout=0
+	SANDBOX_SOAK=$(SOAK) $(BIN)/python -m pytest tests/attack -k 'swapped or setuid_races or fsops' -rP -o timeout=0
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info setuid-helper/target sandbox/bin/sandbox-*

@@ -25,6 +25,9 @@ venv                  | python3-venv      | python3           | python          
 losetup               | mount             | util-linux-core   | util-linux        | util-linux
 unshare               | util-linux        | util-linux        | util-linux        | util-linux
 useradd               | passwd            | shadow-utils      | shadow            | shadow
+mkfs.ext4             | e2fsprogs         | e2fsprogs         | e2fsprogs         | e2fsprogs
+mkfs.xfs              | xfsprogs          | xfsprogs          | xfsprogs          | xfsprogs
+mkfs.btrfs            | btrfs-progs       | btrfs-progs       | btrfs-progs       | btrfsprogs
 strace                | strace            | strace            | strace            | strace
 setfacl               | acl               | acl               | acl               | acl
 setfattr              | attr              | attr              | attr              | attr

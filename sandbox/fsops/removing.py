@@ -14,17 +14,18 @@ _MAX_DEPTH = 64  # descriptors are few (RLIMIT_NOFILE), a tree may be as deep as
 _ONE_MOUNT = sys.RESOLVE_BENEATH | sys.RESOLVE_NO_SYMLINKS | sys.RESOLVE_NO_XDEV
 
 
-def delete_file(parent: int, name: bytes, *, expected: os.stat_result | None = None) -> bool:
-    """Remove a name if it still means the file `expected`. False when it is gone or means another.
+def delete_file(parent: int, name: bytes, *, expected: int | None = None) -> bool:
+    """Remove a name if it still means the open file `expected`. False when it is gone or means another.
 
-    Linux has no unlink by descriptor: the name is moved into a private directory first, looked at there, and put
-    back should it turn out to be somebody else's.
+    A descriptor, and not a status: as long as it is open, no other file can get the inode's number. Linux has no
+    unlink by descriptor: the name is moved into a private directory first, looked at there, and put back should it
+    turn out to be somebody else's.
     """
     try:
         if expected is None:
             os.unlink(name, dir_fd=parent)
             return True
-        return _delete_exactly(parent, name, expected)
+        return _delete_exactly(parent, name, os.fstat(expected))
     except FileNotFoundError:
         return False
 
@@ -101,10 +102,10 @@ def remove_tree(parent: int, name: bytes, *, keep: Callable[[os.stat_result], bo
             return
         with closing(_open_unlocked(handle)) as root:
             _empty(root)
-    # What has the name now may be another directory. Only an empty one could be lost; not even that one is.
-    with contextlib.suppress(FileNotFoundError):
-        if same_file(os.stat(name, dir_fd=parent, follow_symlinks=False), status):
-            os.rmdir(name, dir_fd=parent)
+        # What has the name now may be another directory; even an empty one is not ours to take.
+        with contextlib.suppress(FileNotFoundError):
+            if same_file(os.stat(name, dir_fd=parent, follow_symlinks=False), status):
+                os.rmdir(name, dir_fd=parent)
 
 
 def _handle(parent: int, name: bytes) -> int:

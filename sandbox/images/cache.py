@@ -186,7 +186,7 @@ class Cache:
             os.close(fd)
             raise
         self._say(f"the cached image of {job.label} is damaged: it is made anew")
-        fsops.delete_file(self.cache, job.key + job.suffix, expected=os.fstat(fd))
+        fsops.delete_file(self.cache, job.key + job.suffix, expected=fd)
         os.close(fd)
         return None
 

@@ -7,6 +7,8 @@ archives   small zip, tar, squashfs, AppImage-like and base64 files with exactly
 leaks      what a run may leave on the host (mounts, loop devices, processes, files), compared before and after
 private    a mount namespace in which the system's own places are throw-away overlays
 setuid     the setuid helper, installed in such a namespace
+killing    a process killed at its N-th system call
+no_tmpfile a process for which no file system knows O_TMPFILE
 mutations  which lines of a module change the filesystem
 launcher   a native program started with plans that a test writes
 helper     the same with the installed setuid helper: policies, images, what is left
