@@ -4,6 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sandbox import compiler, environment, fsops, home, host, sources
 from sandbox.compiler import Compiled, Material, Programs, Target, Treatment
@@ -16,6 +17,9 @@ from sandbox.plan import Mode, Source, SourceKind
 from sandbox.record import Record
 from sandbox.sources import Opened
 from sandbox.spec import Spec, validate
+
+if TYPE_CHECKING:
+    from sandbox.report import Reporter
 
 Say = Callable[[str], None]
 _HINT_AFTER_SECONDS = 0.1
@@ -33,6 +37,19 @@ class Prepared(Record):
 
 def run(spec: Spec, environ: dict[bytes, bytes], *, say: Say, hint: Say) -> Result:
     """Run the command of a spec. Raises SandboxError when it could not be started."""
+    if spec.report is None and spec.trace is None:
+        return _run(spec, environ, None, say=say, hint=hint)
+    from sandbox.report import Reporter
+
+    with contextlib.closing(Reporter(spec.report, spec.trace, spec.command)) as reporter:
+        try:
+            return _run(spec, environ, reporter, say=say, hint=hint)
+        except BaseException as error:
+            reporter.failed(error)
+            raise
+
+
+def _run(spec: Spec, environ: dict[bytes, bytes], reporter: "Reporter | None", *, say: Say, hint: Say) -> Result:
     with contextlib.ExitStack() as stack:
         # What is made for the run has the mode it is meant to have; the command gets the caller's umask.
         umask = os.umask(0)
@@ -42,6 +59,12 @@ def run(spec: Spec, environ: dict[bytes, bytes], *, say: Say, hint: Say) -> Resu
             os.umask(umask)
         plan = prepared.compiled.plan
         engine = _engine(spec.engine, plan.mode)
+        launch = prepared.launch
+        if reporter is not None:
+            reporter.phase("Prepare")
+            reporter.describe(plan, engine, prepared.trees, prepared.home.fd)
+            reporter.phase("Digest the images")
+            launch = launch.replace(report=reporter)
         say(f"mode {plan.mode.name.lower()}, engine {engine}, {len(plan.steps)} steps")
         if engine == "native":
             from sandbox.engine import native
@@ -51,11 +74,11 @@ def run(spec: Spec, environ: dict[bytes, bytes], *, say: Say, hint: Say) -> Resu
 
                 setuid.require_plans(prepared.home.fd, codec.VERSION)
             _start_reaper(spec, prepared.home)
-            native.run(plan, prepared.launch)
+            native.run(plan, launch)
         from sandbox.engine import python
 
         home.clean_stale(prepared.home, say=say)
-        result = python.run(plan, prepared.launch, prepared.home)
+        result = python.run(plan, launch, prepared.home)
         _start_reaper(spec, prepared.home)
         return result
 

@@ -58,6 +58,8 @@ class Spec(Record):
     symlinks: tuple[SymlinkPolicy, ...] = ()
     leave_running: bool = False
     limits: "Limits | None" = None
+    report: bytes | None = None
+    trace: bytes | None = None
 
 
 OUR_VARIABLES = (b"SANDBOX_TMPDIR", b"SANDBOX_STATIC", b"SANDBOX_DYNAMIC")

@@ -1,6 +1,7 @@
 """`sandbox run`: parse, run, leave as the command left."""
 
 import argparse
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sandbox import launch
 from sandbox.cli.main import complain
 from sandbox.cli.parser import HelpFormatter, Parser
-from sandbox.errors import TIMED_OUT
+from sandbox.errors import TIMED_OUT, SandboxError
 from sandbox.spec import DEFAULT_MAX_UNPACKED, ENGINES, MODES, Spec, Tree, TreeKind, parse_size, parse_symlinks
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ def _parser() -> tuple[Parser, list[argparse.Action]]:
     option("--leave-running", action="store_true", help="do not end what the command leaves behind")
     for name, (metavar, text) in _LIMITS.items():
         option("--" + name.replace("_", "-"), metavar=metavar, help=text)
+    option("--report", metavar="FILE|-|fd:N", help="an account of the run as JSON, written when it is over")
+    option("--trace", metavar="FILE|-|fd:N", help="the phases of the launch, in the Chrome trace format")
     option("--explain", action="store_true", help="print the plan and run nothing")
     option("-v", "--verbose", action="store_true", help="say what is being done")
     return parser, actions
@@ -132,9 +135,28 @@ def parse(argv: list[bytes]) -> tuple[Spec, argparse.Namespace]:
     parser, actions = _parser()
     options, command = split_command([os.fsdecode(word) for word in argv], actions)
     args = parser.parse_args(options)
+    words = tuple(map(os.fsencode, command))
+    try:
+        return _spec(args, words), args
+    except SandboxError as error:
+        _report_failure(args, words, error)
+        raise
+
+
+def _report_failure(args: argparse.Namespace, command: tuple[bytes, ...], error: SandboxError) -> None:
+    """A report is written of a launch that failed this early, too."""
+    report, trace = (None if name is None else os.fsencode(name) for name in (args.report, args.trace))
+    if report is not None or trace is not None:
+        from sandbox.report import Reporter
+
+        with contextlib.suppress(SandboxError), contextlib.closing(Reporter(report, trace, command)) as reporter:
+            reporter.failed(error)
+
+
+def _spec(args: argparse.Namespace, command: tuple[bytes, ...]) -> Spec:
     raw = os.fsencode
-    spec = Spec(
-        command=tuple(map(raw, command)),
+    return Spec(
+        command=command,
         trees=tuple(args.trees),
         run=None if args.run is None else raw(args.run),
         mode=args.mode,
@@ -153,8 +175,9 @@ def parse(argv: list[bytes]) -> tuple[Spec, argparse.Namespace]:
         symlinks=tuple(parse_symlinks(raw(text)) for text in args.symlinks),
         leave_running=args.leave_running,
         limits=_limits(args),
+        report=None if args.report is None else raw(args.report),
+        trace=None if args.trace is None else raw(args.trace),
     )
-    return spec, args
 
 
 def _limits(args: argparse.Namespace) -> "Limits | None":

@@ -1,14 +1,20 @@
 """Engines: how a plan is carried out. What goes in beside the plan, and what comes out."""
 
+from typing import TYPE_CHECKING
+
 from sandbox.record import Record
+
+if TYPE_CHECKING:
+    from sandbox.report import Reporter
 
 
 class Launch(Record):
-    """What a plan needs beside itself: the command, its environment, and open sources by number."""
+    """What a plan needs beside itself: the command, its environment, open sources by number, and who wants a report."""
 
     command: tuple[bytes, ...]
     env: dict[bytes, bytes]
     fds: dict[int, int]
+    report: "Reporter | None" = None
 
 
 class Result(Record):

@@ -27,6 +27,10 @@ def run(plan: Plan, launch: Launch) -> NoReturn:
     for index, fd in launch.fds.items():
         os.set_inheritable(fd, True)
         argv.append(f"{index}={fd}")
+    if launch.report is not None:
+        for data, fd in launch.report.handed_over():
+            os.set_inheritable(fd, True)
+            argv.append(f"report={_memory('sandbox-report', data)},{fd}")
     # Python ignores these two, and what is ignored stays so across exec.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)

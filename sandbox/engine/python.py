@@ -8,6 +8,7 @@ import prctl
 
 from sandbox import fsops, home
 from sandbox.engine import Launch, Result, steps, supervisor
+from sandbox.engine.account import Account
 from sandbox.engine.steps import Child
 from sandbox.errors import CommandError, SandboxError, SourceError, StepError, printable, reason
 from sandbox.home import Home, RunRecord
@@ -26,10 +27,12 @@ def run(plan: Plan, launch: Launch, where: Home) -> Result:
         paths = [source.path for source in parents]
         record = home.new_record(where, launch.command, plan.mode.name.lower(), paths)
         inherited = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        account = Account(plan, wanted=launch.report is not None)
+        stack.callback(account.close)
         try:
             for source, path in zip(parents, record.scratch, strict=True):
                 _make_scratch(source, os.path.basename(path))
-            return _run_child(plan, launch.replace(fds=fds), where, record, (inherited, umask))
+            result = _run_child(plan, launch.replace(fds=fds), where, record, account, (inherited, umask))
         finally:
             if plan.flags & PlanFlag.LEAVE_RUNNING:
                 _leave_keeper(record)
@@ -39,6 +42,10 @@ def run(plan: Plan, launch: Launch, where: Home) -> Result:
             while signal.sigtimedwait(signal.valid_signals(), 0):
                 pass
             signal.pthread_sigmask(signal.SIG_SETMASK, inherited)
+        if launch.report is not None:
+            account.phase("Clean up")
+            launch.report.finish(account)
+        return result
 
 
 def _leave_keeper(record: RunRecord) -> None:
@@ -96,20 +103,24 @@ def _make_scratch(parent: Source, name: bytes) -> None:
         ) from None
 
 
-def _run_child(plan: Plan, launch: Launch, where: Home, record: RunRecord, inherited: tuple[object, int]) -> Result:
+def _run_child(
+    plan: Plan, launch: Launch, where: Home, record: RunRecord, account: Account, inherited: tuple[object, int]
+) -> Result:
     prctl.set_child_subreaper(1)
     supervisor_pid = os.getpid()
     timeout = next((step for step in plan.steps if isinstance(step, Timeout)), None)
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     with fsops.closing(reader):
+        account.phase("Prepare the host side")
         command = os.fork()
         if command == 0:
-            _become_command(Child(plan, launch, where, record, supervisor_pid), writer, inherited)
+            _become_command(Child(plan, launch, where, record, supervisor_pid, account), writer, inherited)
         os.close(writer)
-        result = supervisor.supervise(command, timeout)
+        result = supervisor.supervise(command, timeout, account)
+        account.ended(result)
         # A time limit is for everything that the command started.
         if result.timed_out or not plan.flags & PlanFlag.LEAVE_RUNNING:
-            supervisor.end_leftovers()
+            supervisor.end_leftovers(account)
         _raise_failure(reader)
         return result
 

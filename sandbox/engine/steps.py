@@ -12,6 +12,7 @@ import prctl
 from sandbox import fsops
 from sandbox.engine import Launch, loop, rlimits, trouble
 from sandbox.engine import syscalls as sys
+from sandbox.engine.account import Account
 from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, SandboxError, StepError, printable, reason
 from sandbox.home import Home, RunRecord
 from sandbox.plan import (
@@ -61,8 +62,11 @@ _PROC_FD = b"/proc/self/fd/%d"
 class Child:
     """Executes the steps of one plan in the process that becomes the command."""
 
-    def __init__(self, plan: Plan, launch: Launch, home: Home, record: RunRecord, parent: int) -> None:
+    def __init__(
+        self, plan: Plan, launch: Launch, home: Home, record: RunRecord, parent: int, account: Account
+    ) -> None:
         self.plan, self.home, self.record, self.parent = plan, home, record, parent
+        self.account = account
         self.fds = launch.fds
         self.env = dict(launch.env)
         self.argv = list(launch.command)
@@ -76,6 +80,7 @@ class Child:
 
     def execute(self) -> None:
         """Every step in order. Raises StepError with the step, the thing and the remedy."""
+        self.account.mark()
         with self.momentary:
             for step in self.plan.steps:
                 try:
@@ -84,10 +89,12 @@ class Child:
                     raise StepError(
                         f"{trouble.describe(self, step)}: {trouble.why(error)}", hint=trouble.remedy(step, error)
                     ) from None
+                self.account.mark()
         for limit in self.limits:
             rlimits.apply(limit)
         if not any(isinstance(step, DeathSignal) for step in self.plan.steps):
             prctl.set_pdeathsig(0)
+        self.account.mark()
 
     # -- namespaces -------------------------------------------------------------------------------------------
 

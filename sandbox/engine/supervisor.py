@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from sandbox.engine import Result
 from sandbox.engine import syscalls as sys
+from sandbox.engine.account import Account, reap
 from sandbox.errors import EXIT_TIMED_OUT
 from sandbox.plan import Timeout
 
@@ -56,7 +57,7 @@ class _Clock:
         self.deadline = time.monotonic() + self.kill_after
 
 
-def supervise(command: int, timeout: Timeout | None) -> Result:
+def supervise(command: int, timeout: Timeout | None, account: Account) -> Result:
     """Wait for the command, with all signals blocked by the caller, and pass signals on. Reaps orphans as well."""
     clock = _Clock(timeout)
     # A job that stops stops its supervisor, and must not stop the clock by that.
@@ -67,7 +68,7 @@ def supervise(command: int, timeout: Timeout | None) -> Result:
             if info is None:
                 continue
             if info.si_signo == signal.SIGCHLD:
-                if (result := _reap(command, may_stop=not clock.is_up)) is not None:
+                if (result := _reap(command, account, may_stop=not clock.is_up)) is not None:
                     return result.replace(timed_out=clock.is_up)
             elif info.si_signo in _FORWARDED and _is_for_command(info, command):
                 _send(command, info.si_signo)
@@ -90,20 +91,20 @@ def _is_for_command(info: signal.struct_siginfo, command: int) -> bool:
     return False
 
 
-def _reap(command: int, *, may_stop: bool) -> Result | None:
+def _reap(command: int, account: Account, *, may_stop: bool) -> Result | None:
     """Everything that happened to children; the result once the command itself has ended."""
-    options = os.WEXITED | os.WSTOPPED | os.WNOHANG
     result = None
-    with contextlib.suppress(ChildProcessError):
-        while (event := os.waitid(os.P_ALL, 0, options)) is not None:
-            if event.si_pid != command:
-                continue
-            if event.si_code == os.CLD_STOPPED and may_stop:
+    while (waited := reap(account, stopped=True)) and waited[0]:
+        pid, status = waited
+        if pid != command:
+            continue
+        if os.WIFSTOPPED(status):
+            if may_stop:
                 _stop_too(command)
-            elif event.si_code == os.CLD_EXITED:
-                result = Result(event.si_status)
-            elif event.si_code in (os.CLD_KILLED, os.CLD_DUMPED):
-                result = Result(128 + event.si_status, event.si_status)
+        elif os.WIFEXITED(status):
+            result = Result(os.WEXITSTATUS(status))
+        else:
+            result = Result(128 + os.WTERMSIG(status), os.WTERMSIG(status))
     return result
 
 
@@ -113,11 +114,11 @@ def _stop_too(command: int) -> None:
     _send(command, signal.SIGCONT)
 
 
-def end_leftovers() -> None:
+def end_leftovers(account: Account) -> None:
     """End every process below this one (it is a child subreaper): asked first, killed after a grace."""
     deadline = time.monotonic() + _GRACE
     asked: set[int] = set()
-    while _any_left():
+    while _any_left(account):
         if time.monotonic() < deadline:
             new = [pid for pid in _below() if pid not in asked]
             asked.update(new)
@@ -127,13 +128,11 @@ def end_leftovers() -> None:
         signal.sigtimedwait({signal.SIGCHLD}, _LOOK)
 
 
-def _any_left() -> bool:
+def _any_left(account: Account) -> bool:
     """Reaps what has ended; whether a child still lives."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-        return True
-    return False
+    while (waited := reap(account)) and waited[0]:
+        pass
+    return waited is not None
 
 
 def _ask(pids: list[int]) -> None:

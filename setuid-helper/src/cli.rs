@@ -1,9 +1,10 @@
-//! The command line of both programs: `run PLAN ENV [INDEX=FD ...] -- [argv ...]` and `version`.
+//! The command line of both programs: `run PLAN ENV [INDEX=FD ...] [report=META,OUT ...] -- [argv ...]` and `version`.
 
 use crate::environment::Environment;
-use crate::error::{Doing, Failure, Outcome, printable};
+use crate::error::{Doing, Failure, LAUNCHER_FAILED, Outcome, printable};
 use crate::plan::{self, FIRST_VERSION, LAST_VERSION, MAX_BYTES, Mode, Plan};
 use crate::prelude::*;
+use crate::report::{self, Account, Ending, Reports};
 use crate::setuid::{self, Rights, refused};
 use crate::sources::Handed;
 use crate::{Start, supervisor, sys};
@@ -12,7 +13,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 
-const USAGE: &str = "usage: run PLAN ENV [INDEX=FD ...] -- [argv ...], or: version";
+const USAGE: &str = "usage: run PLAN ENV [INDEX=FD ...] [report=META,OUT ...] -- [argv ...], or: version";
 /// The kernel takes at most 6 MiB of arguments and environment together (execve(2)).
 const MAX_ENVIRONMENT: usize = 6 << 20;
 
@@ -71,10 +72,47 @@ fn run(words: &[&'static CStr], environment: Vec<&'static CStr>, rights: Rights)
     let plan_fd = descriptor(plan_fd.to_bytes())?;
     let environment_fd = if environment_fd == c"-" { None } else { Some(descriptor(environment_fd.to_bytes())?) };
     let mut handed = Handed::default();
+    let mut pairs_of_reports = Vec::new();
     for pair in pairs {
-        handed.add(pair.to_bytes())?;
+        match pair.to_bytes().strip_prefix(b"report=") {
+            Some(numbers) => pairs_of_reports.push(report::descriptors(numbers)?),
+            None => handed.add(pair.to_bytes())?,
+        }
     }
-    refuse_shared(plan_fd, environment_fd, &handed)?;
+    let metas = pairs_of_reports.iter().flat_map(|(meta, out)| [*meta, *out]);
+    refuse_shared(handed.numbers().chain(environment_fd).chain([plan_fd]).chain(metas).collect())?;
+    let mut reports = Reports::default();
+    for (meta, out) in pairs_of_reports {
+        reports.add(&read_all(adopt(meta)?, MAX_BYTES, "report", rights)?, report::adopt_out(out)?)?;
+    }
+    let mut account = Account::start();
+    let wanted = (&mut account, !reports.is_empty());
+    let ended = prepare(plan_fd, environment_fd, environment, handed, command, rights, wanted);
+    if let Err(failure) = &ended {
+        account.failed(failure);
+        complain(&failure.message);
+        // What is written is the caller's affair, and so are the rights to do it.
+        rights.drop_for_good()?;
+    }
+    let written = reports.write(&account).map_err(|failure| complain(&failure.message));
+    match ended {
+        _ if written.is_err() => Ok(LAUNCHER_FAILED),
+        Ok(Ending::Exited(code)) => Ok(code),
+        Ok(Ending::Killed(signal)) => sys::die_of(signal),
+        Err(failure) => Ok(failure.code),
+    }
+}
+
+/// Read what was handed over, and launch.
+fn prepare(
+    plan_fd: i32,
+    environment_fd: Option<i32>,
+    environment: Vec<&'static CStr>,
+    handed: Handed,
+    command: &[&'static CStr],
+    rights: Rights,
+    account: (&mut Account, bool),
+) -> Outcome<Ending> {
     let bytes = read_all(adopt(plan_fd)?, MAX_BYTES, "plan", rights)?;
     let plan = plan::decode(&bytes)
         .map_err(|invalid| Failure::new(format!("cannot decode the plan: {} (at {})", invalid.why, invalid.at)))?;
@@ -86,7 +124,7 @@ fn run(words: &[&'static CStr], environment: Vec<&'static CStr>, rights: Rights)
         None if rights.are_lent() => return Err(refused("the environment must be handed over in a descriptor")),
         None => Environment::own(environment),
     };
-    supervisor::launch(&plan, handed, environment, command, rights)
+    supervisor::launch(&plan, handed, environment, command, rights, account)
 }
 
 fn refuse_foreign(plan: &Plan, rights: Rights) -> Outcome<()> {
@@ -117,8 +155,7 @@ pub fn descriptor(text: &[u8]) -> Outcome<i32> {
 }
 
 /// Two owners of one number would close it twice.
-fn refuse_shared(plan: i32, environment: Option<i32>, handed: &Handed) -> Outcome<()> {
-    let mut numbers: Vec<i32> = handed.numbers().chain(environment).chain([plan]).collect();
+fn refuse_shared(mut numbers: Vec<i32>) -> Outcome<()> {
     numbers.sort_unstable();
     match numbers.windows(2).find(|pair| pair[0] == pair[1]) {
         Some(pair) => Err(Failure::new(format!("descriptor {} is named twice", pair[0]))),

@@ -17,6 +17,7 @@ mod json;
 pub mod plan;
 mod prelude;
 mod record;
+mod report;
 mod scratch;
 mod setuid;
 mod sources;

@@ -15,7 +15,8 @@ from tests.support.archives import Entry
 class Case(NamedTuple):
     """`stderr` must occur in what is printed there; `code` is the exit code, negative for death by a signal.
 
-    In the mode `refused_in` the launch must be refused in one line instead.
+    In the mode `refused_in` the launch must be refused in one line instead. With a `cause` ("limit fsize") a report is
+    asked for, and must say so.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Case(NamedTuple):
     argv: tuple[str, ...] | None = None
     cwd: str | None = None
     refused_in: str = ""
+    cause: str = ""
 
 
 def make_inputs(where: Path) -> None:
@@ -95,36 +97,93 @@ _READ_ONLY = (
     'touch "$SANDBOX_STATIC/t/x" 2>/dev/null || echo refused; rm -f "$SANDBOX_STATIC/t/f" 2>/dev/null || echo kept'
 )
 
+_DETACH = "(setsid sh -c 'exec >/dev/null 2>&1 </dev/null; (sleep 1000 &) ; exec sleep 1000' &)"
 _STUBBORN = "trap '' TERM; (setsid sh -c 'sleep 1000 & exec sleep 1000' &); while :; do sleep 0.1; done"
 _LIMIT_CASES = [
-    Case("timeout", "sleep 1000", ("--timeout", "0.3"), code=124, stderr="its time was up"),
-    Case("time enough", "exit 3", ("--timeout", "1h30m"), code=3),
-    Case("timeout and grace", "trap 'echo end; exit 3' TERM; sleep 1000 & wait", ("--timeout", "0.3"), "end\n", 124),
-    Case("timeout of what ignores it", _STUBBORN, ("--timeout", "0.3", "--kill-after", "0.2s"), code=124),
-    Case("timeout of what stops itself", "kill -STOP $$", ("--timeout", "0.3", "--kill-after", "0.2"), code=124),
+    Case("timeout", "sleep 1000", ("--timeout", "0.3"), code=124, stderr="its time was up", cause="timeout"),
+    Case("time enough", "exit 3", ("--timeout", "1h30m"), code=3, cause="exited"),
+    Case(
+        "timeout and grace",
+        "trap 'echo end; exit 3' TERM; sleep 1000 & wait",
+        ("--timeout", "0.3"),
+        "end\n",
+        124,
+        cause="timeout",
+    ),
+    Case(
+        "timeout of what ignores it", _STUBBORN, ("--timeout", "0.3", "--kill-after", "0.2s"), code=124, cause="timeout"
+    ),
+    Case(
+        "timeout of what stops itself",
+        "kill -STOP $$",
+        ("--timeout", "0.3", "--kill-after", "0.2"),
+        code=124,
+        cause="timeout",
+    ),
     Case(
         "timeout ends what may stay",
         _STUBBORN,
         ("--timeout", "0.3", "--kill-after", "0.2", "--leave-running"),
         code=124,
     ),
-    Case("processor time", "while :; do :; done", ("--cpu-time", "1"), code=-signal.SIGXCPU),
+    Case("processor time", "while :; do :; done", ("--cpu-time", "1"), code=-signal.SIGXCPU, cause="limit cpu-time"),
     Case("open files", "ulimit -n; ulimit -Hn", ("--nofile", "64"), "64\n64\n"),
     Case(
-        "more open files than allowed", "true", ("--nofile", "2147483648"), code=125, stderr="open files to 2147483648"
+        "more open files than allowed",
+        "true",
+        ("--nofile", "2147483648"),
+        code=125,
+        stderr="open files to 2147483648",
+        cause="launcher",
     ),
-    Case("file size", "exec head -c 3M /dev/zero > $SANDBOX_TMPDIR/x", ("--fsize", "1M"), code=-signal.SIGXFSZ),
+    Case(
+        "file size",
+        "exec head -c 3M /dev/zero > $SANDBOX_TMPDIR/x",
+        ("--fsize", "1M"),
+        code=-signal.SIGXFSZ,
+        cause="limit fsize",
+    ),
+    Case(
+        "file size of a child",
+        "head -c 3M /dev/zero > $SANDBOX_TMPDIR/x",
+        ("--fsize", "1M"),
+        code=128 + signal.SIGXFSZ,
+        cause="limit fsize",
+    ),
+    Case(
+        "a full tmpfs",
+        "cat /dev/zero > $SANDBOX_TMPDIR/x 2>/dev/null",
+        ("--tmpfs-size", "2M", "--timeout", "60"),
+        code=1,
+        cause="exited",
+    ),
+    Case("a detached job", f"{_DETACH}; exit 4", ("--timeout", "60"), code=4, cause="exited"),
+    Case(
+        "a detached job and its command",
+        f"{_DETACH}; sleep 1000",
+        ("--timeout", "0.3"),
+        code=124,
+        stderr="its time was up",
+        cause="timeout",
+    ),
+    Case(
+        "closes everything",
+        "exec 0<&- 1>&- 2>&-; exec 3>&- 4>&- 5>&-; sleep 1000",
+        ("--timeout", "0.3"),
+        code=124,
+        cause="timeout",
+    ),
     Case("nice", "nice", ("--nice", "19"), "19\n"),
 ]
 
 CASES = [
-    Case("exit code", "exit 42", code=42),
-    Case("killed", "kill -KILL $$", code=-9),
+    Case("exit code", "exit 42", code=42, cause="exited"),
+    Case("killed", "kill -KILL $$", code=-9, cause="signalled"),
     Case("terminated", "kill -TERM $$", code=-15),
-    Case("not found", None, argv=("no-such-command",), code=127, stderr="command not found"),
+    Case("not found", None, argv=("no-such-command",), code=127, stderr="command not found", cause="launcher"),
     Case("not found by path", None, argv=("/nowhere/at/all",), code=127, stderr="command not found"),
     Case("a directory", None, argv=("/tmp",), code=126, stderr="cannot run /tmp"),
-    Case("not executable", None, argv=("{d}/tree/plain",), code=126, stderr="Permission denied"),
+    Case("not executable", None, argv=("{d}/tree/plain",), code=126, stderr="Permission denied", cause="launcher"),
     Case("arguments", None, argv=("printf", "%s|", "a b", "", "--", "-s"), stdout="a b||--|-s|"),
     Case("stdin", "cat", stdout="input\n"),
     Case("own uid", 'test "$(id -u)" = "$EXPECT_UID" && test "$(id -g)" = "$EXPECT_GID" && echo same', stdout="same\n"),
@@ -181,7 +240,14 @@ CASES = [
         ("-s", "{d}/parent/mount:{d}/tree.sfs", "-s", "{d}/parent/mount/sub:{d}/tree.zip"),
         "hello\nf\nlink\nout\nplain\nsub\ntool\n",
     ),
-    Case("no such mount point", "true", ("-s", "{d}/parent/none:{d}/tree.sfs"), code=125, stderr="--mkdir"),
+    Case(
+        "no such mount point",
+        "true",
+        ("-s", "{d}/parent/none:{d}/tree.sfs"),
+        code=125,
+        stderr="--mkdir",
+        cause="launcher",
+    ),
     Case("run", None, ("-s", "tree:{d}/tree.sfs", "--run", "tree/tool"), argv=("x", "y"), stdout="tool x y\n"),
     Case(
         "run through a link in the tree",

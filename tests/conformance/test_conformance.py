@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.cases import CASES, Case, make_inputs
-from tests.support import modes
+from tests.support import modes, reports
 
 COMBINATIONS = [
     ("python", "root"),
@@ -46,7 +46,8 @@ def test_case(engine, mode, case: Case, inputs: Path, run_sandbox, area, identit
 
     argv = case.argv if case.script is None else ("sh", "-c", case.script)
     env = {"EXPECT_UID": str(who.uid), "EXPECT_GID": str(who.gid), "EXPECT_PWD": str(own), **case.env}
-    command = ["run", "--engine", engine, "--mode", mode, *map(fill, case.options), "--", *map(fill, argv)]
+    report = ["--report", str(own / "report.json")] if case.cause else []
+    command = ["run", "--engine", engine, "--mode", mode, *report, *map(fill, case.options), "--", *map(fill, argv)]
     stdin = "input\n" if case.name == "stdin" else None
     done = run_sandbox(command, as_user=as_user, env=env, input=stdin, cwd=case.cwd and fill(case.cwd))
     if mode == case.refused_in:
@@ -55,5 +56,9 @@ def test_case(engine, mode, case: Case, inputs: Path, run_sandbox, area, identit
     assert case.stderr in done.stderr
     if case.code == 125:
         assert len(done.stderr.splitlines()) == 1, "a mistake is explained in one line"
+    if case.cause:
+        told = reports.read(own / "report.json")
+        assert " ".join(filter(None, (told["cause"], told["limit"]))) == case.cause
+        assert (told["mode"] or mode, told["engine"] or engine) == (mode, engine)
     assert not [name for name in os.listdir(own) if name.startswith("sandbox-") and name != "sandbox-home"]
     ran(engine, mode)

@@ -21,6 +21,7 @@ use crate::error::{Failure, Outcome, printable};
 use crate::home::Home;
 use crate::plan::{Plan, Slot, Step};
 use crate::prelude::*;
+use crate::report::Marks;
 use crate::setuid::{Rights, Tally};
 use crate::sources::Sources;
 use alloc::borrow::Cow;
@@ -28,7 +29,7 @@ use alloc::ffi::CString;
 use core::ffi::CStr;
 use mounts::Mount;
 use overlay::Layers;
-use rustix::fd::OwnedFd;
+use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::Mode;
 use rustix::process::Pid;
 
@@ -54,6 +55,16 @@ pub struct Prepared<'p> {
     pub umask: Mode,
     /// What the rules of setuid mode found in the plan.
     pub tally: Option<Tally>,
+    /// Where times are noted, if anybody wants to know.
+    pub marks: Option<BorrowedFd<'p>>,
+}
+
+impl Prepared<'_> {
+    fn mark(&self) {
+        if let Some(marks) = self.marks {
+            Marks::mark(marks);
+        }
+    }
 }
 
 /// What the steps have made so far.
@@ -87,10 +98,12 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
         layers: None,
         limits: Vec::new(),
     };
+    child.prepared.mark();
     for step in steps {
         if let Err(failure) = child.execute(step) {
             return explained(step, failure, child.prepared.plan);
         }
+        child.prepared.mark();
     }
     if let Err(failure) = child.remove_layers() {
         return failure;
@@ -103,6 +116,7 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
     if let Err(failure) = limits::apply(&child.limits) {
         return failure;
     }
+    child.prepared.mark();
     child.run_command()
 }
 

@@ -1,11 +1,13 @@
 //! What the command left behind: asked to end, then killed, and reaped until nothing is left.
 
+use super::wait::count;
 use crate::prelude::*;
+use crate::report::Usage;
 use crate::sys::{self, Mask};
 use core::time::Duration;
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions, getpid, wait};
+use rustix::process::{Pid, getpid};
 
 const GRACE: Duration = Duration::from_millis(500);
 /// How often what is left is looked at again: it may have started something new.
@@ -14,11 +16,11 @@ pub const LOOK: Duration = Duration::from_millis(50);
 const SCANS: usize = 100;
 
 /// End every process below this one, which is a child subreaper. Costs one system call when there is none.
-pub fn end() {
+pub fn end(usage: &mut Usage) {
     let children = Mask::of(&[libc::SIGCHLD]);
     let deadline = sys::now() + GRACE;
     let mut asked = Vec::new();
-    while any_left() {
+    while any_left(usage) {
         let left = deadline.saturating_sub(sys::now());
         if !left.is_zero() {
             ask_all(&mut asked);
@@ -65,10 +67,11 @@ fn ask(pid: Pid, asked: &mut Vec<Pid>) -> Result<(), Errno> {
 }
 
 /// Reaps what has ended; whether a child still lives.
-fn any_left() -> bool {
+fn any_left(usage: &mut Usage) -> bool {
     loop {
-        match wait(WaitOptions::NOHANG) {
-            Ok(Some(_)) | Err(Errno::INTR) => {}
+        match sys::wait_any(false) {
+            Ok(Some(waited)) => count(&waited, usage),
+            Err(Errno::INTR) => {}
             Ok(None) => return true,
             Err(_) => return false,
         }

@@ -13,6 +13,7 @@ use crate::home::Home;
 use crate::plan::{LEAVE_RUNNING, Plan, Step};
 use crate::prelude::*;
 use crate::record::Record;
+use crate::report::{Account, Ending, Marks};
 use crate::scratch;
 use crate::setuid::{self, OVERLAY, Policy, Rights};
 use crate::sources::{Handed, Sources};
@@ -24,19 +25,19 @@ use rustix::fd::OwnedFd;
 use rustix::fs::Mode;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, getpid, set_child_subreaper};
-use wait::End;
 
 /// The longest failure that the child reports, in bytes: what every pipe holds, however little its user may have.
 const REPORT: usize = 4096;
 
-/// Launch, supervise, clean up. Returns the exit code; does not return when the command was killed by a signal.
+/// Launch, supervise, clean up; `account` says what came of it. The exit code, or the signal to die of.
 pub fn launch(
     plan: &Plan,
     handed: Handed,
     environment: Environment,
     argv: &[&'static CStr],
     rights: Rights,
-) -> Outcome<i32> {
+    (account, wanted): (&mut Account, bool),
+) -> Outcome<Ending> {
     let inherited = Inherited::take();
     let policy = if rights.are_lent() { Some(Policy::load()?) } else { None };
     let tally = policy.as_ref().map(|policy| setuid::check_plan(plan, policy)).transpose()?;
@@ -55,15 +56,18 @@ pub fn launch(
     scratch::make(plan, &record.id)?;
     set_child_subreaper(Some(getpid())).doing("become a child subreaper", b"")?;
     let (report, writer) = pipe_with(PipeFlags::CLOEXEC).doing("make a pipe", b"")?;
+    let marks = if wanted { Some(Marks::new()?) } else { None };
     let mut clock = Clock::start(plan)?;
+    account.note(plan);
+    account.phase("Prepare the host side");
     let command = match sys::fork().doing("fork", b"")? {
         Forked::Parent(command) => command,
         Forked::Child => {
             let supervisor = rustix::process::getppid().unwrap_or(Pid::INIT);
             let (id, name) = (record.id.as_str(), record.name.as_str());
             let (devices, umask) = (devices.as_ref(), inherited.umask);
-            let prepared =
-                Prepared { plan, home: &home, sources: &sources, devices, id, name, supervisor, rights, umask, tally };
+            let (sources, home, marks) = (&sources, &home, marks.as_ref().map(Marks::writer));
+            let prepared = Prepared { plan, home, sources, devices, id, name, supervisor, rights, umask, tally, marks };
             inherited.restore();
             let failure = child::become_command(prepared, environment, argv);
             report_failure(&writer, &failure)
@@ -77,26 +81,26 @@ pub fn launch(
     drop((writer, sources, environment, devices));
     // While the child sets up, on another processor: nothing that it needs is in the way.
     stale::clean(&home, &record.name);
-    let end = wait::for_command(command, &mut clock);
+    let end = wait::for_command(command, &mut clock, &mut account.usage);
+    account.ended(end, marks.as_ref(), plan);
+    account.timed_out = clock.is_up;
     let failure = read_failure(&report);
     // A time limit is for everything that the command started.
     if clock.is_up || plan.flags & LEAVE_RUNNING == 0 {
-        leftovers::end();
+        leftovers::end(&mut account.usage);
         drop(record);
     } else {
         keeper::leave(record);
     }
-    if let Some(message) = failure {
-        complain(&message);
+    account.phase("Clean up");
+    if let (Some(message), Ending::Exited(code)) = (failure, end) {
+        return Err(Failure::new(message).code(code));
     }
     if clock.is_up {
         complain("the command was ended: its time was up (--timeout)");
-        return Ok(TIMED_OUT);
+        return Ok(Ending::Exited(TIMED_OUT));
     }
-    match end {
-        End::Exited(code) => Ok(code),
-        End::Killed(signal) => sys::die_of(signal),
-    }
+    Ok(end)
 }
 
 /// What the launcher was started with, and the command gets.

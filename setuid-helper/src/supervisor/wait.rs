@@ -1,9 +1,10 @@
 //! Waiting for the command, and passing signals on to it.
 
 use super::clock::Clock;
-use crate::sys::{self, Arrived, Mask};
+use crate::report::{Ending, Usage};
+use crate::sys::{self, Arrived, Mask, Waited};
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions, getpgid, getpgrp, wait};
+use rustix::process::{Pid, getpgid, getpgrp};
 
 const FORWARDED: [i32; 9] = [
     libc::SIGTERM,
@@ -17,16 +18,8 @@ const FORWARDED: [i32; 9] = [
     libc::SIGCONT,
 ];
 
-/// How the command ended.
-pub enum End {
-    /// With an exit code.
-    Exited(i32),
-    /// By a signal.
-    Killed(i32),
-}
-
 /// Wait, with all signals blocked. Orphans that become children of this process are reaped on the way.
-pub fn for_command(command: Pid, clock: &mut Clock) -> End {
+pub fn for_command(command: Pid, clock: &mut Clock, usage: &mut Usage) -> Ending {
     let mut signals = [libc::SIGCHLD; FORWARDED.len() + 1];
     signals[1..].copy_from_slice(&FORWARDED);
     let mask = Mask::of(&signals);
@@ -35,7 +28,7 @@ pub fn for_command(command: Pid, clock: &mut Clock) -> End {
         clock.strike();
         match arrived {
             Some(arrived) if arrived.signal == libc::SIGCHLD => {
-                if let Some(end) = reap(command, !clock.is_up) {
+                if let Some(end) = reap(command, !clock.is_up, usage) {
                     return end;
                 }
             }
@@ -54,26 +47,35 @@ fn is_for(command: Pid, arrived: &Arrived) -> bool {
 }
 
 /// Everything that happened to children; the end of the command if that is among it.
-fn reap(command: Pid, may_stop: bool) -> Option<End> {
+fn reap(command: Pid, may_stop: bool, usage: &mut Usage) -> Option<Ending> {
     let mut end = None;
     loop {
-        let (pid, status) = match wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
-            Ok(Some(event)) => event,
+        let waited = match sys::wait_any(true) {
+            Ok(Some(waited)) => waited,
             Err(Errno::INTR) => continue,
             Ok(None) | Err(_) => return end,
         };
-        if pid != command {
+        count(&waited, usage);
+        if waited.pid != command {
             continue;
         }
-        if status.stopped() {
+        if waited.is_stopped() {
             if may_stop {
                 stop_too(command);
             }
-        } else if let Some(code) = status.exit_status() {
-            end = Some(End::Exited(code));
-        } else if let Some(signal) = status.terminating_signal() {
-            end = Some(End::Killed(signal));
+        } else if let Some(code) = waited.exit_code() {
+            end = Some(Ending::Exited(code));
+        } else if let Some(signal) = waited.signal() {
+            end = Some(Ending::Killed(signal));
         }
+    }
+}
+
+/// What a process that has ended had used.
+pub fn count(waited: &Waited, usage: &mut Usage) {
+    if !waited.is_stopped() {
+        let ([user, system], [largest, read, written]) = (waited.times(), waited.amounts());
+        usage.add(&Usage { user, system, largest, read, written });
     }
 }
 

@@ -58,10 +58,69 @@ pub fn execute(path: &CStr, argv: &CStrings, environment: &CStrings) -> Errno {
 
 /// Time since some moment in the past, not set by anybody (CLOCK_MONOTONIC).
 pub fn now() -> Duration {
+    clock(libc::CLOCK_MONOTONIC)
+}
+
+/// Time since 1970 (CLOCK_REALTIME).
+pub fn wall_clock() -> Duration {
+    clock(libc::CLOCK_REALTIME)
+}
+
+fn clock(which: i32) -> Duration {
     let mut time = [0u64; 2];
     // SAFETY: the kernel fills in a struct timespec, which is two 64-bit numbers.
-    let _ = unsafe { syscall(libc::SYS_clock_gettime, [libc::CLOCK_MONOTONIC as usize, output(&mut time)]) };
+    let _ = unsafe { syscall(libc::SYS_clock_gettime, [which as usize, output(&mut time)]) };
     Duration::new(time[0], time[1] as u32)
+}
+
+/// A child that something happened to.
+pub struct Waited {
+    /// Which one.
+    pub pid: Pid,
+    /// What happened, as in wait(2).
+    status: i32,
+    /// Seconds and microseconds in user mode, then in the kernel, then the rest of getrusage(2).
+    rusage: [u64; 18],
+}
+
+impl Waited {
+    /// Whether it was only stopped.
+    pub fn is_stopped(&self) -> bool {
+        self.status & 0xff == 0x7f
+    }
+
+    /// The code that it exited with.
+    pub fn exit_code(&self) -> Option<i32> {
+        (self.status & 0x7f == 0).then_some(self.status >> 8 & 0xff)
+    }
+
+    /// The signal that killed it.
+    pub fn signal(&self) -> Option<i32> {
+        let signal = self.status & 0x7f;
+        (!matches!(signal, 0 | 0x7f)).then_some(signal)
+    }
+
+    /// Processor time in user mode and in the kernel.
+    pub fn times(&self) -> [Duration; 2] {
+        let time = |at: usize| Duration::new(self.rusage[at], self.rusage[at + 1] as u32 * 1000);
+        [time(0), time(2)]
+    }
+
+    /// The largest resident set, and what was read from and written to storage, in bytes.
+    pub fn amounts(&self) -> [u64; 3] {
+        // ru_maxrss in KiB; ru_inblock and ru_oublock in blocks of 512 bytes.
+        [self.rusage[4] << 10, self.rusage[11] << 9, self.rusage[12] << 9]
+    }
+}
+
+/// Any child that has ended, or stopped if `stopped` is wanted; None when all go on. Does not wait. wait4(2).
+pub fn wait_any(stopped: bool) -> Result<Option<Waited>, Errno> {
+    let options = libc::WNOHANG | if stopped { libc::WUNTRACED } else { 0 };
+    let (mut status, mut rusage) = (0i32, [0u64; 18]);
+    let arguments = [usize::MAX, output(&mut status), options as usize, output(&mut rusage)];
+    // SAFETY: the kernel writes an int and one struct rusage, which is 18 64-bit numbers; both live for the call.
+    let pid = unsafe { syscall(libc::SYS_wait4, arguments) }?;
+    Ok(i32::try_from(pid).ok().and_then(Pid::from_raw).map(|pid| Waited { pid, status, rusage }))
 }
 
 /// Real, effective and saved user ids, then the same of the group: getresuid(2).

@@ -1,0 +1,118 @@
+"""What an engine has to tell about a run when it is over (docs/report.md)."""
+
+import contextlib
+import os
+import resource
+import signal
+import struct
+import time
+from typing import TYPE_CHECKING, Any
+
+from sandbox.engine import Result
+from sandbox.plan import Limit, Plan, Resource
+
+if TYPE_CHECKING:
+    from sandbox.report import Phase
+
+_MARK = struct.Struct("<Q")
+
+
+class Account:
+    """Filled in while a plan is carried out. Without `wanted` only what costs nothing is."""
+
+    def __init__(self, plan: Plan, *, wanted: bool) -> None:
+        self.plan = plan
+        self.phases: list[Phase] = []
+        self.last_ns = time.monotonic_ns()
+        self.result: Result | None = None
+        self.wall: float | None = None
+        self.user = self.system = 0.0
+        self.largest = self.read = self.written = 0
+        # Times that the child notes for its supervisor, in memory that both have open.
+        self.marks = os.memfd_create("sandbox-marks", os.MFD_CLOEXEC) if wanted else -1
+
+    def close(self) -> None:
+        if self.marks >= 0:
+            os.close(self.marks)
+
+    def mark(self) -> None:
+        """In the child: a step is done."""
+        if self.marks >= 0:
+            os.write(self.marks, _MARK.pack(time.monotonic_ns()))
+
+    def count(self, usage: resource.struct_rusage) -> None:
+        """What a process that was reaped had used, by itself and by those that it had reaped: wait4(2)."""
+        self.user += usage.ru_utime
+        self.system += usage.ru_stime
+        self.largest = max(self.largest, usage.ru_maxrss << 10)
+        # Blocks of 512 bytes, whatever the disk: getrusage(2).
+        self.read += usage.ru_inblock << 9
+        self.written += usage.ru_oublock << 9
+
+    def phase(self, name: str, end_ns: int | None = None) -> None:
+        """A phase ends now; the next one starts."""
+        if self.marks >= 0:
+            from sandbox.report import Phase
+
+            end = time.monotonic_ns() if end_ns is None else end_ns
+            self.phases.append(Phase(name, self.last_ns, end))
+            self.last_ns = end
+
+    def ended(self, result: Result) -> None:
+        """The end of the command, and what its process marked: a phase per step, then the command."""
+        self.result = result
+        if self.marks < 0:
+            return
+        now = time.monotonic_ns()
+        steps = [type(step).__name__ for step in self.plan.steps]
+        times = [value for (value,) in _MARK.iter_unpack(os.pread(self.marks, 8 * (len(steps) + 2), 0))]
+        for name, at in zip(("Fork", *steps, "Exec"), times, strict=False):
+            self.phase(name, at)
+        if len(times) == len(steps) + 2:
+            self.wall = (now - self.last_ns) / 1e9
+        self.phase("Command", now)
+
+    def facts(self) -> dict[str, Any]:
+        """The end of the report."""
+        assert self.result is not None
+        cause, limit = self._cause(self.result)
+        ended_by = self.result.signal
+        return {
+            "cause": cause,
+            "limit": limit,
+            "error": None,
+            "exit_code": None if ended_by else self.result.exit_code,
+            "signal": ended_by or None,
+            "wall_seconds": self.wall,
+            "user_seconds": round(self.user, 6),
+            "system_seconds": round(self.system, 6),
+            "peak_memory_bytes": self.largest,
+            "peak_memory_of": "largest process",
+            "processes": None,
+            "read_bytes": self.read,
+            "written_bytes": self.written,
+        }
+
+    def _cause(self, result: Result) -> tuple[str, str | None]:
+        # A shell tells of a death by signal N with the exit code 128 + N, as a Result does.
+        died_of = result.exit_code - 128
+        limits = {step.resource: step.hard for step in self.plan.steps if isinstance(step, Limit)}
+        hard = limits.get(Resource.CPU_SECONDS)
+        killed = died_of == signal.SIGKILL and hard is not None and self.user + self.system >= hard
+        if result.timed_out:
+            return "timeout", None
+        if hard is not None and (killed or died_of == signal.SIGXCPU):
+            return "limit", "cpu-time"
+        if Resource.FILE_BYTES in limits and died_of == signal.SIGXFSZ:
+            return "limit", "fsize"
+        return ("signalled" if result.signal else "exited"), None
+
+
+def reap(account: Account, *, stopped: bool = False) -> tuple[int, int] | None:
+    """A child that has ended, or stopped if that is wanted: its pid and status. (0, 0) when all go on, None without."""
+    with contextlib.suppress(ChildProcessError):
+        pid, status, usage = os.wait4(-1, os.WNOHANG | (os.WUNTRACED if stopped else 0))
+        if pid and not os.WIFSTOPPED(status):
+            account.count(usage)
+        return pid, status
+    return None

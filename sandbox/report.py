@@ -1,0 +1,266 @@
+"""The account of a run, as JSON: how it ended and what it used (docs/report.md), and its phases as a trace.
+
+What is known before the command starts is the start of the text. An engine appends the rest: the native one is
+handed that start, as this process is gone by then.
+"""
+
+import contextlib
+import json
+import os
+import stat
+import struct
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, Protocol
+
+from sandbox import __version__, fsops
+from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, printable, reason
+from sandbox.plan import Attach, Attr, Base, Extract, Fuse, Image, Overlay, Plan, Scratch, Tmpfs, Tree
+from sandbox.sources import Opened
+
+SCHEMA = 1
+
+
+class Phase(NamedTuple):
+    """A part of the launch, in nanoseconds of the monotonic clock."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+
+
+class Target(NamedTuple):
+    """Where a report goes: `name` in the directory `fd`, or `fd` itself."""
+
+    fd: int
+    name: bytes
+    is_trace: bool
+
+
+class Outcome(Protocol):
+    """What an engine knows in the end."""
+
+    phases: list[Phase]
+
+    def facts(self) -> dict[str, Any]: ...
+
+
+class Reporter:
+    """What to tell of one run, and to whom."""
+
+    def __init__(self, report: bytes | None, trace: bytes | None, command: tuple[bytes, ...]) -> None:
+        self.origin_ns = self.last_ns = time.monotonic_ns()
+        self.phases: list[Phase] = []
+        self.targets: list[Target] = []
+        umask = os.umask(0)
+        os.umask(umask)
+        self.mode = 0o666 & ~umask
+        self.head: dict[str, Any] = {
+            "schema": SCHEMA,
+            "sandbox": __version__,
+            "started": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "command": [os.fsdecode(word) for word in command],
+            **dict.fromkeys(("mode", "engine", "level")),
+            "images": [],
+            "mounts": [],
+        }
+        for text, is_trace in ((report, False), (trace, True)):
+            if text is not None:
+                self.targets.append(_open_target(text, is_trace=is_trace))
+
+    def describe(self, plan: Plan, engine: str, trees: list[Opened], home_fd: int) -> None:
+        """What the compiled plan says. Raises SourceError when an image changes while it is read."""
+        images = [_image(tree, home_fd) for tree in trees if tree.status is not None]
+        facts = {"mode": plan.mode.name.lower(), "engine": engine, "level": "none"}
+        self.head |= {**facts, "images": images, "mounts": _mounts(plan)}
+
+    def close(self) -> None:
+        for target in self.targets:
+            os.close(target.fd)
+        self.targets = []
+
+    def phase(self, name: str) -> None:
+        """A phase ends now; the next one starts."""
+        now = time.monotonic_ns()
+        self.phases.append(Phase(name, self.last_ns, now))
+        self.last_ns = now
+
+    def handed_over(self) -> Iterator[tuple[bytes, int]]:
+        """For a native engine: what it is to finish, and the descriptor where that goes (docs/plan.md, section 9)."""
+        for target in self.targets:
+            mode, name = self.mode, target.name
+            head = struct.pack("<BIQI", 2 if target.is_trace else 1, mode, self.origin_ns, len(name)) + name
+            yield head + self._start(target), target.fd
+
+    def _start(self, target: Target) -> bytes:
+        """The text up to and without the end of the list of phases."""
+        events = ", ".join(json.dumps(self._event(phase, target, thread=1)) for phase in self.phases)
+        head = {"displayTimeUnit": "ms"} if target.is_trace else self.head
+        phases = "traceEvents" if target.is_trace else "phases"
+        return f'{json.dumps(head)[:-1]}, "{phases}": [{events}'.encode()
+
+    def _event(self, phase: Phase, target: Target, *, thread: int) -> dict[str, Any]:
+        start, length = (phase.start_ns - self.origin_ns) // 1000, (phase.end_ns - phase.start_ns) // 1000
+        if target.is_trace:
+            return {"name": phase.name, "ph": "X", "pid": 1, "tid": thread, "ts": start, "dur": length}
+        return {"name": phase.name, "start_us": start, "us": length}
+
+    def finish(self, outcome: Outcome) -> None:
+        """Write everything. Raises SandboxError."""
+        facts = {"ended": datetime.now(UTC).isoformat(timespec="microseconds"), **outcome.facts()}
+        for target in self.targets:
+            more = "".join(", " + json.dumps(self._event(phase, target, thread=2)) for phase in outcome.phases)
+            rest = "" if target.is_trace else ", " + json.dumps(facts)[1:-1]
+            _write(target, self._start(target) + f"{more}]{rest}}}\n".encode(), self.mode)
+
+    def failed(self, error: BaseException) -> None:
+        """Write that the launch failed here. Whatever is wrong with the report, the failure itself is what counts."""
+        with contextlib.suppress(SandboxError):
+            self.phase("Fail")
+            self.finish(_Failed(error))
+
+
+def _image(tree: Opened, home_fd: int) -> dict[str, Any]:
+    digest = None if tree.is_directory else "sha256:" + _digest(tree, home_fd).decode()
+    return {
+        "name": os.fsdecode(tree.name),
+        "source": os.fsdecode(os.path.abspath(tree.path)),
+        "use": tree.kind.value,
+        "digest": digest,
+    }
+
+
+def _digest(tree: Opened, home_fd: int) -> bytes:
+    """As the cache remembers it for a file that has not changed."""
+    from sandbox.images import digests
+
+    assert tree.status is not None
+    with fsops.closing(fsops.make_dir(home_fd, b"digests")) as memory:
+        if (known := digests.recall(memory, tree.status)) is not None:
+            return known.digest
+        digest, status, settled = digests.of_file(tree.fd, tree.label)
+        if settled:
+            digests.remember(memory, status, digests.Remembered(digest, b"", b""))
+        return digest
+
+
+def _mounts(plan: Plan) -> list[dict[str, Any]]:
+    """Every mount that is attached, in order; one below the procdir without its beginning, which each run has anew."""
+    made: dict[int, tuple[str, bytes]] = {}
+    mounts = []
+    for step in plan.steps:
+        match step:
+            case Overlay(slot, lowers):
+                made[slot] = ("overlay", made[lowers[-1]][1])
+            case Tmpfs(slot):
+                made[slot] = ("tmpfs", b"")
+            case Scratch(source, slot, overlay):
+                made[slot] = made[overlay] = ("directory", plan.sources[source].path)
+            case Tree(slot, source):
+                made[slot] = ("directory", plan.sources[source].path)
+            case Image(slot, source) | Fuse(slot, source):
+                made[slot] = ("image", plan.sources[source].path)
+            case Extract(slot, source):
+                made[slot] = ("tmpfs", plan.sources[source].path)
+            case Attach(slot, place, attrs):
+                path = place.path if place.base == Base.ROOT else b"/".join((b"PROCDIR", place.path)).rstrip(b"/")
+                kind, origin = made[slot]
+                where = {"on": os.fsdecode(path), "kind": kind, "source": os.fsdecode(origin) or None}
+                mounts.append({**where, "read_only": bool(attrs & Attr.READ_ONLY)})
+    return mounts
+
+
+# What there is to tell only of a command that was started.
+UNKNOWN = dict.fromkeys(
+    (
+        "wall_seconds",
+        "user_seconds",
+        "system_seconds",
+        "peak_memory_bytes",
+        "peak_memory_of",
+        "processes",
+        "read_bytes",
+        "written_bytes",
+    )
+)
+
+
+class _Failed:
+    """The outcome of a launch that this process could not make."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.phases: list[Phase] = []
+
+    def facts(self) -> dict[str, Any]:
+        text = reason(self.error) if isinstance(self.error, OSError) else str(self.error)
+        code = getattr(self.error, "exit_code", EXIT_LAUNCHER_FAILED)
+        ending = {"cause": "launcher", "limit": None, "error": text, "exit_code": code, "signal": None}
+        return {**ending, **UNKNOWN}
+
+
+def _open_target(text: bytes, *, is_trace: bool) -> Target:
+    """Opened before anything else is done: a report that cannot be written is to be known before the command runs."""
+    option = "--trace" if is_trace else "--report"
+    if text == b"-" or text.startswith(b"fd:"):
+        digits = b"1" if text == b"-" else text[3:]
+        try:
+            if not digits.isdigit():
+                raise UsageError(f"{option}: {printable(text)!r} names no descriptor", hint="FILE, -, or as in fd:3")
+            return Target(_own_descriptor(int(digits)), b"", is_trace)
+        except (OSError, OverflowError, ValueError):
+            raise UsageError(f"{option}: descriptor {printable(digits)} is not open for writing") from None
+    parent, name = os.path.split(text)
+    try:
+        if name in (b"", b".", b".."):
+            raise IsADirectoryError(21, os.strerror(21))
+        fd = os.open(parent or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _check_replaceable(fd, name, text, option)
+            with fsops.Draft(fd):
+                pass
+        except BaseException:
+            os.close(fd)
+            raise
+    except OSError as error:
+        hint = "name a file in a directory that you may write to, - or fd:N"
+        raise UsageError(f"{option}: cannot write {printable(text)}: {reason(error)}", hint=hint) from None
+    return Target(fd, name, is_trace)
+
+
+def _own_descriptor(number: int) -> int:
+    """A copy, and for all but the standard ones in place of the original: it is not for the command."""
+    import fcntl
+
+    if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        raise OSError(9, os.strerror(9))
+    copy = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
+    if number > 2:
+        os.set_inheritable(number, False)
+    return copy
+
+
+def _check_replaceable(parent: int, name: bytes, text: bytes, option: str) -> None:
+    """A report takes the place of an own regular file and of nothing else."""
+    try:
+        found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    what = f"{option}: {printable(text)}"
+    if not stat.S_ISREG(found.st_mode):
+        raise UsageError(f"{what} is there and no regular file", hint="name a new file, or a descriptor as in fd:3")
+    if found.st_uid != os.geteuid():
+        raise UsageError(f"{what} belongs to somebody else", hint="name a new file")
+
+
+def _write(target: Target, data: bytes, mode: int) -> None:
+    try:
+        if target.name:
+            fsops.replace_file(target.fd, target.name, data, mode=mode, durable=True)
+            return
+        while data:
+            data = data[os.write(target.fd, data) :]
+    except OSError as error:
+        hint = "the command has ended as it has; only its report is missing"
+        raise SandboxError(f"cannot write the report {printable(target.name)}: {reason(error)}", hint=hint) from None

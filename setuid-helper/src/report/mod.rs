@@ -1,0 +1,135 @@
+//! The account of a run: how it ended and what it used, written where the caller asked for it.
+//!
+//! What is known before the launch arrives as the start of a JSON text; the rest is appended (docs/report.md).
+
+mod account;
+mod text;
+
+pub use account::{Account, Ending, Marks, Usage};
+
+use crate::error::{Doing, Failure, Outcome};
+use crate::fsops::proc_fd;
+use crate::prelude::*;
+use crate::sys;
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fchmod, fstat, fsync, linkat, openat, renameat, unlinkat};
+use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
+
+/// Before the text: kind, mode, origin and the length of the name.
+const HEAD: usize = 1 + 4 + 8 + 4;
+const LONGEST_NAME: usize = 255;
+
+/// One thing to write.
+struct Report {
+    /// The Chrome trace format instead of a report.
+    is_trace: bool,
+    mode: Mode,
+    /// The moment, on the clock of `sys::now`, that phases count from.
+    origin_ns: u64,
+    /// In the directory `out`; empty when `out` itself is written to.
+    name: Vec<u8>,
+    start: Vec<u8>,
+    out: OwnedFd,
+}
+
+/// Everything to write at the end.
+#[derive(Default)]
+pub struct Reports(Vec<Report>);
+
+impl Reports {
+    /// Take over one: what is in the file that was handed over, and where it goes.
+    pub fn add(&mut self, meta: &[u8], out: OwnedFd) -> Outcome<()> {
+        self.0.push(parse(meta, out).ok_or_else(|| Failure::new("the report that was handed over is damaged"))?);
+        Ok(())
+    }
+
+    /// Whether anybody wants an account.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Write all of them, with the caller's rights.
+    pub fn write(&self, account: &Account) -> Outcome<()> {
+        self.0.iter().try_for_each(|report| {
+            let mut text = report.start.clone();
+            text.extend(text::rest(account, report.origin_ns, report.is_trace).as_bytes());
+            let written = if report.name.is_empty() { write_all(&report.out, &text) } else { publish(report, &text) };
+            let hint = "the command has ended as it has; only its report is missing";
+            written.doing("write the report", &report.name).map_err(|failure| failure.hint(hint))
+        })
+    }
+}
+
+fn parse(meta: &[u8], out: OwnedFd) -> Option<Report> {
+    let (head, rest) = meta.split_at_checked(HEAD)?;
+    let is_trace = match head[0] {
+        1 => false,
+        2 => true,
+        _ => return None,
+    };
+    let mode = u32::from_le_bytes(head[1..5].try_into().ok()?) & 0o777;
+    let origin_ns = u64::from_le_bytes(head[5..13].try_into().ok()?);
+    let length = u32::from_le_bytes(head[13..17].try_into().ok()?) as usize;
+    let (name, start) = rest.split_at_checked(length).filter(|(name, _)| name.len() <= LONGEST_NAME)?;
+    let is_plain = !name.iter().any(|byte| matches!(byte, b'/' | 0)) && name != b"." && name != b"..";
+    let [name, start] = [name.to_vec(), start.to_vec()];
+    is_plain.then_some(Report { is_trace, mode: Mode::from_raw_mode(mode), origin_ns, name, start, out })
+}
+
+fn write_all(fd: &OwnedFd, mut data: &[u8]) -> Result<(), Errno> {
+    while !data.is_empty() {
+        match rustix::io::write(fd, data) {
+            Err(Errno::INTR) => {}
+            written => data = &data[written?..],
+        }
+    }
+    Ok(())
+}
+
+/// Under its name complete and durable, or not at all; no link is followed, whatever has that name by now.
+fn publish(report: &Report, text: &[u8]) -> Result<(), Errno> {
+    let mut random = [0u8; 8];
+    getrandom(&mut random, GetRandomFlags::empty())?;
+    let temporary = format!(".tmp-{:016x}", u64::from_le_bytes(random));
+    let directory = &report.out;
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let unnamed = openat(directory, ".", flags | OFlags::TMPFILE, report.mode);
+    let named = unnamed.is_err();
+    let new = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+    let fd = unnamed.or_else(|_| openat(directory, &temporary, new, report.mode))?;
+    let finish = || -> Result<(), Errno> {
+        write_all(&fd, text)?;
+        fchmod(&fd, report.mode)?;
+        fsync(&fd)?;
+        if !named {
+            linkat(CWD, proc_fd(&fd), directory, &temporary, AtFlags::SYMLINK_FOLLOW)?;
+        }
+        renameat(directory, &temporary, directory, &*report.name)?;
+        fsync(directory)
+    };
+    let done = finish();
+    if done.is_err() {
+        let _ = unlinkat(directory, &temporary, AtFlags::empty());
+    }
+    done
+}
+
+/// The numbers of `report=META,OUT`.
+pub fn descriptors(text: &[u8]) -> Outcome<(i32, i32)> {
+    let mut parts = text.splitn(2, |byte| *byte == b',').map(crate::cli::descriptor);
+    match (parts.next(), parts.next()) {
+        (Some(meta), Some(out)) => Ok((meta?, out?)),
+        _ => Err(Failure::new("a report needs two descriptors")),
+    }
+}
+
+/// Where a report goes: a directory or something to write to.
+pub fn adopt_out(number: i32) -> Outcome<OwnedFd> {
+    let fd = sys::adopt(number).doing("use descriptor", number.to_string().as_bytes())?;
+    let status = fstat(&fd).doing("look at descriptor", number.to_string().as_bytes())?;
+    match FileType::from_raw_mode(status.st_mode) {
+        FileType::BlockDevice => Err(Failure::new("a report is not written to a disk")),
+        _ => Ok(fd),
+    }
+}
