@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.measure import Bench, Figure, ratio, seconds
-from benchmarks.native import native
+from benchmarks.native import helper, native
 from benchmarks.stage import Stage
 from tests.support import fuse
 
@@ -146,4 +146,5 @@ SECTIONS: dict[str, Callable[[Stage], Iterator[Figure]]] = {
     "userns": userns,
     "hundred": hundred,
     "native": native,
+    "setuid": helper,
 }
