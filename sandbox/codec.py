@@ -44,7 +44,8 @@ from sandbox.plan import (
 )
 
 MAGIC = b"SBXPLAN\x00"
-VERSION = 1
+FIRST_VERSION, VERSION = 1, 2
+_FIRST_FLAGS = int(PlanFlag.LEAVE_RUNNING)
 MAX_BYTES = 1 << 20
 MAX_ITEMS = 4096
 MAX_STRING = 65536
@@ -83,11 +84,16 @@ _PACK: dict[Any, Callable[[Any], bytes]] = {
 }
 
 
+def version_of(plan: Plan) -> int:
+    """The oldest version of the encoding that can say it."""
+    return VERSION if plan.flags & ~_FIRST_FLAGS else FIRST_VERSION
+
+
 def encode(plan: Plan) -> bytes:
     """The plan as bytes. Raises PlanError when it breaks a limit of the format."""
     out = [
         MAGIC,
-        struct.pack("<HBBII", VERSION, plan.mode, plan.flags, plan.uid, plan.gid),
+        struct.pack("<HBBII", version_of(plan), plan.mode, plan.flags, plan.uid, plan.gid),
         _pack_record(plan.home),
         _pack_list(_pack_record)(plan.sources),
         struct.pack("<I", len(plan.steps)),
@@ -167,13 +173,13 @@ def decode(data: bytes) -> Plan:
     reader = _Reader(data)
     if reader.take(len(MAGIC)) != MAGIC:
         raise PlanError("cannot decode the plan: it does not start with the magic bytes")
-    if (version := reader.number(2)) != VERSION:
-        raise PlanError(f"cannot decode the plan: version {version}, this program takes {VERSION}")
+    if not FIRST_VERSION <= (version := reader.number(2)) <= VERSION:
+        raise PlanError(f"cannot decode the plan: version {version}, this program takes {FIRST_VERSION} to {VERSION}")
     mode, flags, uid, gid = reader.number(1), reader.number(1), reader.number(4), reader.number(4)
     if mode not in Mode.__members__.values():
         raise reader.fail(f"unknown mode {mode}")
     # ~ of an IntFlag keeps only its known bits (enum, Python 3.11): the complement is taken of the number.
-    if flags & ~int(PlanFlag.LEAVE_RUNNING):
+    if flags & ~(_FIRST_FLAGS if version == FIRST_VERSION else int(sum(PlanFlag))):
         raise reader.fail(f"unknown flags {flags:#x}")
     home = reader.record(Source)
     sources = reader.items(lambda: reader.record(Source))

@@ -236,7 +236,7 @@ class _Builder:
             self.steps.append(Chdir(Place(Base.ROOT, cwd)))
         if spec.run is not None:
             self.steps.append(Run(*find_in_trees(spec.run, trees, option="--run")))
-        if self.mode is not Mode.ROOT:
+        if self.mode is Mode.USERNS or (self.mode is Mode.SETUID and not spec.allow_new_privs):
             self.steps.append(NoNewPrivs())
         if spec.limits is not None:
             from sandbox import limits
@@ -280,6 +280,9 @@ def compile_plan(
         builder.tree(material, targets.get(name), deny_symlinks=deny)
     builder.command(trees, cwd, covered=[target.path for target in targets.values()])
     flags = PlanFlag.LEAVE_RUNNING if spec.leave_running else PlanFlag(0)
+    if mode is Mode.SETUID:
+        flags |= PlanFlag.KEEP_IMAGES if spec.cache and materials else PlanFlag(0)
+        flags |= PlanFlag.ALLOW_NEW_PRIVS if spec.allow_new_privs else PlanFlag(0)
     plan = Plan(mode, flags, host.uid, host.gid, home, tuple(builder.sources), tuple(builder.steps))
     return Compiled(plan, builder.fds)
 

@@ -70,9 +70,9 @@ def _run(spec: Spec, environ: dict[bytes, bytes], reporter: "Reporter | None", *
             from sandbox.engine import native
 
             if plan.mode is Mode.SETUID:
-                from sandbox import codec, setuid
+                from sandbox import setuid
 
-                setuid.require_plans(prepared.home.fd, codec.VERSION)
+                plan = setuid.acceptable(plan, prepared.home.fd)
             _start_reaper(spec, prepared.home)
             native.run(plan, launch)
         from sandbox.engine import python
@@ -116,6 +116,11 @@ def prepare(
     machine = host.probe()
     # What the helper refuses for its power, a user namespace may still do.
     mode = host.choose_mode(spec.mode, machine, helper=spec.engine != "python" and spec.scratch is None)
+    if spec.allow_new_privs and mode is Mode.USERNS:
+        raise UsageError(
+            "--allow-new-privs: in a user namespace setuid programs gain nothing",
+            hint="leave it out, or use --mode root or setuid",
+        )
     if mode is Mode.SETUID:
         from sandbox import setuid
 

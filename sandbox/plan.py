@@ -67,6 +67,9 @@ class Resource(enum.IntEnum):
 
 class PlanFlag(enum.IntFlag):
     LEAVE_RUNNING = 1
+    # Since version 2, for the setuid helper: see docs/plan.md.
+    KEEP_IMAGES = 2
+    ALLOW_NEW_PRIVS = 4
 
 
 class Source(Record):

@@ -38,22 +38,28 @@ trusted_directories = []
 builder_uid = {uid}
 builder_gid = {gid}
 
-# Where rebuilt images are kept, a directory per user beneath it. This version keeps none: it rebuilds in memory.
+# Where images that are rebuilt for `--cache` are kept, in a directory per user that only root gets into.
 store = "/var/lib/sandbox"
 
 # At most so many bytes. One image that is rebuilt or copied:
 image_bytes = {image_bytes}
-# All of one user's images in the store:
+# All of one user's images in the store, each counting at least 1 MiB (the least recently used go first):
 store_bytes = {store_bytes}
 # All images of a launch that are kept in memory (at the installation: half of the RAM):
 memfd_bytes = {memfd_bytes}
 # All tmpfs of a launch together (at the installation: the RAM; left out: what the launch asks for):
 tmpfs_bytes = {tmpfs_bytes}
 
-# Whether a command may gain privileges by setuid programs. This version knows no other answer.
+# At most so many, for each user: loop devices, and images that are rebuilt at the same time.
+loop_devices = {loop_devices}
+builders = {builders}
+
+# Whether `--allow-new-privs` lets a command gain privileges by setuid programs. Only where nothing of the host is
+# mounted over.
 allow_new_privs = false
 """
 _LIMITS = ("image_bytes", "store_bytes", "tmpfs_bytes", "memfd_bytes")
+_COUNTS = {"loop_devices": 64, "builders": 2}
 # The helper's subset of TOML, line by line: a string has no escapes, a list stands on one line.
 _VALUE = r'(?:"[^"\\]*"|0|[1-9][0-9]*|true|false)'
 _LINE = re.compile(rf"(?:\[[a-z_]+\]|[a-z_]+[ \t]*=[ \t]*(?:{_VALUE}|\[[^\[\]]*\]))?[ \t]*(?:#.*)?")
@@ -63,7 +69,7 @@ def template(*, groups: Iterable[int], uid: int, gid: int) -> str:
     """The default policy, with comments."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limits = {"image_bytes": 16 << 30, "store_bytes": 32 << 30, "tmpfs_bytes": memory, "memfd_bytes": memory // 2}
-    return _TEMPLATE.format(groups=", ".join(map(str, groups)), uid=uid, gid=gid, **limits)
+    return _TEMPLATE.format(groups=", ".join(map(str, groups)), uid=uid, gid=gid, **limits, **_COUNTS)
 
 
 def _is_number(value: Any) -> bool:
@@ -91,7 +97,8 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "builder_gid": (lambda value: _is_id(value) and value != 0, "a group id, not root's"),
     "store": (_is_path, "an absolute path"),
     **dict.fromkeys(_LIMITS, (_is_number, "a number of bytes")),
-    "allow_new_privs": (lambda value: value is False, "false: this version lifts it for nobody"),
+    **dict.fromkeys(_COUNTS, (_is_number, "a number")),
+    "allow_new_privs": (lambda value: type(value) is bool, "true or false"),
 }
 
 
@@ -121,11 +128,20 @@ def parse(text: bytes) -> tuple[dict[str, Any], list[str]]:
 
 def images() -> str:
     """What the installed policy says of users' images; the default when it says nothing."""
+    return str(_installed().get("images", IMAGES[0]))
+
+
+def store() -> str:
+    """Where the helper keeps images."""
+    return str(_installed().get("store", STORE))
+
+
+def _installed() -> dict[str, Any]:
     try:
         with open(PATH, "rb") as file:
-            return str(parse(file.read())[0].get("images", IMAGES[0]))
+            return parse(file.read())[0]
     except OSError:
-        return IMAGES[0]
+        return {}
 
 
 def missing_programs() -> list[str]:

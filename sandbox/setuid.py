@@ -6,6 +6,7 @@ import stat
 
 from sandbox import fsops
 from sandbox.errors import HostError
+from sandbox.plan import Plan, PlanFlag
 from sandbox.record import Record
 
 # Where `sandbox setuid install` and the packages put it. Never looked for elsewhere.
@@ -89,12 +90,22 @@ def shows_any_image() -> bool:
     return False
 
 
+def acceptable(plan: Plan, home_fd: int) -> Plan:
+    """The plan as the installed helper takes it: one that keeps no images is not told to. Raises HostError."""
+    from sandbox.codec import version_of
+
+    if version_of(plan) > remembered(home_fd).last:
+        plan = plan.replace(flags=plan.flags & ~PlanFlag.KEEP_IMAGES)
+    require_plans(home_fd, version_of(plan))
+    return plan
+
+
 def require_plans(home_fd: int, wanted: int) -> None:
     """Raises HostError unless the helper takes plans of this version. Asks it once, and again when it is another file.
 
     Nothing depends on the memory for safety: the helper itself refuses what it does not know.
     """
-    version = _remembered(home_fd)
+    version = remembered(home_fd)
     if not version.first <= wanted <= version.last:
         raise HostError(
             f"the setuid helper {version.text} takes plans of version {version.first} to {version.last}, "
@@ -103,7 +114,8 @@ def require_plans(home_fd: int, wanted: int) -> None:
         )
 
 
-def _remembered(home_fd: int) -> Version:
+def remembered(home_fd: int) -> Version:
+    """What the installed helper said of itself. Raises HostError when it says nothing."""
     status = os.stat(HELPER)
     key = b"%d %d %d\n" % (status.st_dev, status.st_ino, status.st_mtime_ns)
     with contextlib.suppress(OSError):

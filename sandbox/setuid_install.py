@@ -52,6 +52,7 @@ def remove(*, say: Say) -> None:
         if log is None:
             say("nothing to remove: there is no record of an installation")
             return
+        _empty_store(say=say)
         failed = []
         for entry in reversed(log.entries[:]):
             if entry["what"] == "directory" and entry["path"] == policy.STORE:
@@ -67,6 +68,20 @@ def remove(*, say: Say) -> None:
         fsops.delete_file(log.fd, journal.RECORD)
         if store:
             log.undo_directory(store, say=say)
+
+
+def _empty_store(*, say: Say) -> None:
+    """Users' images, wherever the policy has them: what the helper makes is not recorded."""
+    try:
+        fd = journal.open_system_dir(policy.store())
+    except HostError:
+        return
+    with fsops.closing(fd):
+        found = [name for name in fsops.names(fd) if name.isdigit()]
+        for name in found:
+            fsops.remove_tree(fd, name)
+    if found:
+        say(f"removed the images of {len(found)} user{'s' * (len(found) > 1)} from {policy.store()}")
 
 
 def _require_root() -> None:

@@ -173,8 +173,18 @@ def _directories(values: dict[str, Any]) -> list[Check]:
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o022:
             found.append(f"{path}: {_user(status.st_uid)} {stat.S_IMODE(status.st_mode):04o}")
         remedy = run_as_root(f"chown root {path}; chmod 755 {path}; the same above it") if found else ""
-        checks.append(Check(name, not found, "; ".join(found) or f"{path} is root's alone", remedy))
+        kept = _kept(path) if name == "store" else ""
+        checks.append(Check(name, not found, "; ".join(found) or f"{path} is root's alone{kept}", remedy))
     return checks
+
+
+def _kept(path: str) -> str:
+    """What the store holds: the directories of users are root's alone, so only root sees it."""
+    if os.geteuid() != 0:
+        return ""
+    users = [name for name in os.listdir(path) if name.isdigit()]
+    sizes = [entry.stat(follow_symlinks=False).st_size for name in users for entry in os.scandir(f"{path}/{name}")]
+    return f", {len(sizes)} images of {len(users)} users, {sum(sizes) >> 20} MiB"
 
 
 def _user(uid: int) -> str:

@@ -60,6 +60,7 @@ class Spec(Record):
     limits: "Limits | None" = None
     report: bytes | None = None
     trace: bytes | None = None
+    allow_new_privs: bool = False
 
 
 OUR_VARIABLES = (b"SANDBOX_TMPDIR", b"SANDBOX_STATIC", b"SANDBOX_DYNAMIC")

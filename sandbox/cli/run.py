@@ -104,6 +104,7 @@ def _parser() -> tuple[Parser, list[argparse.Action]]:
         option("--" + name.replace("_", "-"), metavar=metavar, help=text)
     option("--report", metavar="FILE|-|fd:N", help="an account of the run as JSON, written when it is over")
     option("--trace", metavar="FILE|-|fd:N", help="the phases of the launch, in the Chrome trace format")
+    option("--allow-new-privs", action="store_true", help="let setuid programs work (setuid mode: if its policy does)")
     option("--explain", action="store_true", help="print the plan and run nothing")
     option("-v", "--verbose", action="store_true", help="say what is being done")
     return parser, actions
@@ -177,6 +178,7 @@ def _spec(args: argparse.Namespace, command: tuple[bytes, ...]) -> Spec:
         limits=_limits(args),
         report=None if args.report is None else raw(args.report),
         trace=None if args.trace is None else raw(args.trace),
+        allow_new_privs=args.allow_new_privs,
     )
 
 

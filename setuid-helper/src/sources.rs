@@ -87,10 +87,10 @@ impl Sources {
         self.own.get(index as usize).is_some_and(|own| *own)
     }
 
-    /// Use a file of this run's own instead.
-    pub fn replace(&mut self, index: u32, file: OwnedFd) {
+    /// Use another file instead.
+    pub fn replace(&mut self, index: u32, file: OwnedFd, is_own: bool) {
         if let (Some(entry), Some(own)) = (self.files.get_mut(index as usize), self.own.get_mut(index as usize)) {
-            (*entry, *own) = (Some(file), true);
+            (*entry, *own) = (Some(file), is_own);
         }
     }
 }

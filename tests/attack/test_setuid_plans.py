@@ -147,7 +147,7 @@ def test_policy_that_others_can_change(helper):
         change()
         helper.refused(helper.plan(), "could be changed by somebody else than root")
         undo()
-    for text in ('images = "all"\n', "x = 1\n", "allow_new_privs = true\n"):
+    for text in ('images = "all"\n', "x = 1\n", "allow_new_privs = 1\n"):
         helper.policy(text)
         helper.refused(helper.plan(), "line 1 is not understood")
     file.unlink()

@@ -22,6 +22,7 @@ ALLOWED = re.compile(
     |openat\(\d+,\ "loop(-control|\d+)",\ O_(RDONLY|RDWR)\|(O_LARGEFILE\|)?O_NOFOLLOW\|O_CLOEXEC\)
     |unshare\(CLONE_NEW(IPC|PID|NET)(\|CLONE_NEW(IPC|PID|NET))*\)
     |setgroups\(0,|setresgid\(|setresuid\(
+    |setfsuid\(|prctl\(PR_SET_DUMPABLE,\ SUID_DUMP_DISABLE\)
     |close\(\d+\)|---""",
     re.VERBOSE,
 )

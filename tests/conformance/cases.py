@@ -15,8 +15,8 @@ from tests.support.archives import Entry
 class Case(NamedTuple):
     """`stderr` must occur in what is printed there; `code` is the exit code, negative for death by a signal.
 
-    In the mode `refused_in` the launch must be refused in one line instead. With a `cause` ("limit fsize") a report is
-    asked for, and must say so.
+    In the modes of `refused_in` the launch must be refused in one line with `refusal` instead. With a `cause` ("limit
+    fsize") a report is asked for, and must say so.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Case(NamedTuple):
     cwd: str | None = None
     refused_in: str = ""
     cause: str = ""
+    refusal: str = "is not supported"
 
 
 def make_inputs(where: Path) -> None:
@@ -334,6 +335,15 @@ CASES = [
         "x\n0\n",
         code=1,
         refused_in="setuid",
+    ),
+    # In mode setuid the default policy does not allow it.
+    Case(
+        "setuid programs may gain privileges",
+        "grep -c 'NoNewPrivs:.0' /proc/self/status",
+        ("--allow-new-privs", "-s", "{d}/tree.sfs"),
+        "1\n",
+        refused_in="setuid userns",
+        refusal="gain",
     ),
     Case(
         "tmpfs size",

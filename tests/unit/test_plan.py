@@ -71,7 +71,7 @@ def _steps(draw):
 @st.composite
 def plans(draw):
     sources = (draw(_sources), *draw(st.lists(_sources, max_size=3)))
-    flags = draw(st.sampled_from([PlanFlag(0), PlanFlag.LEAVE_RUNNING]))
+    flags = PlanFlag(draw(st.integers(0, int(sum(PlanFlag)))))
     ids = st.integers(0, 2**32 - 1)
     return Plan(draw(st.sampled_from(Mode)), flags, draw(ids), draw(ids), HOME, sources, _steps(draw))
 

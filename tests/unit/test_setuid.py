@@ -171,7 +171,9 @@ def test_the_default_policy_is_understood_by_any_parser():
         ("builder_uid = 0", "not root's"),
         ('store = "relative"', "absolute path"),
         ('trusted_directories = ["/a/../b"]', "absolute path"),
-        ("allow_new_privs = true", "must be false"),
+        ("allow_new_privs = 1", "must be true or false"),
+        ("allow_new_privs = true", None),
+        ("loop_devices = true", "must be a number"),
         ('[limits]\nimages = "any"', "no such key"),
         # TOML, but not the helper's subset.
         ("groups = [\n1]", "line 1"),

@@ -157,10 +157,11 @@ def bad_head() -> Iterator[tuple[str, str, bytes]]:
     yield "empty", "no bytes at all", b""
     yield "magic", "another magic", b"SBXPLAM\0" + data[8:]
     yield "version-0", "version 0", data[:8] + b"\0\0" + data[10:]
-    yield "version-2", "version 2", data[:8] + b"\2\0" + data[10:]
+    yield "version-3", "version 3", data[:8] + b"\3\0" + data[10:]
     yield "mode-0", "mode 0", data[:10] + b"\0" + data[11:]
     yield "mode-4", "mode 4", data[:10] + b"\4" + data[11:]
-    yield "flags", "an unknown flag", data[:11] + b"\2" + data[12:]
+    yield "flags", "a flag that version 1 has not", data[:11] + b"\2" + data[12:]
+    yield "flags-2", "an unknown flag", data[:8] + b"\2\0" + data[10:11] + b"\x08" + data[12:]
     yield "truncated-head", "ends inside the head", data[:15]
     yield "truncated-source", "ends inside a source", data[:100]
     yield "truncated-step", "ends inside the last step", data[:-1]

@@ -2,17 +2,21 @@
 
 use crate::error::{Doing, Failure, Outcome};
 use crate::fsops::{make_dir, open_path, same_inode};
+use crate::plan::{Plan, Step};
 use crate::prelude::*;
-use crate::setuid::{NODE, Rights, refused};
+use crate::setuid::{NODE, Rights, image_lock, lock, lock_file, refused};
+use crate::sources::Sources;
 use crate::sys;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Dir, FileType, FlockOperation, Mode, OFlags, flock, fstat, major, openat};
 use rustix::io::Errno;
-use rustix::thread::{Timespec, nanosleep};
+use rustix::process::getuid;
 
 const ATTEMPTS: u32 = 64;
-/// How often the lock that users share is tried, 1 ms apart.
-const LOCK_ATTEMPTS: u32 = 50;
+/// How long launches with the same image are waited for, in milliseconds: another user may have stopped one.
+const IMAGE_PATIENCE: u32 = 50;
+/// The same for other launches of this user.
+const COUNT_PATIENCE: u32 = 2000;
 const LOOP_MAJOR: u32 = 7;
 const NO_LOOP: &str =
     "load the loop module (modprobe loop), give the container /dev/loop-control and /dev/loop*, or use --mode userns";
@@ -22,67 +26,90 @@ pub struct Device {
     /// `/dev/loopN`.
     pub path: String,
     _fd: OwnedFd,
-    _lock: Option<OwnedFd>,
+    lock: Option<OwnedFd>,
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // The supervisor has the same file open.
+        let _ = self.lock.as_ref().map(|lock| flock(lock, FlockOperation::Unlock));
+    }
 }
 
 /// Where loop devices are opened: by descriptor of the host's `/dev`, as the run may mount something else there.
 pub struct Devices {
     dev: OwnedFd,
     rights: Rights,
+    /// Of who has no loop devices but through the helper.
+    bounds: Option<Bounds>,
+}
+
+/// What users share the loop devices by; only root can open these.
+pub struct Bounds {
+    /// By device and inode of an image.
+    locks: Vec<((u64, u64), OwnedFd)>,
+    /// Held while the devices of this user are counted.
+    own: OwnedFd,
+    most: u64,
+}
+
+impl Bounds {
+    /// For the images of a plan, of a user who has at most so many devices.
+    pub fn open(plan: &Plan, sources: &Sources, most: u64, rights: Rights) -> Outcome<Bounds> {
+        let own = lock_file(&getuid().as_raw().to_string(), "loops", rights)?;
+        let mut locks: Vec<((u64, u64), OwnedFd)> = Vec::new();
+        for step in &plan.steps {
+            let Step::Image { source, .. } = *step else { continue };
+            let image = identity(sources.file(source)?)?;
+            if !sources.is_own(source) && locks.iter().all(|(other, _)| *other != image) {
+                locks.push((image, image_lock(image, rights)?));
+            }
+        }
+        Ok(Bounds { locks, own, most })
+    }
 }
 
 impl Devices {
     /// In the host's mount namespace.
-    pub fn open(rights: Rights) -> Outcome<Devices> {
+    pub fn open(bounds: Option<Bounds>, rights: Rights) -> Outcome<Devices> {
         let dev = open_path(CWD, b"/dev").doing("open", b"/dev")?;
         let status = fstat(&dev).doing("look at", b"/dev")?;
         if rights.are_lent() && (status.st_uid != 0 || status.st_mode & 0o022 != 0) {
             return Err(refused("/dev could be changed by somebody else than root"));
         }
-        Ok(Devices { dev, rights })
+        Ok(Devices { dev, rights, bounds })
     }
 
     /// The device that all runs share for this file.
     pub fn shared(&self, home: &OwnedFd, image: BorrowedFd) -> Outcome<Device> {
-        let status = fstat(image).doing("look at the image", b"")?;
-        let wanted = (status.st_dev, status.st_ino);
-        if self.rights.are_lent() {
-            return self.shared_by_users(image, wanted);
-        }
-        let name = format!("loop-{}-{}", status.st_dev, status.st_ino);
-        let lock = lock(home, &name).doing("lock", name.as_bytes())?;
+        let wanted = identity(image)?;
+        let held;
+        let file = match &self.bounds {
+            Some(bounds) => {
+                let found = bounds.locks.iter().find(|(other, _)| *other == wanted);
+                let file = &found.ok_or_else(|| Failure::new("an image has no lock"))?.1;
+                // Whoever has waited enough goes on: the price is a second device.
+                lock(file, IMAGE_PATIENCE);
+                file
+            }
+            None => {
+                let name = format!("loop-{}-{}", wanted.0, wanted.1);
+                held = own_lock(home, &name).doing("lock", name.as_bytes())?;
+                &held
+            }
+        };
         let mut remembered = [0u8; 16];
-        let length = rustix::io::pread(&lock, &mut remembered, 0).unwrap_or(0);
+        let length = rustix::io::pread(file, &mut remembered, 0).unwrap_or(0);
         let remembered = core::str::from_utf8(&remembered[..length]).ok().and_then(|text| text.trim().parse().ok());
-        if let Some((number, fd)) = self.find(remembered, wanted) {
-            if Some(number) != remembered {
-                remember(&lock, number);
-            }
-            return Ok(device(number, fd, Some(lock)));
+        let (number, fd) = match self.find(remembered, wanted) {
+            Some(found) => found,
+            None => self.attach(image)?,
+        };
+        if Some(number) != remembered {
+            remember(file, number);
         }
-        let (number, fd) = self.attach(image)?;
-        remember(&lock, number);
+        let lock = rustix::io::fcntl_dupfd_cloexec(file, 3).doing("keep the lock of", path_of(number).as_bytes())?;
         Ok(device(number, fd, Some(lock)))
-    }
-
-    /// Without anything that a user could hold for long: `/dev/loop-control`, which only root opens, is locked, but a
-    /// user can stop the process that holds it. Whoever has waited enough goes on; the price is a second device.
-    fn shared_by_users(&self, image: BorrowedFd, wanted: (u64, u64)) -> Outcome<Device> {
-        if let Some((number, fd)) = self.find(None, wanted) {
-            return Ok(device(number, fd, None));
-        }
-        let control = self.control()?;
-        for _ in 0..LOCK_ATTEMPTS {
-            match flock(&control, FlockOperation::NonBlockingLockExclusive) {
-                Err(Errno::AGAIN) => _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 }),
-                _ => break,
-            }
-        }
-        if let Some((number, fd)) = self.find(None, wanted) {
-            return Ok(device(number, fd, None));
-        }
-        let (number, fd) = self.attach(image)?;
-        Ok(device(number, fd, None))
     }
 
     /// One for this run alone.
@@ -108,16 +135,7 @@ impl Devices {
         if let Some(found) = remembered.and_then(|number| self.open_if_it_backs(number, wanted)) {
             return Some(found);
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let mut entries = Dir::new(openat(CWD, "/sys/block", flags, Mode::empty()).ok()?).ok()?;
-        while let Some(Ok(entry)) = entries.read() {
-            let name = entry.file_name().to_str().ok();
-            let number = name.and_then(|name| name.strip_prefix("loop")).and_then(|number| number.parse().ok());
-            if let Some(found) = number.and_then(|number| self.open_if_it_backs(number, wanted)) {
-                return Some(found);
-            }
-        }
-        None
+        numbers().find_map(|number| self.open_if_it_backs(number, wanted))
     }
 
     /// It is asked after it was opened: what is open cannot be cleared and attached to another file.
@@ -147,13 +165,31 @@ impl Devices {
     }
 
     fn attach(&self, image: BorrowedFd) -> Outcome<(usize, OwnedFd)> {
+        let Some(bounds) = &self.bounds else { return self.attach_any(image) };
+        let locked = lock(&bounds.own, COUNT_PATIENCE);
+        let uid = getuid().as_raw();
+        let is_own = |number| {
+            let status = self.open_device(number).and_then(|fd| sys::loop_status(fd.as_fd()));
+            status.is_ok_and(|status| status.is_of(uid))
+        };
+        let count = if locked { numbers().filter(|number| is_own(*number)).count() as u64 } else { bounds.most };
+        if count >= bounds.most {
+            let message = format!("you have all {} loop devices that the policy allows", bounds.most);
+            return Err(refused(message).hint("end other sandboxes; a stopped launch is in the way, too"));
+        }
+        let attached = self.attach_any(image);
+        let _ = flock(&bounds.own, FlockOperation::Unlock);
+        attached
+    }
+
+    fn attach_any(&self, image: BorrowedFd) -> Outcome<(usize, OwnedFd)> {
         let control = self.control()?;
         for _ in 0..ATTEMPTS {
             let number = sys::get_free(control.as_fd()).doing("get a free loop device", b"")?;
             let path = path_of(number);
             let fd =
                 self.open_device(number).map_err(|error| Failure::os("open", path.as_bytes(), error).hint(NO_LOOP))?;
-            match sys::loop_configure(fd.as_fd(), image) {
+            match sys::loop_configure(fd.as_fd(), image, getuid().as_raw()) {
                 Ok(()) => return Ok((number, fd)),
                 Err(Errno::BUSY) => {} // somebody was faster
                 Err(error) => return Err(Failure::os("attach the image to", path.as_bytes(), error)),
@@ -163,15 +199,30 @@ impl Devices {
     }
 }
 
+/// Of every loop device that there is.
+fn numbers() -> impl Iterator<Item = usize> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut entries = openat(CWD, "/sys/block", flags, Mode::empty()).and_then(Dir::new).ok();
+    core::iter::from_fn(move || entries.as_mut()?.read()?.ok()).filter_map(|entry| {
+        let name = entry.file_name().to_str().ok();
+        name.and_then(|name| name.strip_prefix("loop")).and_then(|number| number.parse().ok())
+    })
+}
+
+fn identity(image: BorrowedFd) -> Outcome<(u64, u64)> {
+    let status = fstat(image).doing("look at the image", b"")?;
+    Ok((status.st_dev, status.st_ino))
+}
+
 fn device(number: usize, fd: OwnedFd, lock: Option<OwnedFd>) -> Device {
-    Device { path: path_of(number), _fd: fd, _lock: lock }
+    Device { path: path_of(number), _fd: fd, lock }
 }
 
 fn path_of(number: usize) -> String {
     format!("/dev/loop{number}")
 }
 
-fn lock(home: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
+fn own_lock(home: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
     let locks = make_dir(home, b"locks")?;
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let lock = openat(locks, name, flags, Mode::RUSR | Mode::WUSR)?;

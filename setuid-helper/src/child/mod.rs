@@ -13,7 +13,7 @@ mod place;
 mod remedy;
 mod spawn;
 
-pub use loopdev::Devices;
+pub use loopdev::{Bounds, Devices};
 pub use spawn::{c_strings, open_null, spawn};
 
 use crate::environment::Environment;
@@ -109,7 +109,8 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
         return failure;
     }
     // The last drop: from here on nothing of root's is left, and nothing brings it back.
-    if let Err(failure) = child.prepared.rights.drop_for_good() {
+    let rights = child.prepared.rights;
+    if let Err(failure) = rights.drop_for_good().and_then(|()| rights.restore_limits()) {
         return failure;
     }
     rustix::process::umask(child.prepared.umask);

@@ -24,7 +24,8 @@ pub fn spawn(argv: &[CString], fds: &[(BorrowedFd, i32)], rights: Rights, prepar
         Forked::Parent(pid) => Ok(pid),
         Forked::Child => {
             prepare();
-            if rights.drop_for_good().is_ok() && place(fds).is_ok() {
+            let harmless = rights.lift(false).and_then(|rights| rights.drop_for_good().and(rights.restore_limits()));
+            if harmless.is_ok() && place(fds).is_ok() {
                 let pointers: CStrings = argv.iter().map(CString::as_c_str).collect();
                 if let Some(path) = argv.first() {
                     let error = sys::execute(path, &pointers, &ENVIRONMENT.into_iter().collect());

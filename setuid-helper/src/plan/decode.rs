@@ -3,7 +3,7 @@
 use super::check::check;
 use super::reader::{Invalid, Read, Reader};
 use super::{
-    Base, FIRST_VERSION, LAST_VERSION, LEAVE_RUNNING, MAGIC, MAX_BYTES, Mode, Place, Plan, Propagation, Resource,
+    Base, FIRST_FLAGS, FIRST_VERSION, FLAGS, LAST_VERSION, MAGIC, MAX_BYTES, Mode, Place, Plan, Propagation, Resource,
     Source, SourceKind, Step,
 };
 
@@ -19,12 +19,14 @@ pub fn decode(data: &[u8]) -> Result<Plan<'_>, Invalid> {
     if r.take(MAGIC.len())? != MAGIC {
         return Err(r.fail("it does not start with the magic bytes"));
     }
-    if !(FIRST_VERSION..=LAST_VERSION).contains(&r.u16()?) {
+    let version = r.u16()?;
+    if !(FIRST_VERSION..=LAST_VERSION).contains(&version) {
         return Err(r.fail("a version that this program does not take"));
     }
     let mode = mode(&mut r)?;
     let flags = r.u8()?;
-    if flags & !LEAVE_RUNNING != 0 {
+    let known = if version == FIRST_VERSION { FIRST_FLAGS } else { FLAGS };
+    if flags & !known != 0 {
         return Err(r.fail("unknown flags"));
     }
     let (uid, gid) = (r.u32()?, r.u32()?);

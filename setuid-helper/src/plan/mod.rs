@@ -14,7 +14,7 @@ pub use reader::{Invalid, Slots, Strings};
 /// The first version of the encoding that this program takes.
 pub const FIRST_VERSION: u16 = 1;
 /// The last one.
-pub const LAST_VERSION: u16 = 1;
+pub const LAST_VERSION: u16 = 2;
 /// The first bytes of every plan.
 pub const MAGIC: &[u8; 8] = b"SBXPLAN\0";
 /// The longest plan, in bytes.
@@ -153,6 +153,14 @@ pub mod overlay {
 
 /// Bit of `Plan::flags`: what the command leaves behind is not ended.
 pub const LEAVE_RUNNING: u8 = 1;
+/// Bit of `Plan::flags`, since version 2: images that the setuid helper rebuilds are kept for later launches.
+pub const KEEP_IMAGES: u8 = 2;
+/// Bit of `Plan::flags`, since version 2: in setuid mode the command may gain privileges, if the policy allows it.
+pub const ALLOW_NEW_PRIVS: u8 = 4;
+/// The flags that version 1 has.
+pub const FIRST_FLAGS: u8 = LEAVE_RUNNING;
+/// All of them.
+pub const FLAGS: u8 = LEAVE_RUNNING | KEEP_IMAGES | ALLOW_NEW_PRIVS;
 
 /// A number that the plan gives to a mount.
 pub type Slot = u32;
@@ -220,7 +228,7 @@ impl Step<'_> {
 pub struct Plan<'a> {
     /// Where the right to mount comes from.
     pub mode: Mode,
-    /// `LEAVE_RUNNING` or nothing.
+    /// `LEAVE_RUNNING`, `KEEP_IMAGES`, `ALLOW_NEW_PRIVS`.
     pub flags: u8,
     /// The real user id of who launches.
     pub uid: u32,

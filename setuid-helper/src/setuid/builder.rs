@@ -17,7 +17,7 @@ use rustix::process::{
     DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, WaitOptions, getrlimit, pidfd_open, set_dumpable_behavior,
     setrlimit, umask, waitpid,
 };
-use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::thread::{Gid, Timespec, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 const UNPACK: [&[u8]; 6] = [b"/usr/bin/sqfs2tar", b"-X", b"-s", b"-r", b".", b"/proc/self/fd/3"];
 const PACK: [&[u8]; 7] = [b"/usr/bin/tar2sqfs", b"-q", b"-f", b"-x", b"-c", b"lz4", b"/proc/self/fd/3"];
@@ -65,7 +65,7 @@ pub fn rebuild(image: &OwnedFd, path: &[u8], policy: &Policy, limit: u64, rights
         }
     };
     drop(alive);
-    let status = wait_for(middle)?;
+    let status = watch(middle, &output, image, path)?;
     drop(held);
     if !status {
         return Err(refused(format!("{} cannot be rebuilt: {}", shown(path), last_words(&said))));
@@ -91,7 +91,7 @@ fn become_builder(rights: Rights, uid: u32, gid: u32, output: u64) -> Outcome<()
         set_thread_res_gid(gid, gid, gid).doing("become the builder", b"")?;
         set_thread_res_uid(uid, uid, uid).doing("become the builder", b"")?;
     }
-    rights.drop_for_good()?;
+    rights.lift(false)?.drop_for_good()?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).doing("hide the memory of the helper", b"")?;
     for (resource, most) in LIMITS.into_iter().chain([(Resource::Fsize, output)]) {
         let most = getrlimit(resource).maximum.map_or(most, |maximum| maximum.min(most));
@@ -139,6 +139,27 @@ fn build(image: &OwnedFd, output: &OwnedFd, said: &OwnedFd, alive: &OwnedFd) -> 
         }
     }
     Ok(())
+}
+
+/// The same as `wait_for`, with a line about it on a terminal.
+fn watch(builder: Pid, output: &OwnedFd, image: &OwnedFd, path: &[u8]) -> Outcome<bool> {
+    let terminal = sys::standard(2);
+    if !rustix::termios::isatty(terminal) {
+        return wait_for(builder);
+    }
+    let ended = pidfd_open(builder, PidfdFlags::empty()).doing("watch the builder", b"")?;
+    let second_fifth = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+    let mut start = "sandbox: ";
+    while poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&second_fifth)).is_ok_and(|events| events == 0) {
+        let (made, given) = (copy::size(output) >> 20, copy::size(image) >> 20);
+        let line = format!("{start}rebuilding {}: {made} MiB made from {given} MiB", shown(path));
+        let _ = rustix::io::write(terminal, line.as_bytes());
+        start = "\r\x1b[Ksandbox: ";
+    }
+    if start.starts_with('\r') {
+        let _ = rustix::io::write(terminal, b"\r\x1b[K");
+    }
+    wait_for(builder)
 }
 
 /// Whether it exited with 0.

@@ -5,6 +5,7 @@ use crate::error::{Doing, Failure, Outcome, printable};
 use crate::prelude::*;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, MemfdFlags, SealFlags, fcntl_add_seals, fstat, memfd_create, sendfile};
+use rustix::io::Errno;
 
 /// How much is copied at a time, in bytes.
 const PART: usize = 16 << 20;
@@ -31,6 +32,13 @@ pub fn sealed(file: BorrowedFd, path: &[u8], limit: u64) -> Outcome<OwnedFd> {
     }
     seal(&copy)?;
     Ok(copy)
+}
+
+/// All of an image into an empty file.
+pub fn all(image: &OwnedFd, file: &OwnedFd) -> Result<(), Errno> {
+    let mut done = 0;
+    while sendfile(file, image, Some(&mut done), PART)? != 0 {}
+    Ok(())
 }
 
 /// Nothing changes from here on; EBUSY if somebody still has it mapped for writing.

@@ -1,13 +1,14 @@
 //! The first act of a program that was started setuid-root: the caller's ids, and no effective capability.
 
+use super::limits::Limits;
 use super::rights::{ALL, Rights};
 use crate::error::{Doing, Failure, Outcome};
 use crate::prelude::*;
 use crate::{Program, Start, sys};
-use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, Gid, Uid, capabilities, clear_ambient_capability_set, set_capabilities,
-    set_keep_capabilities, set_no_new_privs, set_thread_res_gid, set_thread_res_uid,
+    set_keep_capabilities, set_thread_res_gid, set_thread_res_uid,
 };
 
 /// Close the door behind root, before anything of the caller's is looked at.
@@ -21,6 +22,7 @@ pub fn close(program: Program, start: &Start) -> Outcome<Rights> {
         let message = format!("{} must not run with more rights than its caller", program.name());
         return Err(Failure::new(message).hint("remove its setuid and setgid bits and its file capabilities"));
     }
+    let limits = Limits::raise();
     take_ids(uid, gid).doing("take the ids of the caller", b"")?;
     let kept =
         CapabilitySets { effective: CapabilitySet::empty(), permitted: ALL, inheritable: CapabilitySet::empty() };
@@ -28,17 +30,13 @@ pub fn close(program: Program, start: &Start) -> Outcome<Rights> {
         .doing("keep the capabilities that mounting needs", b"")
         .map_err(|failure| failure.hint("a container may withhold them: use --mode userns"))?;
     clear_ambient_capability_set().doing("drop ambient capabilities", b"")?;
-    set_no_new_privs(true).doing("set no_new_privs", b"")?;
     // Every change of ids sets it anew. It stays 0 until exec: nobody may trace this process or read its memory.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).doing("hide the memory of the helper", b"")?;
-    let core = getrlimit(Resource::Core);
-    let none = Rlimit { current: Some(0), maximum: core.maximum };
-    setrlimit(Resource::Core, none).doing("limit core files", b"")?;
     let now = capabilities(None).doing("read the capabilities", b"")?;
     if sys::all_ids() != [uid, uid, uid, gid, gid, gid] || !now.effective.is_empty() || now.permitted != ALL {
         return Err(Failure::new("root's rights could not be put away"));
     }
-    Ok(Rights::Lent { permitted: ALL, core })
+    Ok(Rights::Lent { permitted: ALL, lifted: false, limits })
 }
 
 /// All ids become the real ones; the capabilities stay permitted, none is effective: capabilities(7), "Effect of user

@@ -2,25 +2,39 @@
 //! `README.md`.
 
 mod builder;
+mod builders;
 mod copy;
 mod door;
+mod ground;
+mod limits;
 mod policy;
 mod refusal;
 mod rights;
 mod rules;
+mod store;
 mod toml;
 mod trust;
 
 pub use door::close;
+pub use ground::{image_lock, lock, lock_file};
 pub use policy::{Images, Policy};
 pub use refusal::refused;
 pub use rights::{MOUNT, NODE, OVERLAY, Rights};
 pub use rules::{Tally, check_plan, check_target};
 
-use crate::error::Outcome;
-use crate::plan::{Plan, SourceKind, Step};
+use crate::cli::complain;
+use crate::error::{Doing, Outcome, printable};
+use crate::plan::{KEEP_IMAGES, Plan, SourceKind, Step};
 use crate::prelude::*;
 use crate::sources::Sources;
+use builders::Turn;
+use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fs::fstat;
+use rustix::thread::{Timespec, nanosleep};
+use store::Store;
+
+/// Longer than a tick of the clock that files are stamped with.
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 
 /// Replace every image that the kernel may not be shown by one that it may, or refuse.
 pub fn admit_images(plan: &Plan, sources: &mut Sources, policy: &Policy, rights: Rights) -> Outcome<()> {
@@ -40,14 +54,52 @@ pub fn admit_images(plan: &Plan, sources: &mut Sources, policy: &Policy, rights:
         if policy.images == Images::Trusted {
             return Err(trust::untrusted(source.path));
         }
-        let copy = copy::sealed(file, source.path, policy.image_bytes.min(budget))?;
-        let admitted = if policy.images == Images::Any {
-            copy
+        let (image, is_own) = if plan.flags & KEEP_IMAGES != 0 && source.kind == SourceKind::File {
+            kept(file, source.path, policy, budget, rights)?
         } else {
-            builder::rebuild(&copy, source.path, policy, budget, rights)?
+            let _turn = Turn::take(None, policy, rights)?;
+            (made(file, source.path, policy, budget, rights)?, true)
         };
-        budget = budget.saturating_sub(copy::size(&admitted));
-        sources.replace(index, admitted);
+        if is_own {
+            budget = budget.saturating_sub(copy::size(&image));
+        }
+        sources.replace(index, image, is_own);
     }
     Ok(())
+}
+
+/// An image of the store, put there if it is not; and whether it stayed in memory instead.
+fn kept(file: BorrowedFd, path: &[u8], policy: &Policy, budget: u64, rights: Rights) -> Outcome<(OwnedFd, bool)> {
+    let status = fstat(file).doing("look at", path)?;
+    let name = store::name(&status, policy.images);
+    let store = Store::open(policy, rights);
+    let find = || store.as_ref().ok().and_then(|store| store.find(&name)).map(|image| (image, false));
+    if let Some(found) = find() {
+        return Ok(found);
+    }
+    let turn = Turn::take(Some(status.st_dev ^ status.st_ino), policy, rights)?;
+    if let Some(found) = find() {
+        return Ok(found);
+    }
+    // A change within this tick would show in no time of the file.
+    if fstat(&copy::empty()?)
+        .is_ok_and(|now| (now.st_ctime, now.st_ctime_nsec) <= (status.st_ctime, status.st_ctime_nsec))
+    {
+        let _ = nanosleep(&TICK);
+    }
+    let image = made(file, path, policy, budget, rights)?;
+    let unchanged = fstat(file).is_ok_and(|now| store::name(&now, policy.images) == name);
+    if !turn.is_only || !unchanged {
+        return Ok((image, true));
+    }
+    store.and_then(|store| store.keep(&name, &image)).map(|image| (image, false)).or_else(|failure| {
+        complain(&format!("{} is not kept, but stays in memory: {}", printable(path), failure.message));
+        Ok((image, true))
+    })
+}
+
+/// A sealed image that the kernel may see.
+fn made(file: BorrowedFd, path: &[u8], policy: &Policy, budget: u64, rights: Rights) -> Outcome<OwnedFd> {
+    let copy = copy::sealed(file, path, policy.image_bytes.min(budget))?;
+    if policy.images == Images::Any { Ok(copy) } else { builder::rebuild(&copy, path, policy, budget, rights) }
 }

@@ -1,11 +1,12 @@
 //! `/etc/sandbox/policy.toml`: what the administrator allows (`docs/setuid.md`).
 
+use super::ground;
 use super::refused;
 use super::toml::{Value, parse};
-use crate::error::{Doing, Failure, Outcome, printable};
+use crate::error::{Doing, Failure, Outcome};
 use crate::prelude::*;
 use rustix::fd::OwnedFd;
-use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
+use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::Errno;
 
 /// Where it is; packagers may build it in elsewhere.
@@ -44,6 +45,16 @@ pub struct Policy {
     pub tmpfs_bytes: u64,
     /// User and group that rebuild images.
     pub builder: (u32, u32),
+    /// How many images are rebuilt at once for a user.
+    pub builders: u64,
+    /// How many loop devices a user has.
+    pub loop_devices: u64,
+    /// Where rebuilt images are kept, in a directory per user; empty: `STORE`.
+    store: Vec<u8>,
+    /// All images of a user there, in bytes.
+    pub store_bytes: u64,
+    /// Whether a plan may leave out `NoNewPrivs`.
+    pub allow_new_privs: bool,
 }
 
 const STRICT: Policy = Policy {
@@ -54,7 +65,14 @@ const STRICT: Policy = Policy {
     memfd_bytes: 16 << 30,
     tmpfs_bytes: u64::MAX,
     builder: (0, 0),
+    builders: 2,
+    loop_devices: 64,
+    store: Vec::new(),
+    store_bytes: 32 << 30,
+    allow_new_privs: false,
 };
+/// Where rebuilt images are kept, unless the policy names another place.
+const STORE: &[u8] = b"/var/lib/sandbox";
 
 impl Policy {
     /// The policy of this machine; the strict defaults where there is none.
@@ -95,13 +113,19 @@ impl Policy {
             ("tmpfs_bytes", Value::Number(bytes)) => self.tmpfs_bytes = *bytes,
             ("builder_uid", Value::Number(id)) => self.builder.0 = user(*id)?,
             ("builder_gid", Value::Number(id)) => self.builder.1 = user(*id)?,
-            // The store, which this version does not have yet.
-            ("store", Value::Text(path)) if path.starts_with(b"/") => {}
-            ("store_bytes", Value::Number(_)) => {}
-            ("allow_new_privs", Value::Truth(false)) => {}
+            ("builders", Value::Number(count)) => self.builders = *count,
+            ("loop_devices", Value::Number(count)) => self.loop_devices = *count,
+            ("store", Value::Text(path)) if path.starts_with(b"/") => self.store = path.to_vec(),
+            ("store_bytes", Value::Number(bytes)) => self.store_bytes = *bytes,
+            ("allow_new_privs", Value::Truth(allowed)) => self.allow_new_privs = *allowed,
             _ => return None,
         }
         Some(())
+    }
+
+    /// Where rebuilt images are kept, in a directory per user.
+    pub fn store(&self) -> &[u8] {
+        if self.store.is_empty() { STORE } else { &self.store }
     }
 
     /// Whether the caller may use the helper at all.
@@ -127,25 +151,17 @@ pub fn is_roots(status: &Stat) -> bool {
 
 /// A file that, like every directory on the way to it, only root can change. None: it does not exist.
 fn open_root_owned(path: &[u8]) -> Outcome<Option<OwnedFd>> {
-    let unsafe_owner = || refused(format!("{} could be changed by somebody else than root", printable(path)));
-    let mut parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).peekable();
-    let flags = OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let mut fd = openat(CWD, "/", flags | OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).doing("open", b"/")?;
-    while let Some(part) = parts.next() {
-        if !is_roots(&fstat(&fd).doing("look at", path)?) {
-            return Err(unsafe_owner());
-        }
-        let is_last = parts.peek().is_none();
-        let kind = if is_last { OFlags::RDONLY | OFlags::NONBLOCK } else { OFlags::PATH | OFlags::DIRECTORY };
-        fd = match openat(&fd, part, flags | kind, Mode::empty()) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(error) => return Err(refused(Failure::os("open", path, error).message)),
-        };
-    }
-    let status = fstat(&fd).doing("look at", path)?;
+    let cut = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+    let Some(directory) = ground::open(&path[..cut])? else { return Ok(None) };
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = match openat(&directory, &path[cut + 1..], flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(refused(Failure::os("open", path, error).message)),
+    };
+    let status = fstat(&file).doing("look at", path)?;
     let is_file = FileType::from_raw_mode(status.st_mode) == FileType::RegularFile;
-    if is_file && is_roots(&status) { Ok(Some(fd)) } else { Err(unsafe_owner()) }
+    if is_file && is_roots(&status) { Ok(Some(file)) } else { Err(ground::unsafe_owner(path)) }
 }
 
 fn read(file: &OwnedFd) -> Outcome<Vec<u8>> {
@@ -160,36 +176,5 @@ fn read(file: &OwnedFd) -> Outcome<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_policy_says_what_differs_from_the_defaults() {
-        assert_eq!(Policy::parse(b""), Ok(STRICT));
-        let text =
-            b"images = \"trusted\"\ngroups = [5]\nbuilder_uid = 7\nbuilder_gid = 8\ntrusted_directories = [\"/a\"]\n\
-            store = \"/var/lib/sandbox\"\nallow_new_privs = false\n[limits]\nimage_bytes = 1\ntmpfs_bytes = 2\n";
-        let policy = Policy::parse(text).unwrap();
-        assert_eq!((policy.images, policy.groups, policy.builder), (Images::Trusted, vec![5], (7, 8)));
-        assert_eq!((policy.image_bytes, policy.tmpfs_bytes, policy.memfd_bytes), (1, 2, STRICT.memfd_bytes));
-        assert_eq!(policy.trusted, [b"/a"]);
-    }
-
-    #[test]
-    fn unknown_words_are_refused() {
-        for text in [
-            "x = 1",
-            "images = \"all\"",
-            "images = true",
-            "groups = [\"a\"]",
-            "groups = [4294967296]",
-            "builder_uid = 4294967295",
-            "trusted_directories = [\"a\"]",
-            "allow_new_privs = true",
-            "[limits]\nimages = \"any\"",
-            "[x]\nimage_bytes = 1",
-        ] {
-            assert!(Policy::parse(text.as_bytes()).is_err(), "{text}");
-        }
-    }
-}
+#[path = "tests/policy.rs"]
+mod tests;

@@ -1,9 +1,10 @@
 //! Rights that root lent: capabilities that are permitted, and effective only while a `Raised` lives.
 
+use super::limits::Limits;
 use crate::error::{Doing, Failure, Outcome};
 use crate::sys;
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, Gid, Uid, capabilities, clear_ambient_capability_set, set_capabilities,
     set_no_new_privs, set_thread_res_gid, set_thread_res_uid,
@@ -22,6 +23,7 @@ pub const ALL: CapabilitySet = OVERLAY.union(IDENTITY);
 
 /// Whose rights mounts are made with.
 #[derive(Clone, Copy)]
+#[allow(clippy::large_enum_variant)] // there is one of it
 pub enum Rights {
     /// The caller's own: nothing is ever raised.
     Own,
@@ -29,8 +31,10 @@ pub enum Rights {
     Lent {
         /// What can be raised.
         permitted: CapabilitySet,
-        /// The caller's limit of core files.
-        core: Rlimit,
+        /// Whether the command may gain privileges, by setuid programs.
+        lifted: bool,
+        /// What the command's limits are.
+        limits: Limits,
     },
 }
 
@@ -51,22 +55,54 @@ impl Rights {
         }
     }
 
+    /// Open and make files of root's until the result is dropped: with root's id for files, and without any capability,
+    /// so that nothing of anybody else's gives way.
+    pub fn as_root(self) -> Result<AsRoot, Errno> {
+        self.files_as(0)?;
+        Ok(AsRoot(self))
+    }
+
+    fn files_as(self, uid: u32) -> Result<(), Errno> {
+        let _raised = self.raise(CapabilitySet::SETUID)?;
+        sys::set_file_uid(uid)?;
+        // A change of this id, too, sets it anew: prctl(2).
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)
+    }
+
     /// Give up for good what `keep` does not name.
-    pub fn narrow(self, keep: CapabilitySet) -> Outcome<Rights> {
-        let Rights::Lent { permitted, core } = self else { return Ok(self) };
-        let permitted = permitted & keep;
-        effective(permitted, CapabilitySet::empty()).doing("drop capabilities", b"")?;
-        Ok(Rights::Lent { permitted, core })
+    pub fn narrow(mut self, keep: CapabilitySet) -> Outcome<Rights> {
+        if let Rights::Lent { permitted, .. } = &mut self {
+            *permitted &= keep;
+            effective(*permitted, CapabilitySet::empty()).doing("drop capabilities", b"")?;
+        }
+        Ok(self)
+    }
+
+    /// Whether the command may gain privileges is decided; until now nothing was executed.
+    pub fn lift(mut self, allowed: bool) -> Outcome<Rights> {
+        if let Rights::Lent { lifted, .. } = &mut self {
+            *lifted = allowed;
+            if !allowed {
+                set_no_new_privs(true).doing("set no_new_privs", b"")?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// The caller's limits again, for a program of his.
+    pub fn restore_limits(self) -> Outcome<()> {
+        if let Rights::Lent { limits, .. } = self { limits.restore() } else { Ok(()) }
     }
 
     /// Give up everything for good, and make sure of it. From here on this process has its caller's rights only.
     pub fn drop_for_good(self) -> Outcome<()> {
-        let Rights::Lent { core, .. } = self else { return Ok(()) };
+        let Rights::Lent { lifted, .. } = self else { return Ok(()) };
         effective(CapabilitySet::empty(), CapabilitySet::empty()).doing("drop capabilities", b"")?;
         clear_ambient_capability_set().doing("drop ambient capabilities", b"")?;
-        set_no_new_privs(true).doing("set no_new_privs", b"")?;
-        is_harmless()?;
-        setrlimit(Resource::Core, core).doing("restore the limit of core files", b"")
+        if !lifted {
+            set_no_new_privs(true).doing("set no_new_privs", b"")?;
+        }
+        is_harmless(lifted)
     }
 }
 
@@ -74,8 +110,8 @@ fn effective(permitted: CapabilitySet, effective: CapabilitySet) -> Result<(), E
     set_capabilities(None, CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() })
 }
 
-/// No id is root's, no capability is left, and nothing brings one back.
-fn is_harmless() -> Outcome<()> {
+/// No id is root's, no capability is left, and nothing brings one back, unless it is `lifted` for setuid programs.
+fn is_harmless(lifted: bool) -> Outcome<()> {
     let left = capabilities(None).doing("read the capabilities", b"")?;
     let none = (left.effective | left.permitted | left.inheritable).is_empty();
     let [uid, effective, saved, ..] = sys::all_ids();
@@ -83,10 +119,22 @@ fn is_harmless() -> Outcome<()> {
     let group = rustix::process::getgid();
     let group_back = group != Gid::ROOT && set_thread_res_gid(None::<Gid>, Gid::ROOT, None::<Gid>).is_ok();
     let new = rustix::thread::no_new_privs().doing("read no_new_privs", b"")?;
-    if none && new && !back && !group_back && uid != 0 && uid == effective && uid == saved {
+    if none && new != lifted && !back && !group_back && uid != 0 && uid == effective && uid == saved {
         return Ok(());
     }
     Err(Failure::new("root's rights could not be dropped"))
+}
+
+/// Files are root's while this lives.
+#[must_use]
+pub struct AsRoot(Rights);
+
+impl Drop for AsRoot {
+    fn drop(&mut self) {
+        if self.0.files_as(rustix::process::getuid().as_raw()).is_err() {
+            sys::exit_now(crate::error::LAUNCHER_FAILED); // as below
+        }
+    }
 }
 
 /// Capabilities that are effective while this lives.

@@ -4,7 +4,7 @@
 use super::{Images, Policy, refused};
 use crate::error::{Doing, Outcome, printable};
 use crate::fsops;
-use crate::plan::{Plan, Slot, SourceKind, Step, overlay};
+use crate::plan::{ALLOW_NEW_PRIVS, Base, Plan, Slot, SourceKind, Step, overlay};
 use crate::prelude::*;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{CWD, Stat, fstat, fstatfs};
@@ -57,8 +57,21 @@ pub fn check_plan(plan: &Plan, policy: &Policy) -> Outcome<Tally> {
     if plan.steps.len() < 2 {
         return Err(refused("setuid mode: the plan makes no namespace"));
     }
+    if plan.flags & ALLOW_NEW_PRIVS != 0 {
+        may_lift(plan, policy).map_err(|why| refused(format!("setuid mode: {why}")))?;
+    }
     let count = plan.steps.iter().filter(|step| matches!(step, Step::Tmpfs { .. })).count() as u64;
     Ok(Tally { tmpfs_bytes: (policy.tmpfs_bytes / count.max(1)).max(SMALLEST_TMPFS) })
+}
+
+/// A program of root's believes what it finds on its usual paths: none of them may be covered.
+fn may_lift(plan: &Plan, policy: &Policy) -> Verdict {
+    if !policy.allow_new_privs {
+        return Err("the policy allows no command to gain privileges (leave out --allow-new-privs)");
+    }
+    let is_inside = |step: &Step| !matches!(step, Step::Attach { place, .. } if place.base != Base::Procdir);
+    let inside = plan.steps.iter().all(is_inside);
+    if inside { Ok(()) } else { Err("with --allow-new-privs nothing is mounted over the host's own directories") }
 }
 
 impl Rules<'_> {

@@ -5,12 +5,12 @@ mod keeper;
 mod leftovers;
 mod wait;
 
-use crate::child::{self, Devices, Prepared};
+use crate::child::{self, Bounds, Devices, Prepared};
 use crate::cli::complain;
 use crate::environment::Environment;
 use crate::error::{Doing, Failure, Outcome, TIMED_OUT};
 use crate::home::Home;
-use crate::plan::{LEAVE_RUNNING, Plan, Step};
+use crate::plan::{ALLOW_NEW_PRIVS, LEAVE_RUNNING, Plan, Step};
 use crate::prelude::*;
 use crate::record::Record;
 use crate::report::{Account, Ending, Marks};
@@ -41,6 +41,7 @@ pub fn launch(
     let inherited = Inherited::take();
     let policy = if rights.are_lent() { Some(Policy::load()?) } else { None };
     let tally = policy.as_ref().map(|policy| setuid::check_plan(plan, policy)).transpose()?;
+    let rights = rights.lift(plan.flags & ALLOW_NEW_PRIVS != 0)?;
     let home = Home::open(plan)?;
     let mut sources = Sources::open(plan, handed)?;
     if let Some(policy) = &policy {
@@ -49,9 +50,11 @@ pub fn launch(
         setuid::admit_images(plan, &mut sources, policy, rights)?;
         sys::block_all();
     }
-    let rights = rights.narrow(OVERLAY)?;
     let has_images = plan.steps.iter().any(|step| matches!(step, Step::Image { .. }));
-    let devices = if has_images { Some(Devices::open(rights)?) } else { None };
+    let bounded = policy.as_ref().filter(|_| has_images);
+    let bounds = bounded.map(|policy| Bounds::open(plan, &sources, policy.loop_devices, rights)).transpose()?;
+    let rights = rights.narrow(OVERLAY)?;
+    let devices = if has_images { Some(Devices::open(bounds, rights)?) } else { None };
     let record = Record::new(&home, plan, argv)?;
     scratch::make(plan, &record.id)?;
     set_child_subreaper(Some(getpid())).doing("become a child subreaper", b"")?;

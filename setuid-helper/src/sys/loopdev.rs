@@ -23,7 +23,9 @@ struct LoopInfo64 {
     encrypt_type: u32,
     encrypt_key_size: u32,
     flags: u32,
-    names_and_key: [[u8; 32]; 5],
+    name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
     init: [u64; 2],
 }
 
@@ -46,7 +48,9 @@ const EMPTY: LoopInfo64 = LoopInfo64 {
     encrypt_type: 0,
     encrypt_key_size: 0,
     flags: 0,
-    names_and_key: [[0; 32]; 5],
+    name: [0; 64],
+    crypt_name: [0; 64],
+    encrypt_key: [0; 32],
     init: [0; 2],
 };
 
@@ -61,6 +65,21 @@ impl LoopStatus {
         let whole = info.offset == 0 && info.sizelimit == 0;
         (info.device, info.inode) == (dev, ino) && whole && info.flags & wanted == wanted
     }
+
+    /// Whether it was attached for this user.
+    pub fn is_of(&self, uid: u32) -> bool {
+        self.0.name == tag(uid)
+    }
+}
+
+/// What stands in a device's name for the file (only root can set it): the user for whom it was attached.
+fn tag(uid: u32) -> [u8; 64] {
+    let mut name = [0; 64];
+    name[..8].copy_from_slice(b"sandbox:");
+    for digit in 0..8 {
+        name[8 + digit] = b"0123456789abcdef"[(uid >> (28 - 4 * digit) & 15) as usize];
+    }
+    name
 }
 
 /// ENXIO: nothing is attached.
@@ -77,9 +96,9 @@ pub fn get_free(control: BorrowedFd) -> Result<usize, Errno> {
     unsafe { syscall(libc::SYS_ioctl, [number(control), LOOP_CTL_GET_FREE]) }
 }
 
-/// Attach `backing`, whole, read-only, autoclear (Linux 5.8). EBUSY: somebody was faster.
-pub fn loop_configure(device: BorrowedFd, backing: BorrowedFd) -> Result<(), Errno> {
-    let info = LoopInfo64 { flags: READ_ONLY | AUTOCLEAR, ..EMPTY };
+/// Attach `backing`, whole, read-only, autoclear (Linux 5.8), for a user. EBUSY: somebody was faster.
+pub fn loop_configure(device: BorrowedFd, backing: BorrowedFd, uid: u32) -> Result<(), Errno> {
+    let info = LoopInfo64 { flags: READ_ONLY | AUTOCLEAR, name: tag(uid), ..EMPTY };
     let config = LoopConfig { fd: number(backing) as u32, block_size: 0, info, reserved: [0; 8] };
     // SAFETY: the kernel reads one loop_config through the pointer, which is to one that outlives the call.
     unsafe { syscall(libc::SYS_ioctl, [number(device), LOOP_CONFIGURE, input(&config)]) }.map(drop)

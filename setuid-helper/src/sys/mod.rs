@@ -25,7 +25,9 @@ pub use fd::{adopt, close_all_on_exec, occupy_standard, place_at, standard};
 pub use landlock::forbid_changes;
 pub use loopdev::{get_free, loop_configure, loop_status};
 pub use mount::{set_mount, set_propagation, unshare};
-pub use process::{CStrings, Forked, Waited, all_ids, execute, exit_now, fork, now, wait_any, wall_clock};
+pub use process::{
+    CStrings, Forked, Waited, all_ids, execute, exit_now, fork, now, set_file_uid, wait_any, wall_clock,
+};
 pub use signal::{
     Arrived, Mask, block_all, continue_at, default_action, die_of, ignore, is_ignored, send, send_to_self, wait,
 };

@@ -123,6 +123,17 @@ pub fn wait_any(stopped: bool) -> Result<Option<Waited>, Errno> {
     Ok(i32::try_from(pid).ok().and_then(Pid::from_raw).map(|pid| Waited { pid, status, rusage }))
 }
 
+/// The user id for access to files, and nothing else: setfsuid(2), which has no error to tell.
+pub fn set_file_uid(uid: u32) -> Result<(), Errno> {
+    for wanted in [uid, u32::MAX] {
+        // SAFETY: no pointers. An id that does not exist changes nothing, and the answer is the id until now.
+        if unsafe { syscall(libc::SYS_setfsuid, [wanted as usize]) }? == uid as usize {
+            return Ok(());
+        }
+    }
+    Err(Errno::PERM)
+}
+
 /// Real, effective and saved user ids, then the same of the group: getresuid(2).
 pub fn all_ids() -> [u32; 6] {
     let [mut uid, mut gid] = [[u32::MAX; 3]; 2];
