@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.measure import Bench, Figure, ratio, seconds
 from benchmarks.native import helper, native
+from benchmarks.setuid import rebuilt
 from benchmarks.stage import Stage
 from tests.support import fuse
 
@@ -147,4 +148,5 @@ SECTIONS: dict[str, Callable[[Stage], Iterator[Figure]]] = {
     "hundred": hundred,
     "native": native,
     "setuid": helper,
+    "rebuilt": rebuilt,
 }
