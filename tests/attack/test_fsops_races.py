@@ -28,7 +28,7 @@ SOAK = int(os.environ.get("SANDBOX_SOAK", "0"))
 ATTEMPTS = SOAK * 150 or 40
 KEY = b"a" * 64
 SECRET = b"the canary's own words"
-EXCHANGE = 2
+NOREPLACE, EXCHANGE = 1, 2
 
 
 # -- what is attacked: how each attempt begins, what is done, and which names the attacker goes for ---------------
@@ -44,7 +44,7 @@ def a_file(fd, path=b"f"):
 
 def a_tree(fd, name=b"d"):
     with contextlib.suppress(OSError):
-        fsops.make_dirs(os.dup(fd), name + b"/a/b", 0o777, follow=False)
+        fsops.make_dirs(os.dup(fd), name + b"/a/b", 0o777)
     for part in (name + b"/x", name + b"/a/y", name + b"/a/b/z"):
         a_file(fd, part)
 
@@ -73,7 +73,8 @@ def publish_copy(fd):
 
 def delete_exactly(fd):
     with fsops.closing(os.open(b"f", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=fd)) as expected:
-        if not fsops.delete_file(fd, b"f", expected=expected):
+        # What was opened may be the attacker's already; that one it would be right to delete.
+        if os.read(expected, 4) != b"ours" or not fsops.delete_file(fd, b"f", expected=expected):
             raise OSError(errno.ESTALE, "it was another")
 
 
@@ -115,7 +116,7 @@ def reap(fd):
 def reap_begin(fd):
     for name in (b"cache", b"digests", b"locks", b"procdirs/7", b"records"):
         with contextlib.suppress(OSError):
-            fsops.make_dirs(os.dup(fd), name, 0o777, follow=False)
+            fsops.make_dirs(os.dup(fd), name, 0o777)
     a_file(fd, b"cache/" + KEY + b".sfs")
     a_tree(fd, b"cache/" + KEY + b".tree")
     a_file(fd, b"cache/.tmp-x")
@@ -145,10 +146,10 @@ CASES = {
     "remove_tree": (a_tree, lambda fd: fsops.remove_tree(fd, b"d"), [b"d", b"d/a", b"d/a/b", b"d/a/y"]),
     "remove_drafts": (lambda fd: a_tree(fd, b".tmp-t"), lambda fd: fsops.remove_drafts(fd, before=4e9), [b".tmp-t/a"]),
     "remove_scratch": (lambda fd: a_tree(fd, b"sandbox-" + KEY[:32]), scratch, [b"sandbox-" + KEY[:32]]),
-    "make_dirs": (a_tree, lambda fd: fsops.make_dirs(os.dup(fd), b"d/a/n/m", 0o700, follow=False), [b"d", b"d/a"]),
+    "make_dirs": (a_tree, lambda fd: fsops.make_dirs(os.dup(fd), b"d/a/n/m", 0o700), [b"d", b"d/a"]),
     "make_dir and its mode": (nothing, a_new_dir, [b"d"]),
-    "append": (nothing, lambda fd: fsops.append(fd, b"f", b"."), [b"f"]),
-    "open_lock": (nothing, lock, [b"f"]),
+    "append": (a_file, lambda fd: fsops.append(fd, b"f", b"."), [b"f"]),
+    "open_lock": (a_file, lock, [b"f"]),
     "read_file": (a_file, read, [b"f"]),
     "new_file": (nothing, lambda fd: os.close(fsops.new_file(fd, b"f")), [b"f"]),
     "unpack": (
@@ -206,9 +207,11 @@ def _make_bait(parent, kind, links):
 
 
 def _watch(report, held, parent, name, libc, times):
-    """Exchange them. The attacker removes no file: one of its own that is gone, somebody else deleted."""
+    """Exchange them, or put it where nothing is yet. It
+    removes no file: one of its own that is gone, somebody else deleted."""
     for _ in range(times):
-        libc.renameat2(parent, b"bait", parent, name, EXCHANGE)
+        if libc.renameat2(parent, b"bait", parent, name, EXCHANGE) != 0:
+            libc.renameat2(parent, b"bait", parent, name, NOREPLACE)
     if held is not None:
         if os.fstat(held).st_nlink == 0:
             os.write(report, b".")
