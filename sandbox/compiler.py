@@ -177,10 +177,13 @@ class _Builder:
         slot = self.content(material, writable=writable)
         attrs = _SAFE | (Attr(0) if writable else Attr.READ_ONLY) | (Attr.NOSYMFOLLOW if deny_symlinks else Attr(0))
         place = mounted_name(tree)
+        if target is not None and target.status is not None:
+            place = place.replace(dev=target.status.st_dev, ino=target.status.st_ino)
+        elif target is not None:
+            # Through no link from here on: those of the host are resolved, those of another tree are not followed.
+            place = place.replace(path=target.path)
         if target is None or (target.status is None and self.spec.mkdir):
             self.steps.append(Mkdir(place, 0o755))
-        elif target.status is not None:
-            place = place.replace(dev=target.status.st_dev, ino=target.status.st_ino)
         self.steps.append(Attach(slot, place, attrs))
 
     def content(self, material: Material, *, writable: bool) -> int:

@@ -166,8 +166,14 @@ def _targets(opened: list[Opened], spec: Spec) -> dict[bytes, Target]:
         if not tree.name.startswith(b"/"):
             continue
         # Inside an earlier mount only the run itself can see what is there.
-        inside = any(os.path.normpath(tree.name).startswith(os.path.normpath(other) + b"/") for other in targets)
-        targets[tree.name] = Target(tree.name, None) if inside else _target(tree.name, mkdir=spec.mkdir)
+        name = os.path.normpath(tree.name)
+        outer = [other for other in targets if name.startswith(os.path.normpath(other) + b"/")]
+        if outer:
+            longest = max(outer, key=len)
+            rest = name[len(os.path.normpath(longest)) :]
+            targets[tree.name] = Target(targets[longest].path + rest, None)
+        else:
+            targets[tree.name] = _target(tree.name, mkdir=spec.mkdir)
     return targets
 
 
@@ -177,7 +183,7 @@ def _target(path: bytes, *, mkdir: bool) -> Target:
         fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         if mkdir and isinstance(error, FileNotFoundError):
-            return Target(path, None)
+            return Target(os.path.realpath(path), None)
         hint = "" if mkdir else "create the directory, or let --mkdir do it"
         raise UsageError(f"cannot mount on {printable(path)}: {reason(error)}", hint=hint) from None
     with fsops.closing(fd):

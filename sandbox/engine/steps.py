@@ -267,11 +267,20 @@ class Child:
                 raise
         return fd
 
+    def open_target(self, place: Place) -> int:
+        """Where a tree is mounted. What was not looked at before the run may lie in another tree: its links, which are
+        its author's, do not say where.
+        """
+        if place.base == Base.ROOT and not (place.dev or place.ino):
+            resolve = sys.RESOLVE_NO_SYMLINKS | sys.RESOLVE_NO_MAGICLINKS
+            return sys.openat2(sys.AT_FDCWD, place.path, os.O_PATH | os.O_DIRECTORY, resolve=resolve)
+        return self.open_place(place)
+
     def attach(self, step: Attach) -> None:
         mount = self.mounts[step.slot]
         attrs = sum(bit for flag, bit in _ATTRS.items() if step.attrs & flag)
         sys.mount_setattr(mount, set_attrs=attrs, propagation=sys.MS_SLAVE)
-        with fsops.closing(self.open_place(step.place)) as target:
+        with fsops.closing(self.open_target(step.place)) as target:
             sys.move_mount(mount, target)
         self.attached.add(step.slot)
         if step.place.base == Base.PROCDIR and not step.place.path:
@@ -282,9 +291,9 @@ class Child:
     def mkdir(self, step: Mkdir) -> None:
         place = step.place
         if place.base == Base.ROOT:
-            fsops.make_dirs(os.open(b"/", os.O_PATH | os.O_CLOEXEC), place.path, step.mode, follow=True)
+            fsops.make_dirs(os.open(b"/", os.O_PATH | os.O_CLOEXEC), place.path, step.mode)
         else:
-            fsops.make_dirs(os.dup(self.procdir), place.path, step.mode, follow=False)
+            fsops.make_dirs(os.dup(self.procdir), place.path, step.mode)
 
     def path_of(self, place: Place) -> bytes:
         return place.path if place.base == Base.ROOT else os.path.join(self.procdir_path, place.path)

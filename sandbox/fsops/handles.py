@@ -45,9 +45,9 @@ def open_path(parent: int, path: bytes) -> int:
     return sys.openat2(parent, path, os.O_PATH | os.O_DIRECTORY, resolve=resolve)
 
 
-def make_dirs(start: int, path: bytes, mode: int, *, follow: bool) -> None:
-    """The directory `path` below `start`, which is closed, and its missing parents; links only with `follow`."""
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+def make_dirs(start: int, path: bytes, mode: int) -> None:
+    """The directory `path` below `start`, which is closed, and its missing parents; through no link."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = start
     for part in filter(None, path.split(b"/")):
         with closing(fd):

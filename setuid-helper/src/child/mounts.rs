@@ -174,7 +174,7 @@ impl Child<'_> {
 
     pub fn attach(&mut self, slot: Slot, place: &Place, attrs: u32) -> Outcome<()> {
         let path = self.path_of(place);
-        let target = self.open_place(place)?;
+        let target = self.open_target(place)?;
         let rights = self.prepared.rights;
         if rights.are_lent() && place.base == Base::Root {
             let procdirs = fstat(&self.prepared.home.procdirs).doing("look at", &path)?;

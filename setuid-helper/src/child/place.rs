@@ -11,7 +11,8 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat
 use rustix::io::Errno;
 
 const PATH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+const NO_LINKS: ResolveFlags = ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_MAGICLINKS);
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(NO_LINKS);
 /// RESOLVE_BENEATH and RESOLVE_IN_ROOT answer EAGAIN when a rename ran beside them: openat2(2), "try again".
 const ATTEMPTS: u32 = 100;
 
@@ -81,10 +82,19 @@ impl Child<'_> {
         Ok(fd)
     }
 
-    /// A directory and its missing parents.
+    /// Where a tree is mounted. What was not looked at before the run may lie in another tree: its links, which are
+    /// its author's, do not say where.
+    pub fn open_target(&mut self, place: &Place) -> Outcome<OwnedFd> {
+        if place.base == Base::Root && (place.dev, place.ino) == (0, 0) {
+            return resolve(CWD, place.path, PATH, NO_LINKS).doing("open", place.path);
+        }
+        self.open_place(place)
+    }
+
+    /// A directory and its missing parents; no link on the way.
     pub fn mkdir(&mut self, place: &Place, mode: u32) -> Outcome<()> {
         let path = self.path_of(place);
-        let how = if place.base == Base::Root { ResolveFlags::NO_MAGICLINKS } else { BENEATH };
+        let how = if place.base == Base::Root { NO_LINKS } else { BENEATH };
         let mut fd = match place.base {
             Base::Root => openat(CWD, "/", PATH, Mode::empty()).doing("open", b"/")?,
             Base::Procdir => openat(self.procdir()?, ".", PATH, Mode::empty()).doing("open", &path)?,
