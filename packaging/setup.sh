@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Prepare this checkout: system packages, .venv, the project and its native programs.
 # Safe to run again; does only what is missing. `PYTHON=...` chooses the interpreter, `VENV=...` the place.
+# `setup.sh vm` also sees to what `make test-vm` needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 readonly venv=${VENV:-.venv}
 readonly stamp=$venv/.setup-done
+readonly purpose=${1:-}
 
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$@" >&2; exit 1; }
@@ -84,7 +86,7 @@ missing_packages() { # column
         [ ${#row[@]} -gt 0 ] || continue
         probe=${row[0]//[[:space:]]/}
         present "$probe" || echo "${row[$1 - 1]//[[:space:]]/}"
-    done <<<"$needs" | sort -u
+    done <<<"$needs$([ "$purpose" != vm ] || echo "$needs_vm")" | sort -u
 }
 
 system_packages() {

@@ -1,0 +1,72 @@
+"""A disk with this checkout as it stands, its native programs, and what the tests import: no network inside."""
+
+import compileall
+import json
+import os
+import py_compile
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from tests.support.install import REPOSITORY
+from tests.vm import packages, store
+
+# The Python of the root (packages.RELEASE); what is compiled comes as Debian's packages.
+_PYTHON = "3.11"
+_FROM_DEBIAN = ("psutil", "python-prctl")
+PLACE = Path("/srv/sandbox")
+_COMMAND = f"#!{PLACE}/.venv/bin/python\nimport sys\nfrom sandbox.cli.main import main\nsys.exit(main())\n"
+
+
+def _requirements() -> list[str]:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    return sorted(line for line in wanted if not line.startswith(_FROM_DEBIAN))
+
+
+def _site_packages() -> Path:
+    wanted = _requirements()
+
+    def make(where: Path) -> None:
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
+        place = ["--target", str(where), "--python-version", _PYTHON, "--only-binary=:all:"]
+        packages.run(*pip, *place, *wanted)
+
+    return store.kept("site-packages", (wanted, _PYTHON), make)
+
+
+def _tracked() -> list[str]:
+    """What git knows or would add."""
+    command = ["git", "-C", str(REPOSITORY), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, capture_output=True, check=True).stdout
+    return [name for name in map(os.fsdecode, listed.split(b"\0")) if name and (REPOSITORY / name).is_file()]
+
+
+def make_disk(job: dict[str, Any], scratch: Path, target: Path) -> None:
+    """`job` is for tests/vm/guest.py."""
+    tree = scratch / "project"
+    natives = [f"sandbox/bin/{name}" for name in ("sandbox-engine", "sandbox-helper")]
+    for name in [*_tracked(), *(name for name in natives if (REPOSITORY / name).exists())]:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, tree / name)
+    venv = tree / ".venv"
+    site = venv / f"lib/python{_PYTHON}/site-packages"
+    shutil.copytree(_site_packages(), site)
+    (site / "project.pth").write_text(f"{PLACE}\n")
+    (venv / "bin").mkdir()
+    (venv / "bin/python").symlink_to("/usr/bin/python3")
+    (venv / "bin/sandbox").write_text(_COMMAND)
+    (venv / "pyvenv.cfg").write_text(f"home = /usr/bin\ninclude-system-site-packages = true\nversion = {_PYTHON}\n")
+    (venv / "bin/sandbox").chmod(0o755)
+    if sys.version_info[:2] == tuple(map(int, _PYTHON.split("."))):
+        # Else each module is compiled inside, at its first import, and that is slow there.
+        compileall.compile_dir(tree, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    (tree / "job.json").write_text(json.dumps(job))
+    for entry in tree.rglob("*"):
+        if not entry.is_symlink():
+            entry.chmod(entry.stat().st_mode & ~0o022 | (0o755 if entry.is_dir() else 0o444))
+    tree.chmod(0o755)
+    packages.make_disk(tree, target)

@@ -1,0 +1,64 @@
+"""What a machine sent back: JUnit files, read."""
+
+from typing import NamedTuple
+from xml.etree import ElementTree as ET
+
+
+class Case(NamedTuple):
+    """`state`: passed, failed or skipped; `text`: why."""
+
+    name: str
+    state: str
+    text: str = ""
+
+
+class Session(NamedTuple):
+    """One pytest: its exit code and its cases. An exit code of 5 says that nothing was selected."""
+
+    name: str
+    code: int
+    seconds: float
+    cases: tuple[Case, ...]
+
+    @property
+    def failed(self) -> bool:
+        return self.code != 0 or any(case.state == "failed" for case in self.cases)
+
+    def count(self, state: str) -> int:
+        return sum(case.state == state for case in self.cases)
+
+    def summary(self) -> str:
+        states = ", ".join(f"{self.count(state)} {state}" for state in ("passed", "failed", "skipped"))
+        return f"{states}, exit {self.code}, {self.seconds:.0f} s"
+
+
+class Found(NamedTuple):
+    """Everything of one boot."""
+
+    kernel: str
+    booted: str
+    sessions: tuple[Session, ...]
+
+
+def read(files: dict[str, bytes]) -> Found:
+    """Sessions that wrote no exit code were cut off: they are not listed, and the machine's outcome says why."""
+    text = {name: data.decode(errors="replace").strip() for name, data in files.items() if not name.endswith(".log")}
+    sessions = []
+    for name in sorted(name.removesuffix(".exit") for name in text if name.endswith(".exit")):
+        code, seconds = text[f"{name}.exit"].split()
+        sessions.append(Session(name, int(code), float(seconds), _cases(files.get(f"{name}.xml", b""))))
+    return Found(text.get("kernel", "?"), text.get("booted", "?"), tuple(sessions))
+
+
+def _cases(document: bytes) -> tuple[Case, ...]:
+    if not document:
+        return ()
+    return tuple(_case(element) for element in ET.fromstring(document).iter("testcase"))
+
+
+def _case(element: ET.Element) -> Case:
+    name = f"{element.get('classname', '')}::{element.get('name', '')}"
+    for tag, state in (("failure", "failed"), ("error", "failed"), ("skipped", "skipped")):
+        if (found := element.find(tag)) is not None:
+            return Case(name, state, found.get("message", ""))
+    return Case(name, "passed")
