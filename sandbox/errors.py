@@ -1,5 +1,6 @@
 """The error tree: every message says what was being done, to which thing, why it failed, and what to do."""
 
+import contextlib
 import os
 
 EXIT_TIMED_OUT = 124
@@ -65,3 +66,9 @@ class CommandError(SandboxError):
 def reason(error: OSError) -> str:
     """The kernel's word for an errno, as in "No space left on device"."""
     return os.strerror(error.errno) if error.errno else str(error)
+
+
+def warn(text: str) -> None:
+    """One line on stderr about what the user must know and what stops nothing."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"sandbox: warning: {printable(text)}\n".encode("utf-8", "backslashreplace"))

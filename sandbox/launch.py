@@ -16,7 +16,7 @@ from sandbox.images import formats
 from sandbox.plan import Mode, Source, SourceKind
 from sandbox.record import Record
 from sandbox.sources import Opened
-from sandbox.spec import Spec, validate
+from sandbox.spec import Spec, Tree, TreeKind, check_name, validate
 
 if TYPE_CHECKING:
     from sandbox.report import Reporter
@@ -125,15 +125,18 @@ def prepare(
         from sandbox import setuid
 
         machine = machine.replace(redirects=not setuid.shows_any_image())
+    # Bad input leaves nothing behind, a home neither: it is opened first only where sources are in it.
+    where = _home(environ, stack, say) if any(map(_names_image, spec.trees)) else None
     opened = []
     for tree in spec.trees:
-        opened.append(item := sources.open_source(tree))
+        item = _open_image(tree, where) if where and _names_image(tree) else sources.open_source(tree)
+        opened.append(item)
         if item.fd >= 0:
             stack.enter_context(fsops.closing(item.fd))
     sources.refuse_repeated(opened)
     command_env = environment.build(spec, environ)
     targets = _targets(opened, spec)
-    where = stack.enter_context(home.open_home(environ, say=say))
+    where = where or _home(environ, stack, say)
     maker = _Maker(spec, machine, mode, where, stack, say=say, hint=hint, build=build)
     materials = [maker.material(item) for item in opened]
     maker.show_hint()
@@ -149,6 +152,27 @@ def prepare(
         cwd=_working_directory(),
     )
     return Prepared(compiled, Launch(spec.command, command_env, compiled.fds), where, opened)
+
+
+def _home(environ: dict[bytes, bytes], stack: contextlib.ExitStack, say: Say) -> Home:
+    return stack.enter_context(home.open_home(environ, say=say))
+
+
+def _names_image(tree: Tree) -> bool:
+    return tree.kind is not TreeKind.EMPTY and sources.split(tree.text)[1].startswith(b"@")
+
+
+def _open_image(tree: Tree, where: Home) -> Opened:
+    """A tree whose SRC is @NAME or @sha256:PREFIX."""
+    from sandbox.images import names
+    from sandbox.images.store import IMAGE, Store
+
+    name, reference = sources.split(tree.text)
+    with Store(where.fd) as images:
+        found = names.open_reference(images, reference)
+    path = os.path.join(where.path, b"cache", found.digest + IMAGE)
+    name = check_name(name or found.name, option=f"--{tree.kind.value}")
+    return Opened(tree.kind, name, path, found.fd, os.fstat(found.fd), formats.Kind.SQUASHFS)
 
 
 def _working_directory() -> bytes:

@@ -47,18 +47,22 @@ def open_source(tree: Tree) -> Opened:
     """Open the source of one tree. Raises SourceError or UsageError with the way out."""
     if tree.kind is TreeKind.EMPTY:
         return Opened(tree.kind, tree.text, b"", -1, None, None)
-    option = f"--{tree.kind.value}"
-    name, path = _split(tree.text)
+    name, path = split(tree.text)
+    return open_path(tree.kind, name, path, option=f"--{tree.kind.value}")
+
+
+def open_path(kind: TreeKind, name: bytes | None, path: bytes, *, option: str) -> Opened:
+    """Open a file or directory as a source; without a name it gets that of its stem."""
     fd = _open(path, option=option, given_name=name)
     try:
         status = os.fstat(fd)
         if stat.S_ISDIR(status.st_mode):
             name = name if name is not None else _directory_name(path, option)
-            return Opened(tree.kind, check_name(name, option=option), path, fd, status, None)
+            return Opened(kind, check_name(name, option=option), path, fd, status, None)
         if not stat.S_ISREG(status.st_mode):
             raise SourceError(f"{option}: {printable(path)} is neither a regular file nor a directory")  # noqa: TRY301
         name = check_name(name if name is not None else default_name(path), option=option)
-        return Opened(tree.kind, name, path, fd, status, detect(fd, printable(path)))
+        return Opened(kind, name, path, fd, status, detect(fd, printable(path)))
     except BaseException:
         os.close(fd)
         raise
@@ -71,9 +75,9 @@ def _directory_name(path: bytes, option: str) -> bytes:
     return name
 
 
-def _split(text: bytes) -> tuple[bytes | None, bytes]:
-    """NAME and path. A file whose own name holds a colon is taken whole."""
-    if b":" not in text or os.path.lexists(text):
+def split(text: bytes) -> tuple[bytes | None, bytes]:
+    """NAME and path. A file whose own name holds a colon is taken whole, an image of the store (@...) as well."""
+    if b":" not in text or text.startswith(b"@") or os.path.lexists(text):
         return None, text
     name, _, path = text.partition(b":")
     if not name or not path:

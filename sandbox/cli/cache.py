@@ -7,10 +7,10 @@ import sys
 import time
 from typing import Any
 
-from sandbox import fsops
-from sandbox.errors import SandboxError, UsageError, printable
+from sandbox.errors import UsageError, printable
 from sandbox.home import Home, clean_at
-from sandbox.images import catalog, reaper
+from sandbox.images import catalog, names, reaper
+from sandbox.images.store import Store
 
 
 def register(subparsers: Any) -> None:
@@ -30,14 +30,8 @@ def main(args: argparse.Namespace, home: Home) -> int:
     """Do it. Raises SandboxError."""
     if args.cache_command == "clean":
         return _clean(home, now=args.now)
-    try:
-        with (
-            fsops.closing(fsops.make_dir(home.fd, b"cache")) as cache,
-            fsops.closing(fsops.make_dir(home.fd, b"locks")) as locks,
-        ):
-            return _list(cache, as_json=args.json) if args.cache_command == "ls" else _remove(cache, locks, args)
-    except OSError as error:
-        raise SandboxError(f"cannot use the cache: {error.strerror}") from None
+    with Store(home.fd) as images:
+        return _list(images.cache, as_json=args.json) if args.cache_command == "ls" else _remove(images, args)
 
 
 def _list(cache: int, *, as_json: bool) -> int:
@@ -56,8 +50,8 @@ def _list(cache: int, *, as_json: bool) -> int:
 
 def _row(image: catalog.CachedImage) -> tuple[str, ...]:
     now = time.time()
-    ages = _age(now - image.created), _age(now - image.last_used)
-    return (image.name[:12], *ages, _size(image.size), str(image.uses), printable(image.source))
+    ages = age(now - image.created), age(now - image.last_used)
+    return (image.name[:12], *ages, size(image.size), str(image.uses), printable(image.source))
 
 
 def _print_table(images: list[catalog.CachedImage]) -> None:
@@ -73,18 +67,18 @@ def _print_table(images: list[catalog.CachedImage]) -> None:
     table.add_column("source", overflow="fold")
     for image in images:
         table.add_row(*(escape(cell) for cell in _row(image)))
-    table.add_row("", "", "", _size(sum(image.size for image in images)), "", "in all")
+    table.add_row("", "", "", size(sum(image.size for image in images)), "", "in all")
     Console().print(table)
 
 
-def _age(seconds: float) -> str:
+def age(seconds: float) -> str:
     for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
         if seconds < limit:
             return f"{max(int(seconds // unit), 0)} {name}"
     return f"{int(seconds // 86400)} days"
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -92,12 +86,18 @@ def _size(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
-def _remove(cache: int, locks: int, args: argparse.Namespace) -> int:
+def _remove(images: Store, args: argparse.Namespace) -> int:
     if bool(args.names) == args.all:
         raise UsageError("nothing to remove" if not args.all else "both names and --all", hint="give NAME..., or --all")
-    wanted = [image.name for image in catalog.list_images(cache)] if args.all else args.names
-    for name in [catalog.find(cache, name) for name in wanted]:
-        catalog.remove(cache, locks, name, now=time.time())
+    wanted = args.names
+    if args.all:
+        kept = names.kept(images)
+        found = [image.name for image in catalog.list_images(images.cache)]
+        wanted = [name for name in found if name.partition(".")[0].encode() not in kept]
+        if len(wanted) < len(found):
+            print(f"{len(found) - len(wanted)} images stay: names keep them (sandbox image rm)")
+    for name in [catalog.find(images.cache, name) for name in wanted]:
+        catalog.remove(images, name, now=time.time())
         print(f"removed {name}")
     return 0
 
@@ -119,5 +119,5 @@ def _clean(home: Home, *, now: bool) -> int:
         return 0
     for name in report.evicted:
         print(f"evicted {name}")
-    print(f"freed {_size(report.freed)}, {report.leftovers} leftovers removed")
+    print(f"freed {size(report.freed)}, {report.leftovers} leftovers removed")
     return 0

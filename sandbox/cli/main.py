@@ -11,6 +11,7 @@ from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, print
 
 _COMMANDS = {
     "run": "run a command in a sandbox",
+    "image": "build, name, roll back, verify and carry images",
     "cache": "list and clean converted images",
     "report": "show what a run reported about itself",
     "setuid": "install, look at and remove the setuid helper",

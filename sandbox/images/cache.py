@@ -1,38 +1,34 @@
-"""The cache: converted images and kept trees under the home, found by what they were made from.
+"""The cache: images and kept trees of the store (store.py), found by what they were made from.
 
-    cache/<sha256>.sfs    an image, published complete or not at all
-    cache/<sha256>.tree   the same as a tree, for user namespaces without FUSE
-    cache/<sha256>.json   where it came from, when, how large
-    cache/<sha256>.uses   one byte per use: the size counts them, the mtime is the last
-    digests/<dev>-<ino>   remembered content digests (digests.py)
-    locks/build-<sha256>  held by whoever builds it
+    keys/<key>          a symlink to the image that this job made
+    cache/<key>.tree    the same as a tree
+    locks/build-<key>   held by whoever does the job
 
-A warm hit is a few system calls and imports nothing heavy.
+A key is the SHA-256 of the source's content digest and of how it is converted. A warm hit is a few system calls and
+imports nothing heavy.
 """
 
 import contextlib
-import errno
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from sandbox import fsops
-from sandbox.errors import ArchiveError, HostError, SandboxError, SourceError, reason
-from sandbox.images import digests, formats
+from sandbox.errors import HostError, SandboxError, SourceError, reason
+from sandbox.images import digests, formats, store
 from sandbox.images.formats import Kind
+from sandbox.images.store import IMAGE, TREE, Store
 
-_FORMAT_VERSION = 1  # a change of how images are made makes old ones unfindable; the reaper takes them in time
-_COMPRESSION = "lz4"
-IMAGE, TREE, USES, ABOUT = b".sfs", b".tree", b".uses", b".json"  # as in catalog.py, which is not for the warm path
+_FORMAT_VERSION = 2  # a change of how images are made makes old ones unfindable; the reaper takes them in time
+FAST, SMALL = "lz4", "zstd"
 _OPEN_TREE = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_IMAGE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Cached(NamedTuple):
     """An open image or tree, the caller's to close; its name in `cache/`; whether it was there.
 
-    A tree's descriptor carries a shared lock that keeps the reaper away: keep it open as long as the tree is used.
+    The descriptor carries a shared lock that keeps the reaper away: keep it open as long as image or tree are used.
     """
 
     fd: int
@@ -50,41 +46,17 @@ class _Job(NamedTuple):
     build: Callable[[int], None]  # into an empty draft (image) or directory (tree)
 
 
-class Cache:
-    """The cache in the home directory `home_fd`. `say` gets lines for -v. All methods raise SandboxError."""
+class Cache(Store):
+    """The store in the home directory `home_fd`, by job. All methods raise SandboxError."""
 
-    def __init__(self, home_fd: int, *, say: Callable[[str], None] = lambda _: None) -> None:
-        self._say = say
-        self._fds: list[int] = []
-        try:
-            self.cache = self._directory(home_fd, b"cache")
-            self.digests = self._directory(home_fd, b"digests")
-            self.locks = self._directory(home_fd, b"locks")
-        except OSError as error:
-            self.close()
-            raise HostError(f"cannot use the cache in the sandbox home: {reason(error)}") from None
+    def image(
+        self, fd: int, kind: Kind, *, label: str, max_unpacked: int, uid: int, gid: int, compression: str = FAST
+    ) -> Cached:
+        """The squashfs image of the regular file `fd`, made if it is missing, everything in it owned by uid and gid.
 
-    def _directory(self, home_fd: int, name: bytes) -> int:
-        try:
-            fd = fsops.open_dir(home_fd, name)
-        except FileNotFoundError:
-            fd = fsops.make_dir(home_fd, name)
-        self._fds.append(fd)
-        return fd
-
-    def close(self) -> None:
-        while self._fds:
-            os.close(self._fds.pop())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def image(self, fd: int, kind: Kind, *, label: str, max_unpacked: int, uid: int, gid: int) -> Cached:
-        """The squashfs image of the regular file `fd`, made if it is missing, everything in it owned by uid and gid."""
-        key = self._key(fd, f"image {kind.value} {_COMPRESSION} {uid} {gid}", label)
+        A squashfs inside the file is taken as it is, one that is the file is packed anew.
+        """
+        key = self._key(fd, f"image {kind.value} {compression} {uid} {gid}", label)
 
         def build(out: int) -> None:
             from sandbox.images import convert
@@ -93,7 +65,16 @@ class Cache:
                 if inner_kind is Kind.SQUASHFS and kind is not Kind.SQUASHFS:
                     fsops.copy_file(inner, out)
                     return
-                convert.build_image(inner, inner_kind, out, label=label, max_unpacked=max_unpacked, uid=uid, gid=gid)
+                convert.build_image(
+                    inner,
+                    inner_kind,
+                    out,
+                    label=label,
+                    fast=compression == FAST,
+                    max_unpacked=max_unpacked,
+                    uid=uid,
+                    gid=gid,
+                )
 
         return self._find_or_make(_Job(key, IMAGE, label, None, build), fd)
 
@@ -110,10 +91,12 @@ class Cache:
         from_zip = kind is Kind.ZIP
         return self._find_or_make(_Job(key, TREE, label, -1 if from_zip else None, build), fd)
 
-    def directory_image(self, dir_fd: int, *, label: str, max_unpacked: int, uid: int, gid: int) -> Cached:
+    def directory_image(
+        self, dir_fd: int, *, label: str, max_unpacked: int, uid: int, gid: int, compression: str = FAST
+    ) -> Cached:
         """The image of a directory's tree, found by its canonical listing and contents."""
         state, settled = self._listing(dir_fd, label)
-        parameters = f"image directory {_COMPRESSION} {uid} {gid}".encode()
+        parameters = f"image directory {compression} {uid} {gid}".encode()
         status = os.fstat(dir_fd)
         known = digests.recall(self.digests, status, suffix=b"-tree", state=state)
         if known is None or known.parameters != parameters:
@@ -129,7 +112,10 @@ class Cache:
         def build(out: int) -> None:
             from sandbox.images import convert
 
-            convert.build_image_from_dir(dir_fd, out, label=label, max_unpacked=max_unpacked, uid=uid, gid=gid)
+            fast = compression == FAST
+            convert.build_image_from_dir(
+                dir_fd, out, label=label, fast=fast, max_unpacked=max_unpacked, uid=uid, gid=gid
+            )
             self._unchanged(dir_fd, state, label)
 
         return self._find_or_make(_Job(known.key, IMAGE, label, None, build), None)
@@ -162,42 +148,35 @@ class Cache:
             digests.remember(self.digests, status, digests.Remembered(digest, parameters, key))
         return key
 
-    def _open(self, job: _Job) -> int | None:
-        try:
-            if job.suffix == TREE:
-                return _open_tree(self.cache, job.key + job.suffix)
-            return self._intact(job, os.open(job.key + job.suffix, _OPEN_IMAGE, dir_fd=self.cache))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            name = (job.key + job.suffix).decode()
-            raise HostError(
-                f"cannot open the cached {name}: {reason(error)}", hint=f"remove it with: sandbox cache rm {name}"
-            ) from None
-
-    def _intact(self, job: _Job, fd: int) -> int | None:
-        """The image, or None after removing one whose superblock is damaged or promises more than the file holds."""
-        try:
-            if formats.detect(fd, job.label) is Kind.SQUASHFS:
-                return fd
-        except ArchiveError:
-            pass
-        except BaseException:
-            os.close(fd)
-            raise
-        self._say(f"the cached image of {job.label} is damaged: it is made anew")
-        fsops.delete_file(self.cache, job.key + job.suffix, expected=fd)
-        os.close(fd)
-        return None
-
     def _hit(self, job: _Job, *, hit: bool = True) -> Cached | None:
-        fd = self._open(job)
+        name = job.key + TREE
+        if job.suffix == IMAGE:
+            digest = store.read_link(self.keys, job.key)
+            if digest is None:
+                return None
+            name = digest + IMAGE
+        fd = self._open_entry(job, name)
         if fd is None:
             return None
-        # Full disk, read-only home: a use that is not counted must not stop the run.
-        with contextlib.suppress(OSError):
-            fsops.append(self.cache, job.key + USES, b".")
-        return Cached(fd, job.key + job.suffix, hit)
+        self.count_use(name.partition(b".")[0])
+        return Cached(fd, name, hit)
+
+    def _open_entry(self, job: _Job, name: bytes) -> int | None:
+        """None when it is not there, or is damaged: then it is to be made anew."""
+        try:
+            if job.suffix == TREE:
+                return _open_tree(self.cache, name)
+            return self.open_image(name.partition(b".")[0], job.label, count=False)
+        except FileNotFoundError:
+            return None
+        except store.DamagedError:
+            store.warn_damaged(job.label)
+            return None
+        except OSError as error:
+            raise HostError(
+                f"cannot open the cached {name.decode()}: {reason(error)}",
+                hint=f"remove it with: sandbox cache rm {name.decode()}",
+            ) from None
 
     def _find_or_make(self, job: _Job, source: int | None) -> Cached:
         found = self._hit(job)
@@ -208,8 +187,8 @@ class Cache:
                 found = self._hit(job)  # whoever held the lock may have built it
                 return found or self._make(job, source)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise self._full(job) from None
+            if error.errno in store.NO_SPACE:
+                raise self._full(job, error) from None
             raise HostError(f"cannot cache {job.label}: {reason(error)}", hint="run without --cache") from None
 
     @contextlib.contextmanager
@@ -221,7 +200,7 @@ class Cache:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                self._say(f"waiting for another sandbox that is converting {job.label}")
+                self.say(f"waiting for another sandbox that is converting {job.label}")
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
             # Who waits on the lock we remove finds the image; should two build after all, the first to publish wins.
@@ -232,10 +211,10 @@ class Cache:
 
     def _make(self, job: _Job, source: int | None) -> Cached:
         self._check_room(job, source)
-        self._say(f"converting {job.label} into the cache")
+        self.say(f"converting {job.label} into the cache")
         began = time.monotonic()
         (self._make_tree if job.suffix == TREE else self._make_image)(job)
-        self._say(f"converted {job.label} in {time.monotonic() - began:.1f} s")
+        self.say(f"converted {job.label} in {time.monotonic() - began:.1f} s")
         made = self._hit(job, hit=False)
         if made is None:
             raise HostError(f"cannot cache {job.label}: the result was removed at once", hint="try again")
@@ -243,36 +222,29 @@ class Cache:
 
     def _make_image(self, job: _Job) -> None:
         with fsops.Draft(self.cache) as draft:
-            _hold(draft.fd)
+            store.hold(draft.fd, shared=False)
             try:
                 job.build(draft.fd)
             except SandboxError as error:
-                raise self._full(job) if _is_full(error) else error from None
-            self._note(job, os.fstat(draft.fd).st_size)
-            with contextlib.suppress(FileExistsError):
-                draft.publish(job.key + job.suffix)
+                raise self._translated(job, error) from None
+            self.link(self.keys, job.key, self.publish(draft, job.label))
 
     def _make_tree(self, job: _Job) -> None:
         temporary = fsops.temporary_name()
         try:
             with fsops.closing(fsops.make_new_dir(self.cache, temporary)) as fd:
-                _hold(fd)
+                store.hold(fd, shared=False)
                 job.build(fd)  # durable: it ends with syncfs
             from sandbox.images import catalog
 
-            self._note(job, catalog.tree_size(self.cache, temporary))
+            size = catalog.tree_size(self.cache, temporary)
+            self.note(job.key, store.About(job.label, store.timestamp(), size))
             with contextlib.suppress(FileExistsError):
                 fsops.publish_dir(self.cache, temporary, job.key + job.suffix)
         except SandboxError as error:
-            raise self._full(job) if _is_full(error) else error from None
+            raise self._translated(job, error) from None
         finally:
             fsops.remove_tree(self.cache, temporary)
-
-    def _note(self, job: _Job, size: int) -> None:
-        import json
-
-        about = {"source": job.label, "created": time.time(), "size": size, "format": _FORMAT_VERSION}
-        fsops.replace_file(self.cache, job.key + ABOUT, json.dumps(about).encode())
 
     def _check_room(self, job: _Job, source: int | None) -> None:
         """Refuse before starting what cannot fit. An lz4 image is seldom smaller than the archive; a tree is known."""
@@ -291,13 +263,16 @@ class Cache:
                 hint="free some with: sandbox cache clean, or run without --cache",
             )
 
-    def _full(self, job: _Job) -> HostError:
-        room = os.fstatvfs(self.cache)
-        free = room.f_bavail * room.f_frsize
-        return HostError(
-            f"cannot cache {job.label}: no space left in the sandbox home, {free} bytes are free",
-            hint="free some with: sandbox cache clean, or run without --cache",
-        )
+    def _translated(self, job: _Job, error: SandboxError) -> SandboxError:
+        from sandbox.images import convert
+
+        if not isinstance(error, convert.NoSpaceError):
+            return error
+        return self._full(job, error.cause, error.message.partition(": ")[2])
+
+    def _full(self, job: _Job, error: OSError | None, need: str = "") -> HostError:
+        what = f"{need}; {store.room(self.cache, error)}" if need else store.room(self.cache, error)
+        return HostError(f"cannot cache {job.label}: {what}", hint=f"{store.ROOM_HINT}, or run without --cache")
 
     @contextlib.contextmanager
     def _inner(self, fd: int, kind: Kind, label: str, max_unpacked: int) -> Iterator[tuple[int, Kind]]:
@@ -322,21 +297,7 @@ def _open_tree(cache: int, name: bytes) -> int:
     return fd
 
 
-def _hold(fd: int) -> None:
-    """A lock on what is being built tells the reaper that it is no leftover."""
-    import fcntl
-
-    with contextlib.suppress(OSError):
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 def _derive(digest: bytes, parameters: bytes) -> bytes:
     import hashlib
 
     return hashlib.sha256(b"sandbox %d\n%s\n%s" % (_FORMAT_VERSION, parameters, digest)).hexdigest().encode()
-
-
-def _is_full(error: SandboxError) -> bool:
-    from sandbox.images import convert
-
-    return isinstance(error, convert.NoSpaceError)

@@ -3,17 +3,16 @@
 import contextlib
 import errno
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from sandbox import fsops
 from sandbox.errors import SandboxError, UsageError, printable, reason
+from sandbox.images import names, store
+from sandbox.images.store import ABOUT, DIGEST_LENGTH, IMAGE, TREE, USES, Store
 
-IMAGE, TREE, USES, ABOUT = b".sfs", b".tree", b".uses", b".json"
 RECENT_SECONDS = 60  # whoever was handed an image or tree this recently may not have opened it yet
-_KEY_LENGTH = 64
 _SHORTEST_PREFIX = 4
 
 
@@ -34,7 +33,7 @@ class InUseError(SandboxError):
 
 def _is_entry(name: bytes) -> bool:
     stem, _, _ = name.partition(b".")
-    return len(stem) == _KEY_LENGTH and name.endswith((IMAGE, TREE))
+    return len(stem) == DIGEST_LENGTH and name.endswith((IMAGE, TREE))
 
 
 def list_images(cache: int) -> list[CachedImage]:
@@ -50,7 +49,7 @@ def list_images(cache: int) -> list[CachedImage]:
 def _describe(cache: int, name: bytes) -> CachedImage:
     status = os.stat(name, dir_fd=cache, follow_symlinks=False)
     key = name.partition(b".")[0]
-    about = _about(cache, key)
+    about = store.read_about(cache, key)
     size = status.st_blocks * 512
     if name.endswith(TREE):
         size = about.size or tree_size(cache, name)
@@ -58,24 +57,18 @@ def _describe(cache: int, name: bytes) -> CachedImage:
     with contextlib.suppress(FileNotFoundError):
         used = os.stat(key + USES, dir_fd=cache, follow_symlinks=False)
         uses, last_used = used.st_size, used.st_mtime
-    created = about.created or status.st_ctime
+    created = seconds(about.created) or status.st_ctime
     return CachedImage(name.decode(), size, about.source, created, last_used, uses)
 
 
-class _About(NamedTuple):
-    """The note beside an entry; what is missing or damaged in it counts as not known."""
+def seconds(timestamp: str) -> float:
+    """Since 1970, of an ISO 8601 time; 0 for what is none."""
+    import datetime as dt
 
-    source: str = ""
-    created: float = 0.0
-    size: int = 0
-
-
-def _about(cache: int, key: bytes) -> _About:
     try:
-        known = json.loads(fsops.read_file(cache, key + ABOUT))
-        return _About(str(known["source"]), float(known["created"]), int(known["size"]))
-    except (OSError, ValueError, TypeError, KeyError):
-        return _About()
+        return dt.datetime.fromisoformat(timestamp).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def tree_size(cache: int, name: bytes) -> int:
@@ -100,16 +93,30 @@ def find(cache: int, wanted: str) -> str:
     raise UsageError(f"cannot remove {shown}: {problem} {shown}", hint="see sandbox cache ls")
 
 
-def remove(cache: int, locks: int, name: str, *, now: float, idle_for: float = 0.0) -> None:
-    """Take the entry out, whole. Raises InUseError while it is built, used as a tree, or used less than `idle_for`
+def remove(images: Store, name: str, *, now: float, idle_for: float = 0.0) -> None:
+    """Take the entry out, whole. Raises InUseError while it is built, used, named, or used less than `idle_for`
     seconds ago."""
+    with images.changing_names():
+        named = os.fsencode(name).removesuffix(IMAGE) in names.kept(images)
+        doomed = None if named else detach(images, name, now=now, idle_for=idle_for)
+    if named:
+        hint = "sandbox image ls and history show by which; sandbox image rm NAME"
+        raise InUseError(f"cannot remove {name}: a name keeps it", hint=hint)
+    dispose(images, doomed)
+
+
+def detach(images: Store, name: str, *, now: float, idle_for: float = 0.0) -> bytes | None:
+    """Make the entry unfindable, in a block of `changing_names` in which it was seen to be nameless.
+
+    What `dispose` then removes. Raises InUseError.
+    """
     raw = os.fsencode(name)
-    key = raw.partition(b".")[0]
-    with _not_being_built(locks, key):
+    cache, key = images.cache, raw.partition(b".")[0]
+    doomed = fsops.temporary_name()
+    with _not_being_built(images.locks, key):
         try:
             with _unused(cache, raw):
                 _check_idle(cache, key, now, idle_for)
-                doomed = fsops.temporary_name()
                 fsops.move_new(cache, raw, cache, doomed)
                 try:
                     # Again: who found it before the rename has counted the use by now, or will find nothing.
@@ -117,13 +124,20 @@ def remove(cache: int, locks: int, name: str, *, now: float, idle_for: float = 0
                 except InUseError:
                     fsops.move_new(cache, doomed, cache, raw)
                     raise
-                fsops.remove_tree(cache, doomed)
         except FileNotFoundError:
-            pass
+            doomed = b""
         except OSError as error:
             raise SandboxError(f"cannot remove {name} from the cache: {reason(error)}") from None
         for suffix in (USES, ABOUT):
             fsops.delete_file(cache, key + suffix)
+    return doomed or None
+
+
+def dispose(images: Store, doomed: bytes | None) -> None:
+    """Remove what was detached; what cannot go now is the reaper's."""
+    if doomed is not None:
+        with contextlib.suppress(OSError):
+            fsops.remove_tree(images.cache, doomed)
 
 
 @contextlib.contextmanager
@@ -143,10 +157,7 @@ def _not_being_built(locks: int, key: bytes) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unused(cache: int, name: bytes) -> Iterator[None]:
-    """Runs hold a shared lock on their kept tree. An image needs none: its loop device keeps the file alive."""
-    if not name.endswith(TREE):
-        yield
-        return
+    """Runs hold a shared lock on their image or kept tree as long as they last."""
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=cache)
     with fsops.closing(fd):
         try:
@@ -166,9 +177,10 @@ def _check_idle(cache: int, key: bytes, now: float, idle_for: float) -> None:
             raise InUseError(f"cannot remove {key.decode()}: it was used a moment ago")
 
 
-def remove_leftovers(cache: int, locks: int, *, before: float) -> int:
+def remove_leftovers(images: Store, *, before: float) -> int:
     """Half-built things, and notes without an image, not touched since `before`. Their number."""
-    removed = 0
+    cache, locks = images.cache, images.locks
+    removed = names.remove_orphans(images, before=before)
     present = {name.partition(b".")[0] for name in fsops.names(cache) if _is_entry(name)}
     for directory in (cache, locks):
         removed += fsops.remove_drafts(directory, before=before)

@@ -23,14 +23,18 @@ if TYPE_CHECKING:
 
 _WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
 _PIPE_SIZE = 1 << 20
-_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 _POLL_MS = 100
 _NEARLY = 2 << 20  # tar2sqfs gives up on a whole block, and a block may be 1 MiB
 DEFAULT_LABEL = "the archive"
 
 
 class NoSpaceError(HostError):
-    """The file system of the image or tree is full."""
+    """The file system of the image or tree is full, or the user's quota (`cause`) is."""
+
+    def __init__(self, message: str, *, hint: str = "", cause: OSError | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.cause = cause
 
 
 def worker_argv(*, sink: str, max_unpacked: int, label: str = DEFAULT_LABEL) -> tuple[bytes, ...]:
@@ -56,6 +60,11 @@ def _worker(job: str, **options: object) -> list[str]:
         elif value is not False:
             argv.append(f"{flag}={value}")
     return argv
+
+
+def restrained(program: str) -> list[str]:
+    """The command that becomes `program`, without new privileges, and dead when the caller is."""
+    return [*_worker("exec", parent=os.getpid()), "--", program]
 
 
 def unpacked_size(fd: int, kind: Kind) -> int | None:
@@ -172,28 +181,28 @@ def _pipeline(
     import subprocess
 
     with contextlib.ExitStack() as stack:
-        said, log = stack.enter_context(_words()), stack.enter_context(_words())
+        said, log = stack.enter_context(words()), stack.enter_context(words())
         with contextlib.ExitStack() as ends:
             read, write = os.pipe2(os.O_CLOEXEC)
             ends.callback(os.close, read)
             ends.callback(os.close, write)
             _widen(write)
             child = subprocess.Popen(
-                packer, stdin=read, stdout=log, stderr=log, pass_fds=(out_fd,), env=_ENVIRONMENT, cwd="/"
+                packer, stdin=read, stdout=log, stderr=log, pass_fds=(out_fd,), env=ENVIRONMENT, cwd="/"
             )
-            children = [stack.enter_context(_ending(child))]
+            children = [stack.enter_context(ending(child))]
             child = subprocess.Popen(
                 [*worker, f"--out={write}"],
                 stdin=subprocess.DEVNULL if "pack" in worker else source,
                 stdout=said,
                 stderr=said,
                 pass_fds=(write, source),
-                env=_ENVIRONMENT,
+                env=ENVIRONMENT,
                 cwd="/",
             )
-            children.append(stack.enter_context(_ending(child)))
+            children.append(stack.enter_context(ending(child)))
         packed, status = _wait(children, source, progress)
-        return status, _text(said), packed, _text(log)
+        return status, text(said), packed, text(log)
 
 
 def _wait(children: "list[subprocess.Popen[bytes]]", source: int, progress: "Progress | None") -> list[int]:
@@ -220,7 +229,7 @@ def _wait(children: "list[subprocess.Popen[bytes]]", source: int, progress: "Pro
 
 
 @contextlib.contextmanager
-def _ending(child: "subprocess.Popen[bytes]") -> "Iterator[subprocess.Popen[bytes]]":
+def ending(child: "subprocess.Popen[bytes]") -> "Iterator[subprocess.Popen[bytes]]":
     """The child, killed and reaped should the block be left early."""
     try:
         yield child
@@ -231,13 +240,13 @@ def _ending(child: "subprocess.Popen[bytes]") -> "Iterator[subprocess.Popen[byte
 
 
 @contextlib.contextmanager
-def _words() -> Iterator[int]:
+def words() -> Iterator[int]:
     """What a child says goes to memory: nobody has to read it while it runs."""
     with fsops.closing(os.memfd_create("sandbox-words", os.MFD_CLOEXEC)) as fd:
         yield fd
 
 
-def _text(fd: int) -> str:
+def text(fd: int) -> str:
     return " ".join(os.pread(fd, 4000, 0).decode("utf-8", "replace").split())
 
 
@@ -264,15 +273,25 @@ def _ended(status: int) -> str:
 
 def _packing_failed(label: str, log: str, out_fd: int, max_image: int) -> SandboxError:
     """tar2sqfs says "I/O error" and no more: what the image and its file system look like tells why."""
-    room = os.fstatvfs(out_fd)
-    if os.strerror(errno.ENOSPC) in log or (room.f_blocks and room.f_bavail * room.f_frsize < _NEARLY):
-        return NoSpaceError(f"cannot convert {label}: no space left for its image", hint="free some")
-    if max_image and os.fstat(out_fd).st_size > max_image - _NEARLY:
+    written = os.fstat(out_fd).st_size
+    if refused := _refused_room(out_fd, written):
+        what = f"cannot convert {label}: its image needs more than the {written} bytes that there was room for"
+        return NoSpaceError(what, hint="free some", cause=refused)
+    if max_image and written > max_image - _NEARLY:
         return HostError(
             f"cannot convert {label}: its image needs more than {max_image} bytes of memory",
             hint="keep it on disk with --cache",
         )
     return SandboxError(f"cannot convert {label}: tar2sqfs failed: {log or 'it was killed'}")
+
+
+def _refused_room(fd: int, size: int) -> OSError | None:
+    """Why a file cannot grow by another block: the file system is full, or the user's quota is."""
+    try:
+        os.posix_fallocate(fd, size, _NEARLY)
+    except OSError as error:
+        return error if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+    return None
 
 
 # -- other targets ----------------------------------------------------------------------------------------------
@@ -297,7 +316,7 @@ def extract(
     check_claims(fd, kind, label, max_unpacked)
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_reopened(fd))
-        said = stack.enter_context(_words())
+        said = stack.enter_context(words())
         argv = _worker("unpack", sink="dir", out=dir_fd, max_unpacked=max_unpacked, label=label, sync=sync)
         child = subprocess.Popen(
             [*argv, f"--parent={os.getpid()}"],
@@ -305,17 +324,17 @@ def extract(
             stdout=said,
             stderr=said,
             pass_fds=(dir_fd,),
-            env=_ENVIRONMENT,
+            env=ENVIRONMENT,
             cwd="/",
         )
-        stack.enter_context(_ending(child))
+        stack.enter_context(ending(child))
         (status,) = _wait([child], source, progress or _bar(fd, label))
         if status == _NO_SPACE:
-            raise NoSpaceError(_text(said))
+            raise NoSpaceError(text(said))
         if status == _FAILED:
-            raise ArchiveError(_text(said))
+            raise ArchiveError(text(said))
         if status != 0:
-            raise ArchiveError(f"cannot unpack {label}: the unpacking process {_ended(status)}", hint=_text(said))
+            raise ArchiveError(f"cannot unpack {label}: the unpacking process {_ended(status)}", hint=text(said))
 
 
 def image_in_memory(

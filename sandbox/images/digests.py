@@ -8,6 +8,7 @@ for two seconds when hashing began (the trick of git's index, "racy git").
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sandbox import fsops
@@ -16,6 +17,10 @@ from sandbox.errors import SourceError, reason
 _CHUNK = 1 << 20
 _SETTLED_NS = 2_000_000_000
 _FORMAT = b"1"
+
+
+# Gets how many bytes have been read so far.
+Told = Callable[[int], None] | None
 
 
 class Remembered(NamedTuple):
@@ -59,7 +64,7 @@ def is_settled(status: os.stat_result, now_ns: int) -> bool:
     return max(status.st_mtime_ns, status.st_ctime_ns) + _SETTLED_NS <= now_ns
 
 
-def of_file(fd: int, label: str) -> tuple[bytes, os.stat_result, bool]:
+def of_file(fd: int, label: str, told: Told = None) -> tuple[bytes, os.stat_result, bool]:
     """The SHA-256 (hex) of the file, its status, and whether that may be remembered. Raises SourceError."""
     import hashlib
 
@@ -72,6 +77,8 @@ def of_file(fd: int, label: str) -> tuple[bytes, os.stat_result, bool]:
         while count := os.preadv(fd, [buffer], at):
             digest.update(view[:count])
             at += count
+            if told is not None:
+                told(at)
     except OSError as error:
         raise SourceError(f"cannot read {label}: {reason(error)}") from None
     if _state(os.fstat(fd)) != _state(status) or at != status.st_size:

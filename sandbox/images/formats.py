@@ -9,6 +9,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from sandbox.errors import ArchiveError, HostError, SandboxError, reason
 
@@ -81,6 +82,24 @@ def is_squashfs(head: bytes, size: int) -> bool:
     block_size, block_log, major, minor, used = fields[3], fields[6], fields[9], fields[10], fields[12]
     sane_blocks = 12 <= block_log <= 20 and block_size == 1 << block_log
     return (major, minor) == (4, 0) and sane_blocks and 96 <= used <= size
+
+
+class Superblock(NamedTuple):
+    """What a squashfs says of itself. `inodes` counts files, directories and links."""
+
+    inodes: int
+    block_size: int
+    compression: str
+
+
+_COMPRESSIONS = ("unknown", "gzip", "lzma", "lzo", "xz", "lz4", "zstd")
+
+
+def superblock(fd: int) -> Superblock:
+    """Of a file that `detect` says is a squashfs."""
+    fields = _SUPERBLOCK.unpack_from(os.pread(fd, 96, 0))
+    compressor = fields[5] if fields[5] < len(_COMPRESSIONS) else 0
+    return Superblock(fields[1], fields[3], _COMPRESSIONS[compressor])
 
 
 def _is_tar_header(head: bytes) -> bool:

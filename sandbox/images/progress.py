@@ -5,6 +5,13 @@ import time
 from typing import Any
 
 _AFTER = 1.0  # seconds
+_wanted = True
+
+
+def silence() -> None:
+    """No progress bars in this process: --quiet."""
+    global _wanted  # noqa: PLW0603
+    _wanted = False
 
 
 class Progress:
@@ -43,8 +50,8 @@ class Progress:
 
 
 def on_terminal(what: str, total: int) -> Progress | None:
-    """A progress bar, or None when standard error is no terminal."""
+    """A progress bar, or None when standard error is no terminal, or bars are not wanted."""
     try:
-        return Progress(what, total) if os.isatty(2) else None
+        return Progress(what, total) if _wanted and os.isatty(2) else None
     except OSError:
         return None

@@ -9,10 +9,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sandbox import fsops
 from sandbox.errors import SandboxError, UsageError, printable
+
+if TYPE_CHECKING:
+    from sandbox.images.store import Store
 
 NAME = "sandbox-reaper"
 AGE_VARIABLE, BYTES_VARIABLE = "SANDBOX_CACHE_MAX_AGE_DAYS", "SANDBOX_CACHE_MAX_BYTES"
@@ -154,42 +157,48 @@ def run_once(
 ) -> Report:
     """Evict, and clean what was left behind. Raises OSError when the home itself cannot be used."""
     from sandbox.images import catalog
+    from sandbox.images.store import Store
 
     with contextlib.ExitStack() as stack:
-        names = (b"cache", b"digests", b"locks")
-        cache, digests, locks = (stack.enter_context(fsops.closing(fsops.make_dir(home_fd, name))) for name in names)
-        stamp = stack.enter_context(fsops.closing(fsops.open_lock(locks, _STAMP)))
+        images = stack.enter_context(Store(home_fd))
+        stamp = stack.enter_context(fsops.closing(fsops.open_lock(images.locks, _STAMP)))
         try:
             fcntl.flock(stamp, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return Report((), 0, 0, ran=False)
         fsops.touch(stamp)
-        evicted, freed = _evict(cache, locks, now, max_age_days, max_bytes)
-        leftovers = catalog.remove_leftovers(cache, locks, before=now - _LEFTOVER_AGE)
-        leftovers += _forget_digests(digests, cache, now)
+        evicted, freed = _evict(images, now, max_age_days, max_bytes)
+        leftovers = catalog.remove_leftovers(images, before=now - _LEFTOVER_AGE)
+        leftovers += _forget_digests(images.digests, images.cache, now)
         if clean_records is not None:
             clean_records(home_fd)
         return Report(evicted, freed, leftovers)
 
 
-def _evict(
-    cache: int, locks: int, now: float, max_age_days: float, max_bytes: int | None
-) -> tuple[tuple[str, ...], int]:
-    """First what is too old, then the least recently used until the rest fits."""
-    from sandbox.images import catalog
+def _evict(images: "Store", now: float, max_age_days: float, max_bytes: int | None) -> tuple[tuple[str, ...], int]:
+    """First what is too old, then the least recently used until the rest fits; never what a name keeps."""
+    from sandbox.images import catalog, names
 
-    images = catalog.list_images(cache)
-    total = sum(image.size for image in images)
-    evicted, freed = [], 0
-    for image in reversed(images):
-        too_old = max_age_days > 0 and now - image.last_used > max_age_days * 86400
-        too_much = max_bytes is not None and total - freed > max_bytes
-        if not (too_old or too_much) or now - image.last_used < catalog.RECENT_SECONDS:
-            continue
-        with contextlib.suppress(SandboxError, OSError):
-            catalog.remove(cache, locks, image.name, now=now, idle_for=catalog.RECENT_SECONDS)
-            evicted.append(image.name)
-            freed += image.size
+    found = catalog.list_images(images.cache)
+    total = sum(image.size for image in found)
+    evicted: list[str] = []
+    doomed: list[bytes | None] = []
+    freed = 0
+    with images.changing_names():
+        kept = names.kept(images)
+        for image in reversed(found):
+            too_old = max_age_days > 0 and now - image.last_used > max_age_days * 86400
+            too_much = max_bytes is not None and total - freed > max_bytes
+            recent = now - image.last_used < catalog.RECENT_SECONDS
+            if not (too_old or too_much) or recent or image.name.partition(".")[0].encode() in kept:
+                continue
+            with contextlib.suppress(SandboxError, OSError):
+                doomed.append(catalog.detach(images, image.name, now=now, idle_for=catalog.RECENT_SECONDS))
+                evicted.append(image.name)
+                freed += image.size
+    # Nobody who names an image waits for the removal of large files.
+    for name in doomed:
+        catalog.dispose(images, name)
     return tuple(evicted), freed
 
 

@@ -1,0 +1,93 @@
+"""Looking into an image without mounting it: squashfs-tools-ng reads it, in a process of its own.
+
+Neither program follows a symlink: what is shown is in the image.
+"""
+
+import contextlib
+import os
+import re
+import subprocess
+from typing import BinaryIO, NamedTuple
+
+from sandbox.errors import SourceError, printable
+from sandbox.images import convert
+
+_LINE = re.compile(rb"(\S{10}) +(\d+)/(\d+) +(\d+) (.*)", re.DOTALL)
+
+
+class Entry(NamedTuple):
+    """One entry of a directory in an image; `target` is a symlink's text."""
+
+    mode: str
+    uid: int
+    gid: int
+    size: int
+    name: str
+    target: str
+
+
+def reader(fd: int, program: str, *options: str | bytes, out: int | BinaryIO, said: int) -> "subprocess.Popen[bytes]":
+    """squashfs-tools-ng's `program` at the image `fd`, restrained, and dead when we are."""
+    from sandbox.images.worker import find_program
+
+    argv = convert.restrained(find_program(program, "squashfs-tools-ng"))
+    return subprocess.Popen(
+        [*argv, *options, f"/proc/self/fd/{fd}"],
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=said,
+        pass_fds=(fd,),
+        env=convert.ENVIRONMENT,
+        cwd="/",
+    )
+
+
+def cat(fd: int, path: bytes, label: str, out: int) -> None:
+    """The file's content to the descriptor `out`. Raises SourceError."""
+    with convert.words() as said, convert.ending(reader(fd, "rdsquashfs", "-c", path, out=out, said=said)) as child:
+        if child.wait() != 0:
+            raise _trouble(path, label, convert.text(said))
+
+
+def listing(fd: int, path: bytes, label: str) -> list[Entry]:
+    """The entries of a directory, or the one that is no directory. Raises SourceError."""
+    with contextlib.ExitStack() as stack:
+        said = stack.enter_context(convert.words())
+        child = stack.enter_context(
+            convert.ending(reader(fd, "rdsquashfs", "-l", path or b"/", out=subprocess.PIPE, said=said))
+        )
+        lines, _ = child.communicate()
+        if child.returncode != 0:
+            raise _trouble(path, label, convert.text(said))
+    return [_entry(match) for match in map(_LINE.fullmatch, _whole_lines(lines)) if match]
+
+
+def _whole_lines(text: bytes) -> list[bytes]:
+    """A name may hold line ends: what does not look like an entry belongs to the one before."""
+    found: list[bytes] = []
+    for line in text.split(b"\n")[:-1]:
+        if _LINE.fullmatch(line) or not found:
+            found.append(line)
+        else:
+            found[-1] += b"\n" + line
+    return found
+
+
+def _entry(match: "re.Match[bytes]") -> Entry:
+    mode, uid, gid, size, rest = match.groups()
+    name, _, target = rest.partition(b" -> ") if mode.startswith(b"l") else (rest, b"", b"")
+    texts = os.fsdecode(name), os.fsdecode(target)
+    return Entry(mode.decode("ascii", "replace"), int(uid), int(gid), int(size), *texts)
+
+
+def _trouble(path: bytes, label: str, said: str) -> SourceError:
+    shown = printable(path or b"/")
+    for words, meaning in (
+        ("no such file", "there is none"),
+        ("not a directory", "a directory of this path is no directory (links are not followed)"),
+        ("not a regular file", "it is no regular file (links are not followed)"),
+        ("Invalid path", "a path inside an image has no '..'"),
+    ):
+        if words in said:
+            return SourceError(f"cannot read {shown} in {label}: {meaning}")
+    return SourceError(f"cannot read {shown} in {label}: {printable(said) or 'the image is damaged'}")

@@ -1,0 +1,91 @@
+"""Whether images are what they should be: the digest of all bytes, and every file in them read."""
+
+import contextlib
+import os
+import subprocess
+import time
+from typing import NamedTuple, Self
+
+from sandbox.errors import SandboxError
+from sandbox.images import catalog, convert, digests, formats, inside, progress, store
+from sandbox.images.store import IMAGE, Store
+
+
+class Verdict(NamedTuple):
+    """`problem` is empty for an image that is well; `evicted` when it was damaged and no name kept it."""
+
+    digest: str
+    problem: str
+    evicted: bool
+
+
+def verify(images: Store, digest: bytes) -> Verdict | None:
+    """Read the image, whole, twice: as bytes and as files. None when it is gone. Raises SandboxError."""
+    fd = _open(images, digest)
+    if fd is None:
+        return None
+    try:
+        problem = check(fd, digest, f"sha256:{digest.decode()[:12]}")
+        if not problem:
+            images.remember(os.fstat(fd), digest)
+    finally:
+        os.close(fd)
+    evicted = bool(problem) and _evict(images, digest)
+    return Verdict(digest.decode(), problem, evicted)
+
+
+def _open(images: Store, digest: bytes) -> int | None:
+    try:
+        fd = os.open(digest + IMAGE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=images.cache)
+    except FileNotFoundError:
+        return None
+    store.hold(fd, shared=True)
+    return fd
+
+
+def _evict(images: Store, digest: bytes) -> bool:
+    """False when a name keeps it or a sandbox uses it."""
+    with contextlib.suppress(SandboxError):
+        catalog.remove(images, (digest + IMAGE).decode(), now=time.time())
+        return True
+    return False
+
+
+def check(fd: int, digest: bytes, label: str) -> str:
+    """What is wrong with the image, or "". Its bytes are hashed while another process reads its files."""
+    bar = progress.on_terminal(f"verifying {label}", os.fstat(fd).st_size)
+    try:
+        if formats.detect(fd, label) is not formats.Kind.SQUASHFS:
+            return "it is no squashfs image"
+        with _Reading(fd) as reading:
+            found = digests.of_file(fd, label, bar.update if bar else None)[0]
+            if found != digest:
+                return "its content is not what its digest says"
+            return reading.result()
+    except SandboxError as error:
+        return error.message
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+class _Reading:
+    """sqfs2tar reads every block of every file, and checks what it can; nobody wants the tar."""
+
+    def __init__(self, fd: int) -> None:
+        self._stack = contextlib.ExitStack()
+        self._said = self._stack.enter_context(convert.words())
+        null = subprocess.DEVNULL
+        child = inside.reader(fd, "sqfs2tar", "--no-xattr", out=null, said=self._said)
+        self._child = self._stack.enter_context(convert.ending(child))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def result(self) -> str:
+        if self._child.wait() == 0:
+            return ""
+        return f"not all of it can be read: {convert.text(self._said) or 'sqfs2tar failed'}"
