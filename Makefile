@@ -44,7 +44,7 @@ bench: setup
 # minute each; and kills and power cuts at every system call, where make test takes some.
 SOAK ?= 40
 soak: setup
-	SANDBOX_SOAK=$(SOAK) $(BIN)/python -m pytest tests/attack -k 'swapped or setuid_races or fsops' -rP -o timeout=0
+	SANDBOX_SOAK=$(SOAK) $(BIN)/python -m pytest tests/attack -k 'swapped or setuid_races or fsops or fifty' -rP -o timeout=0
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info setuid-helper/target sandbox/bin/sandbox-*

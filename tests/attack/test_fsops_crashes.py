@@ -12,6 +12,7 @@ import pytest
 
 from sandbox import fsops, home
 from sandbox.images import catalog, formats, reaper
+from sandbox.images.store import Store
 from tests.support import archives, killing, no_tmpfile
 from tests.support.archives import Entry
 
@@ -116,11 +117,13 @@ def delete(store):
 
 
 def remove_image(store):
-    catalog.remove(store.cache, store.locks, f"{OLD}.sfs", now=time.time())
+    with Store(store.home_fd) as images:
+        catalog.remove(images, f"{OLD}.sfs", now=time.time())
 
 
 def remove_tree(store):
-    catalog.remove(store.cache, store.locks, f"{TREE}.tree", now=time.time())
+    with Store(store.home_fd) as images:
+        catalog.remove(images, f"{TREE}.tree", now=time.time())
 
 
 def reap(store):

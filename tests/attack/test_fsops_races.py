@@ -22,6 +22,7 @@ import pytest
 
 from sandbox import fsops, home
 from sandbox.images import archive, catalog, reaper, sinks
+from sandbox.images.store import Store
 from tests.support import no_tmpfile
 
 SOAK = int(os.environ.get("SANDBOX_SOAK", "0"))
@@ -126,7 +127,13 @@ def reap_begin(fd):
 
 
 def catalog_remove(fd):
-    catalog.remove(fd, fd, (KEY + b".tree").decode(), now=0)
+    with Store(fd) as images:
+        catalog.remove(images, (KEY + b".tree").decode(), now=0)
+
+
+def a_kept_tree(fd):
+    fsops.make_dirs(os.dup(fd), b"cache", 0o777, follow=False)
+    a_tree(fd, b"cache/" + KEY + b".tree")
 
 
 def scratch(fd):
@@ -157,7 +164,11 @@ CASES = {
         unpack,
         [b"d", b"d/a", b"d/a/file"],
     ),
-    "catalog.remove": (lambda fd: a_tree(fd, KEY + b".tree"), catalog_remove, [KEY + b".tree", KEY + b".tree/a"]),
+    "catalog.remove": (
+        a_kept_tree,
+        catalog_remove,
+        [b"cache", b"cache/" + KEY + b".tree", b"cache/" + KEY + b".tree/a"],
+    ),
     "reaper": (
         reap_begin,
         reap,

@@ -11,11 +11,11 @@ from tests.support.archives import Entry
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 EXAMPLES = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)
-EXPECTED = ["hi from C\n", "0.", "Makefile\nbuilt\n", "stdio.h\n", "hello from a zip\n"]
+EXPECTED = ["hi from C\n", "0.", "Makefile\nbuilt\n", "stdio.h\n", "hello from a zip\n", "hello from a zip\n"]
 
 
-def test_there_are_five_examples():
-    assert len(EXAMPLES) == len(EXPECTED) == 5
+def test_there_are_six_examples():
+    assert len(EXAMPLES) == len(EXPECTED) == 6
 
 
 @pytest.mark.big

@@ -1,0 +1,230 @@
+"""`sandbox image` as a user types it."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support import archives
+from tests.support.archives import Entry
+from tests.support.runner import Area, Runner
+from tests.support.users import Identity
+
+
+def source(area: Area, who: Identity, content: bytes, name: str = "s.tar") -> str:
+    path = archives.make_tar(area.dir(who.as_user) / name, [Entry("f", content), Entry.symlink("out", "/etc/passwd")])
+    os.chown(path, who.uid, who.gid)
+    return name
+
+
+ENGINES = ["python", "native"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_name_is_built_run_switched_and_rolled_back(
+    run_sandbox: Runner, who: Identity, area: Area, engine: str
+) -> None:
+    def seen(option: str = "-s") -> str:
+        where = "STATIC" if option == "-s" else "DYNAMIC"
+        args = ["run", "--engine", engine, option, "t:@tool", "--", "sh", "-c", f'cat "$SANDBOX_{where}/t/f"']
+        return run_sandbox(args, as_user=who.as_user, check=True).stdout
+
+    for content in (b"one", b"two"):
+        args = ["image", "build", source(area, who, content), "-t", "tool"]
+        digest = run_sandbox(args, as_user=who.as_user, check=True).stdout.strip()
+        assert (seen(), seen("-d")) == (content.decode(), content.decode())
+    assert run_sandbox(["image", "rollback", "tool"], as_user=who.as_user, check=True).stdout.strip() != digest
+    assert seen() == "one"
+    whole = run_sandbox(["run", "-s", f"t:@{digest}", "--", "true"], as_user=who.as_user)
+    assert whole.returncode == 0, whole.stderr
+    default = run_sandbox(["run", "-s", "@tool", "--", "ls", "-d", "static"], as_user=who.as_user)
+    assert default.returncode != 125, default.stderr
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_running_sandbox_keeps_its_image(run_sandbox: Runner, who: Identity, area: Area, engine: str) -> None:
+    """Through a switch, removal of the name, and a budget of nothing; the image itself goes when the run has ended."""
+    run_sandbox(["image", "build", source(area, who, b"one"), "-t", "tool"], as_user=who.as_user, check=True)
+    script = 'echo ready; read -r _; cat "$SANDBOX_STATIC/tool/f"'
+    args = ["run", "--engine", engine, "-s", "@tool", "--", "sh", "-c", script]
+    running = run_sandbox.popen(args, as_user=who.as_user, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert running.stdin is not None
+    assert running.stdout is not None
+    assert running.stdout.readline() == "ready\n"
+    run_sandbox(["image", "build", source(area, who, b"two"), "-t", "tool"], as_user=who.as_user, check=True)
+    done = run_sandbox(["image", "rm", "tool"], as_user=who.as_user, check=True)
+    kept = list(area.home(who.as_user).glob("cache/*.sfs"))
+    # In a user namespace without FUSE the run has a copy by now, and the image may go.
+    if not who.as_user or kept:
+        assert "a sandbox is using it" in done.stderr
+    running.stdin.write("\n")
+    running.stdin.close()
+    assert running.stdout.read() == "one"
+    assert running.wait() == 0
+    for image in kept:
+        run_sandbox(["image", "rm", f"sha256:{image.stem}"], as_user=who.as_user, check=True)
+    assert not list(area.home(who.as_user).glob("cache/*.sfs"))
+
+
+def test_listings_as_json(run_sandbox: Runner, who: Identity, area: Area) -> None:
+    def told(*args: str) -> list[dict[str, object]]:
+        found = json.loads(run_sandbox(["image", *args, "--json"], as_user=who.as_user, check=True).stdout)
+        return found if isinstance(found, list) else [found]
+
+    run_sandbox(["image", "build", source(area, who, b"one"), "-t", "a"], as_user=who.as_user, check=True)
+    run_sandbox(["image", "build", "@a", "--compress", "small", "-t", "b"], as_user=who.as_user, check=True)
+    assert [(image["names"], image["compression"]) for image in told("ls")] == [(["a"], "lz4"), (["b"], "zstd")]
+    (image,) = told("inspect", "a")
+    assert (image["files"], image["source"], image["kept"]) == (3, "s.tar", True)
+    assert str(image["created"]).endswith("Z")
+    assert image == told("ls")[0]
+    data = next(area.home(who.as_user).glob(f"cache/{image['digest']}.sfs")).read_bytes()
+    assert hashlib.sha256(data).hexdigest() == image["digest"]
+    assert [entry["name"] for entry in told("ls", "a")] == ["f", "out"]
+    assert [generation["current"] for generation in told("history", "a")] == [True]
+    assert [verdict["problem"] for verdict in told("verify", "--all")] == ["", ""]
+
+
+def test_looking_inside(run_sandbox: Runner, who: Identity, area: Area) -> None:
+    run_sandbox(["image", "build", source(area, who, b"one"), "-t", "a"], as_user=who.as_user, check=True)
+    assert run_sandbox(["image", "cat", "a", "f"], as_user=who.as_user, check=True).stdout == "one"
+    done = run_sandbox(["image", "cat", "@a", "out"], as_user=who.as_user)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "links are not followed" in done.stderr
+    assert "/etc/passwd" in run_sandbox(["image", "ls", "a", "/"], as_user=who.as_user, check=True).stdout
+
+
+def test_export_and_import(run_sandbox: Runner, who: Identity, area: Area) -> None:
+    run_sandbox(["image", "build", source(area, who, b"one"), "-t", "a"], as_user=who.as_user, check=True)
+    run_sandbox(["image", "export", "a", "a.sfs"], as_user=who.as_user, check=True)
+    elsewhere = {"SANDBOX_HOME": str(area.dir(who.as_user) / "elsewhere")}
+    args = ["image", "import", "a.sfs", "-t", "b"]
+    run_sandbox(args, as_user=who.as_user, env=elsewhere, check=True)
+    args = ["run", "-s", "@b", "--", "sh", "-c", 'cat "$SANDBOX_STATIC/b/f"']
+    assert run_sandbox(args, as_user=who.as_user, env=elsewhere, check=True).stdout == "one"
+    # Any squashfs tool reads it.
+    args = ["run", "-s", "t:a.sfs", "--", "sh", "-c", 'cat "$SANDBOX_STATIC/t/f"']
+    assert run_sandbox(args, as_user=who.as_user, check=True).stdout == "one"
+
+
+def test_a_damaged_image(run_sandbox: Runner, who: Identity, area: Area) -> None:
+    name = source(area, who, b"one")
+    run_sandbox(["image", "build", name, "-t", "a"], as_user=who.as_user, check=True)
+    (image,) = area.home(who.as_user).glob("cache/*.sfs")
+    data = image.read_bytes()
+    with image.open("r+b") as file:
+        file.seek(150)
+        file.write(bytes([data[150] ^ 1]))
+    for args in (["run", "-s", "@a", "--", "true"], ["image", "cat", "a", "f"]):
+        done = run_sandbox(args, as_user=who.as_user)
+        assert (done.returncode, done.stderr.count("\n")) == (125, 1)
+        assert "is damaged" in done.stderr
+    assert run_sandbox(["image", "verify", "a"], as_user=who.as_user).returncode == 1
+    done = run_sandbox(["run", "--cache", "-s", f"a:{name}", "--", "true"], as_user=who.as_user)
+    if image.read_bytes() != data:  # where there is no FUSE, a run with --cache keeps a tree, and builds no image
+        done = run_sandbox(["image", "build", name], as_user=who.as_user, check=True)
+    assert "is damaged: it is made anew" in done.stderr
+    assert image.read_bytes() == data
+    run_sandbox(["run", "-s", "@a", "--", "true"], as_user=who.as_user, check=True)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["run", "-s", "@none", "--", "true"], "there is no image @none"),
+        (["run", "-s", "x:@sha256:beef", "--", "true"], "there is no image @sha256:beef"),
+        (["run", "-s", "@a/b", "--", "true"], "cannot be the name of an image"),
+        (["image", "build", "nothing.tar", "-t", "x"], "cannot open nothing.tar"),
+        (["image", "build", "/etc/passwd"], "cannot use"),
+        (["image", "build", "@none"], "there is no image"),
+        (["image", "tag", "none", "x"], "there is no image"),
+        (["image", "rollback", "none"], "there is no image"),
+        (["image", "rm", "none"], "there is no image"),
+        (["image", "export", "none", "x"], "there is no image"),
+        (["image", "import", "none"], "cannot import none"),
+        (["image", "verify"], "nothing to verify"),
+    ],
+)
+def test_bad_input_is_one_line(run_sandbox: Runner, who: Identity, args: list[str], words: str) -> None:
+    done = run_sandbox(args, as_user=who.as_user)
+    assert (done.returncode, done.stderr.count("\n")) == (125, 1)
+    assert words in done.stderr
+
+
+# -- file systems that lack something -------------------------------------------------------------------------------
+
+
+def mounted(area: Area, options: str, script: str, sandbox: Path) -> subprocess.CompletedProcess[str]:
+    """A script whose home is /mnt, a file system of its own in a mount namespace of its own."""
+    environment = {"PATH": os.environ["PATH"], "SANDBOX_HOME": "/mnt/home", "S": str(sandbox), "LANG": "C.UTF-8"}
+    command = ["unshare", "-m", "sh", "-c", f"mount {options} /mnt && {script}"]
+    return subprocess.run(command, env=environment, cwd=area.dir(False), capture_output=True, text=True, timeout=60)
+
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems")
+
+
+@root_only
+def test_a_full_disk_leaves_the_store_intact(run_sandbox: Runner, area: Area) -> None:
+    archives.make_tar(area.dir(False) / "small.tar", [Entry("f", b"one")])
+    archives.make_tar(area.dir(False) / "big.tar", [Entry("f", os.urandom(6 << 20))], compression="gzip")
+    archives.make_tar(area.dir(False) / "zeros.tar", [Entry("f", os.urandom(1 << 20) * 6)], compression="xz")
+    script = """
+$S image build small.tar -t a; $S image build big.tar -t b; $S image build zeros.tar -t a
+$S image verify --all; $S image ls; ls -A /mnt/home/cache | grep -c .tmp"""
+    done = mounted(area, "-t tmpfs -o size=3m tmpfs", script, run_sandbox.command)
+    full = [line for line in done.stderr.splitlines() if "cannot cache" in line]
+    assert len(full) == 2, done.stderr
+    assert "needs about" in full[0]
+    assert "needs more than" in full[1]
+    assert all("bytes" in line and "free" in line for line in full)
+    *_, verdict, listed, drafts = done.stdout.splitlines()
+    assert verdict.endswith("ok")
+    assert listed.startswith("a\t")
+    assert drafts == "0"
+
+
+@root_only
+def test_a_quota_is_told_apart_from_a_full_disk(run_sandbox: Runner, area: Area) -> None:
+    options = "-t tmpfs -o size=100m,usrquota,usrquota_block_hardlimit=3m tmpfs"
+    probe = mounted(area, options, "chown 12345 /mnt", run_sandbox.command)
+    if probe.returncode != 0:
+        pytest.skip(f"this kernel has no quota on tmpfs: {probe.stderr.strip()}")
+    archives.make_tar(area.dir(False) / "zeros.tar", [Entry("f", os.urandom(1 << 20) * 6)], compression="xz")
+    # Root has no quota: the store belongs to somebody else.
+    script = "chmod 777 /mnt && setpriv --reuid 12345 --regid 12345 --clear-groups $S image build zeros.tar -t a"
+    done = mounted(area, options, script, run_sandbox.command)
+    assert "your disk quota is used up" in done.stderr, done.stderr
+    assert done.returncode == 125
+
+
+@pytest.mark.parametrize(("call", "error"), [("flock", "ENOLCK"), ("flock", "EOPNOTSUPP"), ("symlinkat", "EPERM")])
+def test_a_file_system_without_locks_or_symlinks_is_refused(
+    run_sandbox: Runner, who: Identity, area: Area, call: str, error: str
+) -> None:
+    """As NFS without its lock service, and vfat, answer. Nothing is named, and what is there stays whole."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is missing: it gives the answers of other file systems")
+    run_sandbox(["image", "build", source(area, who, b"one"), "-t", "a"], as_user=who.as_user, check=True)
+    inject = [strace, "-qq", "-o", os.devnull, "-e", f"trace={call}", "-e", f"inject={call}:error={error}"]
+    for args in (["tag", "a", "b"], ["rm", "a"]):
+        done = subprocess.run(
+            [*inject, run_sandbox.command, "image", *args],
+            env=run_sandbox.environment(who.as_user),
+            cwd=area.dir(who.as_user),
+            capture_output=True,
+            text=True,
+            **who.popen_options(),  # type: ignore[call-overload]
+        )
+        if call == "flock" or args[0] == "tag":
+            assert (done.returncode, done.stderr.count("\n")) == (125, 1), done.stderr
+            assert "no locks or no symlinks" in done.stderr
+            assert "SANDBOX_HOME" in done.stderr
+    left = [image["names"] for image in json.loads(run_sandbox(["image", "ls", "--json"], as_user=who.as_user).stdout)]
+    assert left == ([["a"]] if call == "flock" else [])
+    run_sandbox(["image", "verify", "--all"] if left else ["image", "ls"], as_user=who.as_user, check=True)
