@@ -12,7 +12,7 @@ import pytest
 
 from sandbox import fsops, home
 from sandbox.images import catalog, formats, reaper
-from sandbox.images.store import Store
+from sandbox.images import store as image_store
 from tests.support import archives, killing, no_tmpfile
 from tests.support.archives import Entry
 
@@ -117,12 +117,12 @@ def delete(store):
 
 
 def remove_image(store):
-    with Store(store.home_fd) as images:
+    with image_store.Store(store.home_fd) as images:
         catalog.remove(images, f"{OLD}.sfs", now=time.time())
 
 
 def remove_tree(store):
-    with Store(store.home_fd) as images:
+    with image_store.Store(store.home_fd) as images:
         catalog.remove(images, f"{TREE}.tree", now=time.time())
 
 
