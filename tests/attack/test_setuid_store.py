@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import time
@@ -323,6 +324,39 @@ def test_a_stopped_builder_is_not_waited_for_for_ever(helper):
     os.killpg(stopped.pid, signal.SIGCONT)
     assert stopped.communicate(timeout=60)[1] == ""
     helper.check(kept(helper, image), "cat $T/s/f", "stopped\n")
+
+
+def low(name, limit):
+    """Hard, too, where the kernel lets root raise it again (CAP_SYS_RESOURCE)."""
+    number = getattr(resource, f"RLIMIT_{name}")
+    bounding = int(re.search(r"CapBnd:\t(\w+)", Path("/proc/self/status").read_text())[1], 16)
+    hard = limit if bounding >> 24 & 1 else resource.getrlimit(number)[1]
+    return {"then": lambda: resource.setrlimit(number, (limit, hard))}
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "shown"),
+    [
+        ("FSIZE", 0, "0"),
+        ("NOFILE", 12, "12"),
+        ("STACK", 1 << 18, "256"),
+        ("DATA", 1 << 22, "4096"),
+        ("AS", 1 << 26, "65536"),
+    ],
+)
+def test_limits_too_low_for_the_helper(helper, name, limit, shown):
+    """They do not keep it from working, and are the command's as ever."""
+    letter = {"FSIZE": "f", "NOFILE": "n", "STACK": "s", "DATA": "d", "AS": "v"}[name]
+    for plan in (kept(helper, helper.own_image()), helper.image_plan(helper.roots_source())):
+        helper.check(plan, f"ulimit -S{letter}; cat $T/s/f", f"{shown}\nhello\n", **low(name, limit))
+
+
+def test_a_file_size_of_nothing(helper):
+    plan = helper.image_plan(source(helper.own_image()))
+    script = "exec 2>/dev/null; (echo x >$T/x); test -s $T/x || echo nothing"
+    helper.check(plan, script, "nothing\n", **low("FSIZE", 0))
+    got, _, err = helper.run(plan, "true", then=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)))
+    assert (got, err.count("\n")) in ((0, 0), (125, 1)), "the hard limit is root's to raise, if at all"
 
 
 # -- privileges -----------------------------------------------------------------------------------------------

@@ -45,6 +45,8 @@ pub fn launch(
     let home = Home::open(plan)?;
     let mut sources = Sources::open(plan, handed)?;
     if let Some(policy) = &policy {
+        // A limit that could not be raised is to be told, not to kill. The command gets the default back.
+        sys::ignore(libc::SIGXFSZ);
         // It may take seconds, and nothing has to be undone yet.
         inherited.mask.apply();
         setuid::admit_images(plan, &mut sources, policy, rights)?;
