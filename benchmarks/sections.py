@@ -12,6 +12,7 @@ from benchmarks.measure import Bench, Figure, ratio, seconds
 from benchmarks.native import helper, native
 from benchmarks.setuid import rebuilt
 from benchmarks.stage import Stage
+from benchmarks.store import store
 from tests.support import fuse
 
 _HEAVY = ("pyroute2", "psutil", "rich", "libarchive")
@@ -149,4 +150,5 @@ SECTIONS: dict[str, Callable[[Stage], Iterator[Figure]]] = {
     "native": native,
     "setuid": helper,
     "rebuilt": rebuilt,
+    "store": store,
 }
