@@ -79,7 +79,7 @@ def _switching(bench: Bench) -> Iterator[Figure]:
     yield seconds("store", "two tags and a rollback, durable", both, command=shown)
     yield seconds("store", "three starts of the command alone", 3 * start, command="sandbox image history t0")
     report = bench.directory / "fsyncs"
-    for what, args in (("tag", ["tag", "t0", "x"]), ("rollback", ["rollback", "x"])):
+    for what, args in (("tag", ["tag", "t1", "x"]), ("rollback", ["rollback", "x"])):
         bench.run(["strace", "-f", "-qq", "-e", "trace=fsync,fdatasync", "-o", str(report), *_image(bench, *args)])
         count = report.read_text().count("fsync(")
         yield Figure("store", f"fsyncs of a {what}", count, "", f"strace -e fsync sandbox image {what}")
