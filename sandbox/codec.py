@@ -16,8 +16,13 @@ from sandbox.plan import (
     Base,
     Extract,
     Fuse,
+    Hide,
+    Hostname,
+    Idmap,
     Image,
+    Init,
     Limit,
+    LockTree,
     Mode,
     Nice,
     Overlay,
@@ -30,6 +35,7 @@ from sandbox.plan import (
     Propagation,
     Resource,
     Scratch,
+    Seccomp,
     SetPropagation,
     Slots,
     Source,
@@ -41,6 +47,7 @@ from sandbox.plan import (
     Tmpfs,
     Tree,
     UnsetEnv,
+    Words,
 )
 
 MAGIC = b"SBXPLAN\x00"
@@ -50,6 +57,7 @@ MAX_BYTES = 1 << 20
 MAX_ITEMS = 4096
 MAX_STRING = 65536
 MAX_PATH = 4095
+MAX_HOSTNAME = 64
 
 
 class PlanError(SandboxError):
@@ -80,6 +88,7 @@ _PACK: dict[Any, Callable[[Any], bytes]] = {
     String: _pack_bytes,
     Strings: _pack_list(_pack_bytes),
     Slots: _pack_list(lambda v: struct.pack("<I", v)),
+    Words: _pack_list(lambda v: struct.pack("<Q", v)),
     Place: _pack_record,
 }
 
@@ -163,6 +172,7 @@ _READ: dict[Any, Callable[[_Reader], Any]] = {
     String: lambda r: r.string(),
     Strings: lambda r: r.items(r.string),
     Slots: lambda r: r.items(lambda: r.number(4)),
+    Words: lambda r: r.items(lambda: r.number(8)),
 }
 
 
@@ -242,7 +252,7 @@ def _value_fault(step: Step) -> str:
             return f"unknown propagation {kind}"
         case Tree(recursive=value) if value > 1:
             return f"recursive is {value}"
-        case Attach(attrs=attrs) if attrs & ~int(sum(Attr)):
+        case Attach(attrs=attrs) | LockTree(attrs) if attrs & ~int(sum(Attr)):
             return f"unknown attributes {attrs:#x}"
         case Overlay(lowers=lowers, options=options) if not lowers or options & ~int(sum(OverlayOption)):
             return "no lower, or unknown options"
@@ -256,6 +266,20 @@ def _value_fault(step: Step) -> str:
             return f"unknown resource {resource}, or more allowed than at most"
         case Nice(value) if value > 39:
             return f"a nice value of {value} - 20"
+        case _:
+            return _isolation_fault(step)
+
+
+def _isolation_fault(step: Step) -> str:
+    match step:
+        case Init(as_pid_1) if as_pid_1 > 1:
+            return f"as_pid_1 is {as_pid_1}"
+        case Hide(path) if not path.startswith(b"/"):
+            return "the path is not absolute"
+        case Hostname(name) if not 0 < len(name) <= MAX_HOSTNAME:
+            return "not a host name"
+        case Seccomp(filter=words) if not words:
+            return "an empty filter"
         case _:
             return ""
 
@@ -282,7 +306,7 @@ def _slots(step: Step) -> tuple[tuple[int, ...], tuple[int, ...]]:
             return (), (step.slot,)
         case Overlay(slot, lowers, upper):
             return (*lowers, upper), (slot,)
-        case Extract() | Attach():
+        case Extract() | Attach() | Idmap():
             return (step.slot,), ()
         case _:
             return (), ()

@@ -4,6 +4,7 @@ import enum
 import os
 import signal
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sandbox.engine.syscalls import CLONE_NEWNS, CLONE_NEWUSER
 from sandbox.errors import UsageError, printable
@@ -43,6 +44,9 @@ from sandbox.plan import Tree as CloneTree
 from sandbox.record import Record
 from sandbox.sources import Opened
 from sandbox.spec import Spec, TreeKind
+
+if TYPE_CHECKING:
+    from sandbox.isolation import Surroundings
 
 _SAFE = Attr.NOSUID | Attr.NODEV
 TMPDIR = b"tmp"
@@ -143,13 +147,13 @@ class _Builder:
         self.steps.append(Tmpfs(slot := self.slot(), self.tmpfs_size, 0, mode))
         return slot
 
-    def namespaces(self) -> None:
+    def namespaces(self, more: int = 0, propagation: Propagation = Propagation.SLAVE) -> None:
         userns = self.mode is Mode.USERNS
-        self.steps.append(Unshare(CLONE_NEWNS | (CLONE_NEWUSER if userns else 0)))
+        self.steps.append(Unshare(CLONE_NEWNS | more | (CLONE_NEWUSER if userns else 0)))
         if userns:
             uid, gid = self.host.uid, self.host.gid
             self.steps.append(IdMap(uid, uid, gid, gid))
-        self.steps.append(SetPropagation(Propagation.SLAVE))
+        self.steps.append(SetPropagation(propagation))
 
     def procdir(self, scratch: Source | None, kinds: set[TreeKind]) -> None:
         self.steps.append(Guard())
@@ -160,6 +164,10 @@ class _Builder:
             slot, self.upper = self.slot(), self.slot()
             self.steps.append(Scratch(len(self.sources) - 1, slot, self.upper))
         self.steps.append(Attach(slot, Place(Base.PROCDIR, b""), _SAFE))
+        self.directories(kinds)
+
+    def directories(self, kinds: set[TreeKind]) -> None:
+        """What every procdir holds, and the variables that lead there."""
         self.directory(TMPDIR, b"SANDBOX_TMPDIR")
         for kind, variable in _VARIABLES.items():
             if kind in kinds:
@@ -172,9 +180,11 @@ class _Builder:
         self.steps += [Mkdir(place, 0o700), PlaceEnv(variable, place)]
 
     def tree(self, material: Material, target: Target | None, *, deny_symlinks: bool) -> None:
-        tree = material.tree
+        slot, overlay = self.ground(material, writable=material.tree.kind is not TreeKind.STATIC)
+        self.show(material.tree, self.overlay(slot) if overlay else slot, target, deny_symlinks=deny_symlinks)
+
+    def show(self, tree: Opened, slot: int, target: Target | None, *, deny_symlinks: bool) -> None:
         writable = tree.kind is not TreeKind.STATIC
-        slot = self.content(material, writable=writable)
         attrs = _SAFE | (Attr(0) if writable else Attr.READ_ONLY) | (Attr.NOSYMFOLLOW if deny_symlinks else Attr(0))
         place = mounted_name(tree)
         if target is not None and target.status is not None:
@@ -186,16 +196,16 @@ class _Builder:
             self.steps.append(Mkdir(place, 0o755))
         self.steps.append(Attach(slot, place, attrs))
 
-    def content(self, material: Material, *, writable: bool) -> int:
-        """The slot of the mount that shows the tree."""
+    def ground(self, material: Material, *, writable: bool) -> tuple[int, bool]:
+        """The slot of a mount that shows the tree, and whether it is yet to be covered by an overlay."""
         if material.treatment is Treatment.EMPTY:
-            return self.tmpfs()
+            return self.tmpfs(), False
         source = self.source(material)
         if material.treatment is Treatment.EXTRACT:
-            return self.copied(source, self.programs.extract(material.tree.label))
+            return self.copied(source, self.programs.extract(material.tree.label)), False
         directory = material.treatment in (Treatment.DIRECTORY, Treatment.KEPT)
         if directory and writable and not self.overlays(material.tree):
-            return self.copied(source, self.programs.copy(material.tree.label))
+            return self.copied(source, self.programs.copy(material.tree.label)), False
         lower = self.slot()
         if directory:
             self.steps.append(CloneTree(lower, source, 1))
@@ -203,7 +213,7 @@ class _Builder:
             self.steps.append(Image(lower, source))
         else:
             self.steps.append(Fuse(lower, source, self.programs.fuse))
-        return self.overlay(lower) if writable else lower
+        return lower, writable
 
     def copied(self, source: int, argv: tuple[bytes, ...]) -> int:
         slot = self.tmpfs(mode=0o755)
@@ -239,12 +249,12 @@ class _Builder:
             self.steps.append(Chdir(Place(Base.ROOT, cwd)))
         if spec.run is not None:
             self.steps.append(Run(*find_in_trees(spec.run, trees, option="--run")))
-        if self.mode is Mode.USERNS or (self.mode is Mode.SETUID and not spec.allow_new_privs):
-            self.steps.append(NoNewPrivs())
-        if spec.limits is not None:
+
+    def last(self) -> None:
+        if self.spec.limits is not None:
             from sandbox import limits
 
-            self.steps += limits.steps(spec.limits)
+            self.steps += limits.steps(self.spec.limits)
         self.steps.append(DeathSignal(signal.SIGKILL))
 
 
@@ -266,22 +276,31 @@ def compile_plan(
     scratch: Source | None,
     programs: Programs,
     cwd: bytes,
+    where: "Surroundings | None" = None,
 ) -> Compiled:
     """The plan for one launch. Pure: everything it needs to know is in its arguments."""
     builder = _Builder(spec, host, mode, programs)
     trees = [material.tree for material in materials]
     inside = [tree for tree in trees if not tree.name.startswith(b"/")]
     kinds: set[TreeKind] = {TreeKind.DYNAMIC if tree.kind is TreeKind.EMPTY else tree.kind for tree in inside}
-    builder.namespaces()
-    builder.procdir(scratch, kinds)
     policies = {policy.name: policy.deny for policy in spec.symlinks}
     for name in policies.keys() - {tree.name for tree in trees} - {b""}:
         raise UsageError(f"--symlinks: no tree is named {printable(name)!r}", hint=f"one of: {_names(trees)}")
-    for material in materials:
-        name = material.tree.name
-        deny = policies.get(name, policies.get(b"", False))
-        builder.tree(material, targets.get(name), deny_symlinks=deny)
-    builder.command(trees, cwd, covered=[target.path for target in targets.values()])
+    deny = {tree.name: policies.get(tree.name, policies.get(b"", False)) for tree in trees}
+    if where is not None:
+        from sandbox.isolation import Level
+
+        Level(builder, where).compile(materials, targets, kinds, deny, cwd)
+    else:
+        builder.namespaces()
+        builder.procdir(scratch, kinds)
+        for material in materials:
+            name = material.tree.name
+            builder.tree(material, targets.get(name), deny_symlinks=deny[name])
+        builder.command(trees, cwd, covered=[target.path for target in targets.values()])
+        if mode is Mode.USERNS or (mode is Mode.SETUID and not spec.allow_new_privs):
+            builder.steps.append(NoNewPrivs())
+        builder.last()
     flags = PlanFlag.LEAVE_RUNNING if spec.leave_running else PlanFlag(0)
     if mode is Mode.SETUID:
         flags |= PlanFlag.KEEP_IMAGES if spec.cache and materials else PlanFlag(0)

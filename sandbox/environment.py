@@ -3,10 +3,12 @@
 from sandbox.errors import UsageError, printable, reason
 from sandbox.spec import Spec
 
+_HARMLESS = (b"HOME", b"LANG", b"LANGUAGE", b"LOGNAME", b"PATH", b"SHELL", b"TERM", b"TZ", b"USER")
+
 
 def build(spec: Spec, caller: dict[bytes, bytes]) -> dict[bytes, bytes]:
     """The command's environment. Raises UsageError for an unreadable file or a variable that is not set."""
-    env = dict(caller)
+    env = dict(caller) if spec.isolation == "none" else _scrubbed(spec, caller)
     for path in spec.env_files:
         for item in _read(path):
             _apply(env, item, caller, where=f"--env-file {printable(path)}")
@@ -15,6 +17,15 @@ def build(spec: Spec, caller: dict[bytes, bytes]) -> dict[bytes, bytes]:
     for name in spec.unset_env:
         env.pop(name, None)
     return env
+
+
+def _scrubbed(spec: Spec, caller: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """What an isolated command sees of the caller's: nothing that could be a secret, unless --pass-env names it."""
+    for name in spec.pass_env:
+        if name not in caller:
+            raise UsageError(f"--pass-env: {printable(name)} is not set", hint="export it first")
+    kept = (*_HARMLESS, *spec.pass_env)
+    return {name: value for name, value in caller.items() if name in kept or name.startswith(b"LC_")}
 
 
 def _apply(env: dict[bytes, bytes], item: bytes, caller: dict[bytes, bytes], *, where: str) -> None:

@@ -7,12 +7,22 @@ from sandbox.plan import (
     Base,
     Chdir,
     DeathSignal,
+    Dev,
+    DropCapabilities,
     Extract,
     Fuse,
     Guard,
+    Hide,
+    Hostname,
+    Identity,
     IdMap,
+    Idmap,
     Image,
+    Init,
+    KeepDescriptors,
     Limit,
+    LockTree,
+    Loopback,
     Mkdir,
     Mode,
     Nice,
@@ -21,9 +31,12 @@ from sandbox.plan import (
     Place,
     PlaceEnv,
     Plan,
+    Proc,
+    Procdir,
     Resource,
     Run,
     Scratch,
+    Seccomp,
     SetPropagation,
     SourceKind,
     Step,
@@ -44,7 +57,14 @@ _RESOURCES = {
     Resource.FILE_BYTES: "bytes in a file",
     Resource.OPEN_FILES: "open files for each process",
 }
-_NAMESPACES = {0x00020000: "mount", 0x10000000: "user", 0x20000000: "pid", 0x40000000: "net"}
+_NAMESPACES = {
+    0x00020000: "mount",
+    0x02000000: "cgroup",
+    0x04000000: "uts",
+    0x08000000: "ipc",
+    0x10000000: "user",
+    0x40000000: "net",
+}
 
 
 def lines(plan: Plan, command: tuple[bytes, ...], converted: set[bytes]) -> list[str]:
@@ -115,6 +135,37 @@ def _line(plan: Plan, step: Step) -> str:  # noqa: C901  (one line per kind of s
             return "no new privileges (setuid programs give none)"
         case DeathSignal(number):
             return f"signal {number} to the command when its supervisor dies"
+    return _isolation_line(step)
+
+
+def _isolation_line(step: Step) -> str:  # noqa: C901
+    match step:
+        case Init(as_pid_1):
+            return f"a pid namespace{', the command is its init' if as_pid_1 else ' with an init of ours'}"
+        case LockTree(attrs):
+            return f"all of the host's tree is {_attrs(attrs)}"
+        case Procdir(place):
+            return f"PROCDIR is {_place(place)} from here on"
+        case Proc():
+            return "a fresh /proc, masked"
+        case Dev():
+            return "a minimal /dev"
+        case Hide(path):
+            return f"hide {printable(path)}"
+        case Loopback():
+            return "bring up the loopback device"
+        case Hostname(name):
+            return f"the host is called {printable(name)}"
+        case Identity(uid, gid):
+            return f"the command is uid {uid}, gid {gid}, in no other group"
+        case DropCapabilities():
+            return "no capabilities"
+        case Idmap(slot, uid, shown, gid, shown_gid):
+            return f"show uid {uid} as {shown} and gid {gid} as {shown_gid} in [{slot}]"
+        case KeepDescriptors(fds):
+            return f"no descriptors but {', '.join(map(str, (0, 1, 2, *fds)))}"
+        case Seccomp(words):
+            return f"a seccomp filter of {len(words)} instructions"
         case Limit(resource, soft):
             return f"at most {soft} {_RESOURCES[Resource(resource)]}"
         case Nice(value):

@@ -19,6 +19,9 @@ from sandbox.sources import Opened
 from sandbox.spec import Spec, Tree, TreeKind, check_name, validate
 
 if TYPE_CHECKING:
+    from sandbox.isolation import Surroundings
+
+if TYPE_CHECKING:
     from sandbox.report import Reporter
 
 Say = Callable[[str], None]
@@ -139,6 +142,10 @@ def prepare(
     where = where or _home(environ, stack, say)
     maker = _Maker(spec, machine, mode, where, stack, say=say, hint=hint, build=build)
     materials = [maker.material(item) for item in opened]
+    surroundings = None
+    if spec.isolation != "none":
+        surroundings = _surroundings(spec, mode, where, environ, stack)
+        command_env[b"HOME"] = surroundings.home
     maker.show_hint()
     compiled = compiler.compile_plan(
         spec,
@@ -150,6 +157,7 @@ def prepare(
         scratch=_scratch(spec),
         programs=Programs(maker.fuse_program, maker.extract_argv, maker.copy_argv),
         cwd=_working_directory(),
+        where=surroundings,
     )
     return Prepared(compiled, Launch(spec.command, command_env, compiled.fds), where, opened)
 
@@ -181,6 +189,23 @@ def _working_directory() -> bytes:
         return os.getcwdb()
     except FileNotFoundError:
         return b""
+
+
+def _surroundings(
+    spec: Spec, mode: Mode, where: Home, environ: dict[bytes, bytes], stack: contextlib.ExitStack
+) -> "Surroundings":
+    """What an isolating level needs to know of this host, and the working directory as its workspace."""
+    from sandbox import isolation
+
+    found = isolation.look(environ, spec, mode, where.path)
+    cwd = _working_directory()
+    if not isolation.can_be_workspace(cwd, found):
+        return found
+    fd = stack.enter_context(fsops.closing(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
+    kind = TreeKind.DYNAMIC if spec.workspace == "overlay" else TreeKind.STATIC
+    tree = Opened(kind, cwd, cwd, fd, os.fstat(fd), None)
+    source = sources.describe(cwd, os.fstat(fd))
+    return found.replace(workspace=Material(tree, Treatment.DIRECTORY, source, None))
 
 
 def _targets(opened: list[Opened], spec: Spec) -> dict[bytes, Target]:

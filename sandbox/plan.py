@@ -16,6 +16,7 @@ Path = Annotated[bytes, "path"]
 String = Annotated[bytes, "string"]
 Strings = Annotated[tuple[bytes, ...], "strings"]
 Slots = Annotated[tuple[int, ...], "slots"]
+Words = Annotated[tuple[int, ...], "words"]
 
 
 class Mode(enum.IntEnum):
@@ -233,6 +234,81 @@ class DeathSignal(Record):
     signal: U32
 
 
+class Init(Record):
+    """A pid namespace. Its init reaps and forwards; with `as_pid_1` the command is pid 1 itself."""
+
+    as_pid_1: U8
+
+
+class LockTree(Record):
+    """Attributes on every mount that is there, recursively from /."""
+
+    attrs: U32
+
+
+class Procdir(Record):
+    """From here on the procdir is this directory."""
+
+    place: Place
+
+
+class Proc(Record):
+    """A fresh /proc, with what is the host's in it masked or read-only."""
+
+
+class Dev(Record):
+    """A minimal /dev with a pts of its own."""
+
+
+class Hide(Record):
+    """An empty directory, or an empty file, over what is at a place; what is not there is left alone."""
+
+    path: Path
+
+
+class Loopback(Record):
+    """Bring up lo in the new network namespace."""
+
+
+class Hostname(Record):
+    """The host name in the new UTS namespace."""
+
+    name: String
+
+
+class Identity(Record):
+    """The command's own ids, without supplementary groups. What the run makes belongs to them from the start."""
+
+    uid: U32
+    gid: U32
+
+
+class DropCapabilities(Record):
+    """No capability in any set, the bounding set included where that is allowed."""
+
+
+class Idmap(Record):
+    """Exchange two uids and two gids in a detached mount (mount_setattr(2) with MOUNT_ATTR_IDMAP)."""
+
+    slot: U32
+    uid: U32
+    shown_uid: U32
+    gid: U32
+    shown_gid: U32
+
+
+class KeepDescriptors(Record):
+    """The command gets descriptors 0 to 2 and these, and no others."""
+
+    fds: Slots
+
+
+class Seccomp(Record):
+    """A seccomp filter: classic BPF, an instruction per number, installed last before exec."""
+
+    filter: Words
+
+
 class Limit(Record):
     """setrlimit(2) of the command, right before it starts; what it starts inherits it."""
 
@@ -274,6 +350,19 @@ Step = (
     | Run
     | NoNewPrivs
     | DeathSignal
+    | Init
+    | LockTree
+    | Procdir
+    | Proc
+    | Dev
+    | Hide
+    | Loopback
+    | Hostname
+    | Identity
+    | DropCapabilities
+    | Idmap
+    | KeepDescriptors
+    | Seccomp
     | Limit
     | Nice
     | Timeout
@@ -299,6 +388,19 @@ OPCODES: dict[int, type[Any]] = {
     0x11: Run,
     0x12: NoNewPrivs,
     0x13: DeathSignal,
+    0x14: Init,
+    0x15: LockTree,
+    0x16: Procdir,
+    0x17: Proc,
+    0x18: Dev,
+    0x19: Hide,
+    0x1A: Loopback,
+    0x1B: Hostname,
+    0x1C: Identity,
+    0x1D: DropCapabilities,
+    0x1E: Idmap,
+    0x1F: KeepDescriptors,
+    0x20: Seccomp,
     0x30: Limit,
     0x31: Nice,
     0x32: Timeout,

@@ -57,6 +57,14 @@ class Spec(Record):
     max_unpacked: int = DEFAULT_MAX_UNPACKED
     symlinks: tuple[SymlinkPolicy, ...] = ()
     leave_running: bool = False
+    isolation: str = "none"
+    net: str | None = None
+    hostname: bytes | None = None
+    as_pid_1: bool = False
+    pass_env: tuple[bytes, ...] = ()
+    pass_fds: tuple[int, ...] = ()
+    user: tuple[int, int] | None = None
+    workspace: str = "overlay"
     limits: "Limits | None" = None
     report: bytes | None = None
     trace: bytes | None = None
@@ -66,6 +74,9 @@ class Spec(Record):
 OUR_VARIABLES = (b"SANDBOX_TMPDIR", b"SANDBOX_STATIC", b"SANDBOX_DYNAMIC")
 MODES = ("auto", "root", "setuid", "userns")
 ENGINES = ("auto", "python", "native")
+LEVELS = ("none", "job", "strict")
+NETS = ("none", "host", "private")
+WORKSPACES = ("overlay", "rw", "ro")
 
 
 def validate(spec: Spec) -> Spec:
@@ -75,6 +86,7 @@ def validate(spec: Spec) -> Spec:
     if spec.command and spec.command[0] == b"" and spec.run is None:
         raise UsageError("the command's name is empty", hint="sandbox run [options] -- COMMAND")
     _check_choices(spec)
+    _check_isolation(spec)
     for item in spec.env:
         _check_variable(item.partition(b"=")[0], "--env")
     for name in spec.unset_env:
@@ -96,6 +108,28 @@ def _check_choices(spec: Spec) -> None:
         raise UsageError(f"--engine: {spec.engine!r} is not one of {', '.join(ENGINES)}")
     if (spec.mode, spec.engine) == ("setuid", "python"):
         raise UsageError("--mode setuid needs the native engine: only a program can be setuid", hint="--engine auto")
+
+
+def _check_isolation(spec: Spec) -> None:
+    if spec.isolation == "strict":
+        raise UsageError("--isolation strict is not supported yet", hint="--isolation job")
+    if spec.net == "private":
+        raise UsageError("--net private is not supported yet", hint="--net none, or --net host")
+    if spec.isolation != "none":
+        if spec.allow_new_privs:
+            raise UsageError("--allow-new-privs: an isolated command gains no privileges", hint="leave one of them out")
+        if spec.leave_running:
+            raise UsageError("--leave-running: nothing survives an isolated command", hint="leave one of them out")
+        if spec.scratch is not None:
+            raise UsageError(f"--scratch: level {spec.isolation} keeps everything in RAM", hint="leave it out")
+        for name in spec.pass_env:
+            _check_variable(name, "--pass-env")
+        return
+    defaults = Spec(spec.command)
+    for field in ("net", "hostname", "as_pid_1", "pass_env", "pass_fds", "user", "workspace"):
+        if getattr(spec, field) != getattr(defaults, field):
+            option = "--pass-fd" if field == "pass_fds" else "--" + field.replace("_", "-")
+            raise UsageError(f"{option} needs a level that isolates", hint="--isolation job")
 
 
 def _check_variable(name: bytes, option: str) -> None:
@@ -133,3 +167,31 @@ def parse_symlinks(text: bytes) -> SymlinkPolicy:
     if policy not in (b"follow", b"deny"):
         raise UsageError(f"--symlinks: {printable(policy)!r} is not a policy", hint="[NAME=]follow or [NAME=]deny")
     return SymlinkPolicy(name, policy == b"deny")
+
+
+def parse_hostname(text: bytes) -> bytes:
+    """A host name (hostname(7)). Raises UsageError."""
+    if not re.fullmatch(rb"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?", text):
+        raise UsageError(
+            f"--hostname: {printable(text)!r} is not a host name", hint="letters, digits, - and ., at most 64"
+        )
+    return text
+
+
+def parse_descriptor(text: str, *, option: str) -> int:
+    """The number of a descriptor above 2. Raises UsageError."""
+    if not text.isascii() or not text.isdigit() or not 2 < int(text) < 1 << 20:
+        raise UsageError(f"{option}: {text!r} is not a descriptor above 2", hint="a number, as in --pass-fd 3 3<FILE")
+    return int(text)
+
+
+def parse_user(text: str) -> tuple[int, int]:
+    """UID[:GID], both numbers, neither of them root's. Raises UsageError."""
+    uid, _, gid = text.partition(":")
+    try:
+        ids = int(uid), int(gid or uid)
+    except ValueError:
+        raise UsageError(f"--user: {text!r} is not UID[:GID]", hint="numbers, as in 1000:1000") from None
+    if not all(0 < number < 0xFFFFFFFF for number in ids):
+        raise UsageError(f"--user: {text!r}: an isolated command is never root", hint="another uid and gid")
+    return ids

@@ -3,14 +3,29 @@
 import argparse
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sandbox import launch
 from sandbox.cli.main import complain
 from sandbox.cli.parser import HelpFormatter, Parser
 from sandbox.errors import TIMED_OUT, SandboxError
-from sandbox.spec import DEFAULT_MAX_UNPACKED, ENGINES, MODES, Spec, Tree, TreeKind, parse_size, parse_symlinks
+from sandbox.spec import (
+    DEFAULT_MAX_UNPACKED,
+    ENGINES,
+    LEVELS,
+    MODES,
+    NETS,
+    WORKSPACES,
+    Spec,
+    Tree,
+    TreeKind,
+    parse_descriptor,
+    parse_hostname,
+    parse_size,
+    parse_symlinks,
+    parse_user,
+)
 
 if TYPE_CHECKING:
     from sandbox.limits import Limits
@@ -100,6 +115,7 @@ def _parser() -> tuple[Parser, list[argparse.Action]]:
         help="whether links in a tree are followed",
     )
     option("--leave-running", action="store_true", help="do not end what the command leaves behind")
+    _isolation_options(option)
     for name, (metavar, text) in _LIMITS.items():
         option("--" + name.replace("_", "-"), metavar=metavar, help=text)
     option("--report", metavar="FILE|-|fd:N", help="an account of the run as JSON, written when it is over")
@@ -108,6 +124,19 @@ def _parser() -> tuple[Parser, list[argparse.Action]]:
     option("--explain", action="store_true", help="print the plan and run nothing")
     option("-v", "--verbose", action="store_true", help="say what is being done")
     return parser, actions
+
+
+def _isolation_options(option: Callable[..., None]) -> None:
+    option("--isolation", choices=LEVELS, default="none", help="what the command is kept from (docs/security.md)")
+    option("--net", choices=NETS, help="none: loopback only (default of job), host: the host's")
+    option(
+        "--workspace", choices=WORKSPACES, default="overlay", help="the working directory: changes vanish, stay, fail"
+    )
+    option("--pass-env", metavar="K", action="append", default=[], help="a variable that an isolated command gets")
+    option("--pass-fd", metavar="N", action="append", default=[], help="a descriptor that an isolated command gets")
+    option("--user", metavar="UID[:GID]", help="who an isolated command of root's is (default: nobody else)")
+    option("--hostname", metavar="NAME", help="the host name of an isolated command (default sandbox)")
+    option("--as-pid-1", action="store_true", help="without an init: the command is pid 1")
 
 
 def split_command(argv: Sequence[str], actions: Sequence[argparse.Action]) -> tuple[list[str], list[str]]:
@@ -175,6 +204,14 @@ def _spec(args: argparse.Namespace, command: tuple[bytes, ...]) -> Spec:
         else parse_size(args.max_unpacked, option="--max-unpacked"),
         symlinks=tuple(parse_symlinks(raw(text)) for text in args.symlinks),
         leave_running=args.leave_running,
+        isolation=args.isolation,
+        net=args.net,
+        hostname=None if args.hostname is None else parse_hostname(raw(args.hostname)),
+        as_pid_1=args.as_pid_1,
+        pass_env=tuple(map(raw, args.pass_env)),
+        pass_fds=tuple(parse_descriptor(text, option="--pass-fd") for text in args.pass_fd),
+        user=None if args.user is None else parse_user(args.user),
+        workspace=args.workspace,
         limits=_limits(args),
         report=None if args.report is None else raw(args.report),
         trace=None if args.trace is None else raw(args.trace),

@@ -7,7 +7,7 @@ import signal
 import prctl
 
 from sandbox import fsops, home
-from sandbox.engine import Launch, Result, steps, supervisor
+from sandbox.engine import Launch, Result, command, init, steps, supervisor
 from sandbox.engine.account import Account
 from sandbox.engine.steps import Child
 from sandbox.errors import CommandError, SandboxError, SourceError, StepError, printable, reason
@@ -110,13 +110,19 @@ def _run_child(
     supervisor_pid = os.getpid()
     timeout = next((step for step in plan.steps if isinstance(step, Timeout)), None)
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    with fsops.closing(reader):
+    status_reader, status_writer = os.pipe2(os.O_CLOEXEC)
+    with fsops.closing(reader), fsops.closing(status_reader):
+        reports = init.Reports(status_reader)
         account.phase("Prepare the host side")
-        command = os.fork()
-        if command == 0:
-            _become_command(Child(plan, launch, where, record, supervisor_pid, account), writer, inherited)
+        pid = os.fork()
+        if pid == 0:
+            os.close(status_reader)
+            child = Child(plan, launch, where, record, supervisor_pid, account)
+            child.status = status_writer
+            _become_command(child, writer, inherited)
         os.close(writer)
-        result = supervisor.supervise(command, timeout, account)
+        os.close(status_writer)
+        result = supervisor.supervise(pid, timeout, reports, account)
         account.ended(result)
         # A time limit is for everything that the command started.
         if result.timed_out or not plan.flags & PlanFlag.LEAVE_RUNNING:
@@ -130,11 +136,11 @@ def _become_command(child: Child, writer: int, inherited: tuple[object, int]) ->
     code = 125
     try:
         prctl.set_pdeathsig(signal.SIGKILL)
-        steps.restore_signals(inherited[0])
+        command.restore_signals(inherited[0])
         try:
             child.execute()
             os.umask(inherited[1])
-            failure = steps.execute(child)
+            failure = command.execute(child)
         except SandboxError as error:
             failure = error
         except Exception as error:  # a bug; still one line, never a second copy of the launcher

@@ -3,27 +3,26 @@
 import contextlib
 import errno
 import os
-import signal
 import stat
 from typing import Any
 
 import prctl
 
 from sandbox import fsops
-from sandbox.engine import Launch, loop, rlimits, trouble
+from sandbox.engine import Launch, isolation, loop, rlimits, trouble
 from sandbox.engine import syscalls as sys
 from sandbox.engine.account import Account
-from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, SandboxError, StepError, printable, reason
+from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, StepError, printable, reason
 from sandbox.home import Home, RunRecord
 from sandbox.plan import (
     Attach,
-    Attr,
     Base,
     Chdir,
     DeathSignal,
     Extract,
     Fuse,
     Guard,
+    Identity,
     IdMap,
     Image,
     Limit,
@@ -48,13 +47,6 @@ from sandbox.plan import (
 )
 
 _SAFE = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV
-_ATTRS = {
-    Attr.READ_ONLY: sys.MOUNT_ATTR_RDONLY,
-    Attr.NOSUID: sys.MOUNT_ATTR_NOSUID,
-    Attr.NODEV: sys.MOUNT_ATTR_NODEV,
-    Attr.NOEXEC: sys.MOUNT_ATTR_NOEXEC,
-    Attr.NOSYMFOLLOW: sys.MOUNT_ATTR_NOSYMFOLLOW,
-}
 _BUILDER_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 _PROC_FD = b"/proc/self/fd/%d"
 
@@ -76,6 +68,10 @@ class Child:
         self.limits: list[Limit | Nice] = []
         self.momentary = contextlib.ExitStack()
         self.procdir = -1
+        # Whose the things are that the run makes.
+        self.owner = next(((s.uid, s.gid) for s in plan.steps if isinstance(s, Identity)), (plan.uid, plan.gid))
+        self.status = -1
+        self.filter: tuple[int, ...] = ()
         self.procdir_path = os.path.join(home.run_path, b"procdirs", record.name)
 
     def execute(self) -> None:
@@ -133,8 +129,8 @@ class Child:
             (b"source", b"sandbox:" + self.record.id.encode()),
             (b"size", b"%d" % step.size),
             (b"mode", b"%o" % step.mode),
-            (b"uid", b"%d" % self.plan.uid),
-            (b"gid", b"%d" % self.plan.gid),
+            (b"uid", b"%d" % self.owner[0]),
+            (b"gid", b"%d" % self.owner[1]),
         ]
         if step.inodes:
             options.append((b"nr_inodes", b"%d" % step.inodes))
@@ -225,6 +221,7 @@ class Child:
             own = stack.enter_context(fsops.closing(fsops.make_new_dir(upper, b"%d" % step.slot)))
             top = os.fstat(self.mounts[step.lowers[-1]])
             data = stack.enter_context(fsops.closing(fsops.make_new_dir(own, b"upper")))
+            os.fchown(data, *self.owner)
             os.fchmod(data, stat.S_IMODE(top.st_mode) & 0o777)
             work = stack.enter_context(fsops.closing(fsops.make_new_dir(own, b"work")))
             lowers = b":".join(_PROC_FD % self.mounts[slot] for slot in reversed(step.lowers))
@@ -278,7 +275,7 @@ class Child:
 
     def attach(self, step: Attach) -> None:
         mount = self.mounts[step.slot]
-        attrs = sum(bit for flag, bit in _ATTRS.items() if step.attrs & flag)
+        attrs = sum(bit for flag, bit in isolation.ATTRS.items() if step.attrs & flag)
         sys.mount_setattr(mount, set_attrs=attrs, propagation=sys.MS_SLAVE)
         with fsops.closing(self.open_target(step.place)) as target:
             sys.move_mount(mount, target)
@@ -291,9 +288,10 @@ class Child:
     def mkdir(self, step: Mkdir) -> None:
         place = step.place
         if place.base == Base.ROOT:
-            fsops.make_dirs(os.open(b"/", os.O_PATH | os.O_CLOEXEC), place.path, step.mode)
+            root = os.open(b"/", os.O_PATH | os.O_CLOEXEC)
+            fsops.make_dirs(root, place.path, step.mode, owner=self.owner)
         else:
-            fsops.make_dirs(os.dup(self.procdir), place.path, step.mode)
+            fsops.make_dirs(os.dup(self.procdir), place.path, step.mode, owner=self.owner)
 
     def path_of(self, place: Place) -> bytes:
         return place.path if place.base == Base.ROOT else os.path.join(self.procdir_path, place.path)
@@ -364,6 +362,7 @@ _DO: dict[type[Any], Any] = {
     Run: Child.run,
     NoNewPrivs: Child.no_new_privs,
     DeathSignal: Child.death_signal,
+    **isolation.DO,
     Limit: Child.limit,
     Nice: Child.limit,
     Timeout: Child.timeout,
@@ -403,39 +402,3 @@ def check_identity(fd: int, dev: int, ino: int, path: bytes) -> None:
             f"{printable(path)} was replaced while the sandbox was being set up",
             hint="another process changes it; try again when it is done",
         )
-
-
-def restore_signals(inherited: Any) -> None:
-    """The command starts with the mask that the launcher was started with, and Python's own changes undone."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, inherited)
-
-
-def execute(child: Child) -> SandboxError:
-    """Become the command. Returns only when that fails."""
-    name = child.argv[0]
-    if child.executable is not None:
-        candidates = [child.executable]
-    elif b"/" in name:
-        candidates = [name]
-    else:
-        path = child.env.get(b"PATH", b"/usr/local/bin:/usr/bin:/bin")
-        candidates = [os.path.join(directory or b".", name) for directory in path.split(b":")]
-    failure: OSError | None = None
-    for candidate in candidates:
-        try:
-            os.execve(candidate, child.argv, child.env)
-        except OSError as error:
-            # As a shell does: what was found but cannot be executed is remembered, what was not found is not.
-            if failure is None and os.path.lexists(candidate):
-                failure = error
-    if failure is None:
-        return CommandError(f"cannot run {printable(name)}: command not found", exit_code=EXIT_NOT_FOUND)
-    interpreter = failure.errno == errno.ENOENT
-    why = "its interpreter does not exist" if interpreter else reason(failure)
-    if failure.errno == errno.EACCES and os.path.isdir(failure.filename or b""):
-        why = "it is a directory"
-    return CommandError(f"cannot run {printable(name)}: {why}", exit_code=EXIT_NOT_EXECUTABLE)

@@ -7,24 +7,12 @@ import signal
 import time
 from typing import NoReturn
 
-from sandbox.engine import Result
+from sandbox.engine import Result, init
 from sandbox.engine import syscalls as sys
 from sandbox.engine.account import Account, reap
 from sandbox.errors import EXIT_TIMED_OUT
 from sandbox.plan import Timeout
 
-_SI_KERNEL = 0x80
-_FORWARDED = {
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGWINCH,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGTSTP,
-    signal.SIGCONT,
-}
 _GRACE = 0.5
 # How often what is left is looked at again: it may have started something new.
 _LOOK = 0.05
@@ -57,7 +45,7 @@ class _Clock:
         self.deadline = time.monotonic() + self.kill_after
 
 
-def supervise(command: int, timeout: Timeout | None, account: Account) -> Result:
+def supervise(command: int, timeout: Timeout | None, reports: init.Reports, account: Account) -> Result:
     """Wait for the command, with all signals blocked by the caller, and pass signals on. Reaps orphans as well."""
     clock = _Clock(timeout)
     # A job that stops stops its supervisor, and must not stop the clock by that.
@@ -67,11 +55,34 @@ def supervise(command: int, timeout: Timeout | None, account: Account) -> Result
             clock.strike()
             if info is None:
                 continue
-            if info.si_signo == signal.SIGCHLD:
-                if (result := _reap(command, account, may_stop=not clock.is_up)) is not None:
+            if info.si_signo in (signal.SIGCHLD, signal.SIGIO):
+                # Before anything is reaped: the start of an init is told before the process that started it ends.
+                command, result = _hear(command, reports, account, may_stop=not clock.is_up)
+                if result is not None or (result := _reap(command, account, may_stop=not clock.is_up)) is not None:
                     return result.replace(timed_out=clock.is_up)
-            elif info.si_signo in _FORWARDED and _is_for_command(info, command):
+            elif info.si_signo in init.FORWARDED and _is_for_command(info, command):
                 _send(command, info.si_signo)
+
+
+def _hear(command: int, reports: init.Reports, account: Account, *, may_stop: bool) -> tuple[int, Result | None]:
+    """What an init has to say: who stands for the command, and how it ended."""
+    for kind, value in reports.read():
+        if init.is_start(kind):
+            command = value
+        elif init.is_stop(kind):
+            if may_stop:
+                _stop_too(command)
+        elif (result := init.heard(kind, value)) is not None:
+            _end_namespace(command, account)
+            return command, result
+    return command, None
+
+
+def _end_namespace(pid: int, account: Account) -> None:
+    """With its init everything in a pid namespace dies (pid_namespaces(7)); its end is waited for."""
+    _send(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        account.count(os.wait4(pid, 0)[2])
 
 
 def _send(pid: int, number: int) -> None:
@@ -83,7 +94,7 @@ def _send(pid: int, number: int) -> None:
 def _is_for_command(info: signal.struct_siginfo, command: int) -> bool:
     if info.si_pid == command:
         return False
-    if info.si_code != _SI_KERNEL:
+    if info.si_code != init.SI_KERNEL:
         return True
     # A terminal's signal went to its whole foreground group: the command has had it, if it is still in ours.
     with contextlib.suppress(ProcessLookupError):

@@ -42,6 +42,12 @@ RENAME_EXCHANGE = 2
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWNET = 0x40000000
+_CLONE_PARENT = 0x00008000
+MOUNT_ATTR_IDMAP = 0x00100000
 
 _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
@@ -54,8 +60,14 @@ _SYS_OPEN_TREE = 428
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
+_SYS_CLOSE_RANGE = 436
+_CLOSE_RANGE_CLOEXEC = 4
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
+# The two that are older than the common numbers.
+_SYS_CLONE = 56 if os.uname().machine == "x86_64" else 220
+_SYS_SECCOMP = 317 if os.uname().machine == "x86_64" else 277
+_SECCOMP_SET_MODE_FILTER = 1
 _TIMER_ABSTIME = 1
 
 _LOOP_SET_STATUS64 = 0x4C04
@@ -115,9 +127,11 @@ def move_mount(from_fd: int, to_fd: int) -> None:
     _checked(_syscall(_long(_SYS_MOVE_MOUNT), _long(from_fd), b"", _long(to_fd), b"", _long(flags)))
 
 
-def mount_setattr(fd: int, *, set_attrs: int = 0, propagation: int = 0, recursive: bool = True) -> None:
-    """mount_setattr(2) on the mount of `fd`. Linux 5.12."""
-    attr = struct.pack("<QQQQ", set_attrs, 0, propagation, 0)
+def mount_setattr(
+    fd: int, *, set_attrs: int = 0, clear_attrs: int = 0, propagation: int = 0, userns: int = 0, recursive: bool = True
+) -> None:
+    """mount_setattr(2) on the mount of `fd`; `userns` is the descriptor for MOUNT_ATTR_IDMAP. Linux 5.12."""
+    attr = struct.pack("<QQQQ", set_attrs, clear_attrs, propagation, userns)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     _checked(_syscall(_long(_SYS_MOUNT_SETATTR), _long(fd), b"", _long(flags), attr, _long(len(attr))))
 
@@ -170,6 +184,30 @@ def unmount(fd: int) -> None:
 def unshare(flags: int) -> None:
     """unshare(2)."""
     _checked(_libc.unshare(ctypes.c_int(flags)))
+
+
+def fork_init() -> int:
+    """fork(2) into a new pid namespace, as a child of this process's parent. That is not os.fork: nothing of Python's
+    own is told, which is well with a single thread.
+    """
+    return _checked(_syscall(_long(_SYS_CLONE), _long(CLONE_NEWPID | _CLONE_PARENT | signal.SIGCHLD), *[_long(0)] * 4))
+
+
+def install_seccomp(instructions: tuple[int, ...]) -> None:
+    """A filter of classic BPF instructions for this process (seccomp(2))."""
+    program = ctypes.create_string_buffer(struct.pack(f"<{len(instructions)}Q", *instructions))
+    header = ctypes.create_string_buffer(struct.pack("@HP", len(instructions), ctypes.addressof(program)))
+    _checked(_syscall(_long(_SYS_SECCOMP), _long(_SECCOMP_SET_MODE_FILTER), _long(0), header))
+
+
+def close_on_exec(first: int, last: int) -> None:
+    """Make every open descriptor of this range close-on-exec (close_range(2), Linux 5.11)."""
+    _checked(_syscall(_long(_SYS_CLOSE_RANGE), _long(first), _long(last), _long(_CLOSE_RANGE_CLOEXEC)))
+
+
+def set_hostname(name: bytes) -> None:
+    """sethostname(2)."""
+    _checked(_libc.sethostname(name, ctypes.c_size_t(len(name))))
 
 
 @contextlib.contextmanager

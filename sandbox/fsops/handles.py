@@ -45,14 +45,19 @@ def open_path(parent: int, path: bytes) -> int:
     return sys.openat2(parent, path, os.O_PATH | os.O_DIRECTORY, resolve=resolve)
 
 
-def make_dirs(start: int, path: bytes, mode: int) -> None:
-    """The directory `path` below `start`, which is closed, and its missing parents; through no link."""
+def make_dirs(start: int, path: bytes, mode: int, *, owner: tuple[int, int]) -> None:
+    """The directory `path` below `start`, which is closed, and its missing parents; through no link.
+
+    What is made belongs to `owner`.
+    """
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = start
     for part in filter(None, path.split(b"/")):
         with closing(fd):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(part, mode, dir_fd=fd)
+                if owner != (os.geteuid(), os.getegid()):
+                    os.chown(part, *owner, dir_fd=fd, follow_symlinks=False)
             fd = os.open(part, flags, dir_fd=fd)
     os.close(fd)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance import isolation
 from tests.conformance.cases import CASES, Case, make_inputs
 from tests.support import modes, reports
 
@@ -30,7 +31,7 @@ def supported(engine: str, mode: str, identities) -> bool:
     return (engine, mode) in modes.expected(identities[True])
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, *isolation.CASES], ids=lambda case: case.name)
 @pytest.mark.parametrize(("engine", "mode"), COMBINATIONS, ids=lambda value: value)
 def test_case(engine, mode, case: Case, inputs: Path, run_sandbox, area, identities, ran, request):
     if mode == "setuid":
@@ -48,7 +49,7 @@ def test_case(engine, mode, case: Case, inputs: Path, run_sandbox, area, identit
     env = {"EXPECT_UID": str(who.uid), "EXPECT_GID": str(who.gid), "EXPECT_PWD": str(own), **case.env}
     report = ["--report", str(own / "report.json")] if case.cause else []
     command = ["run", "--engine", engine, "--mode", mode, *report, *map(fill, case.options), "--", *map(fill, argv)]
-    stdin = "input\n" if case.name == "stdin" else None
+    stdin = "input\n" if case.name.endswith("stdin") else None
     done = run_sandbox(command, as_user=as_user, env=env, input=stdin, cwd=case.cwd and fill(case.cwd))
     if mode in case.refused_in.split():
         case = case._replace(stdout="", code=125, stderr=case.refusal)

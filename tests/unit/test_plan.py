@@ -39,6 +39,8 @@ _FIELDS = {
     plan.String: _component.map(lambda raw: raw.replace(b"=", b"_")),
     plan.Strings: st.lists(_absolute, min_size=1, max_size=4).map(tuple),
     plan.Place: _places,
+    plan.Slots: st.lists(st.integers(0, 2**32 - 1), max_size=3).map(tuple),
+    plan.Words: st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=3).map(tuple),
 }
 
 
@@ -48,7 +50,7 @@ def _steps(draw):
     for cls in draw(st.lists(st.sampled_from(sorted(plan.OPCODES.values(), key=str)), max_size=12)):
         values = {}
         for name, kind in cls.__annotations__.items():
-            if name in ("slot", "overlay_slot") and cls not in (plan.Extract, Attach):
+            if name in ("slot", "overlay_slot") and cls not in (plan.Extract, Attach, plan.Idmap):
                 slots.append(len(slots))
                 values[name] = slots[-1]
             elif name in ("slot", "upper"):

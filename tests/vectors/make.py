@@ -15,12 +15,22 @@ from sandbox.plan import (
     Base,
     Chdir,
     DeathSignal,
+    Dev,
+    DropCapabilities,
     Extract,
     Fuse,
     Guard,
+    Hide,
+    Hostname,
+    Identity,
     IdMap,
+    Idmap,
     Image,
+    Init,
+    KeepDescriptors,
     Limit,
+    LockTree,
+    Loopback,
     Mkdir,
     Mode,
     Nice,
@@ -30,8 +40,11 @@ from sandbox.plan import (
     PlaceEnv,
     Plan,
     PlanFlag,
+    Proc,
+    Procdir,
     Run,
     Scratch,
+    Seccomp,
     SetPropagation,
     Source,
     SourceKind,
@@ -98,11 +111,29 @@ def plan(
 SOURCES = (FILE, DIRECTORY, MEMORY)
 FULL = plan(*EVERY_STEP, mode=Mode.USERNS, flags=1, sources=SOURCES)
 
+ISOLATION = (
+    Tmpfs(1, 1 << 20, 0, 0o755),
+    Idmap(1, 0, 0x70000001, 0, 0x70000002),
+    LockTree(7),
+    Procdir(Place(Base.ROOT, b"/run/sandbox")),
+    Init(0),
+    Dev(),
+    Proc(),
+    Hide(b"/sys/firmware"),
+    Hostname(b"build-7"),
+    Loopback(),
+    Identity(0x70000001, 0x70000002),
+    DropCapabilities(),
+    KeepDescriptors((3, 9)),
+    Seccomp((0x7FFF000000000006, 1)),
+)
+
 
 def good() -> Iterator[tuple[str, str, Plan]]:
     yield "minimal", "no source, no step, mode root", plan()
     yield "setuid", "mode setuid, one step", plan(NoNewPrivs(), mode=Mode.SETUID)
     yield "every-step", "every kind of step and source, mode userns, the flag to leave processes running", FULL
+    yield "isolation", "every kind of step of the isolating levels", plan(*ISOLATION)
     yield "limits", "every limit, nice value and a timeout", plan(*LIMITS)
     odd = b"/a b/\xff\xfe/new\nline/\xe2\x80\xae/..//."
     yield (
@@ -285,6 +316,19 @@ def bad_places() -> Iterator[tuple[str, str, bytes]]:
         yield f"place-{name}", what, with_steps(step(0x10, place(base, path)))
 
 
+def bad_isolation() -> Iterator[tuple[str, str, bytes]]:
+    yield "init-2", "as_pid_1 is 2", with_steps(step(0x14, b"\2"))
+    yield "lock-attrs", "an unknown attribute of the tree", with_steps(step(0x15, u32(32)))
+    yield "hide-relative", "Hide of a relative path", with_steps(step(0x19, text(b"x")))
+    yield "hostname-empty", "an empty host name", with_steps(step(0x1B, text(b"")))
+    yield "hostname-long", "a host name of 65 bytes", with_steps(step(0x1B, text(b"x" * 65)))
+    yield "idmap-slot", "Idmap of a slot that was not made", with_steps(step(0x1E, u32(1, 0, 0, 0, 0)))
+    yield "fds-over", "more descriptors than a list may hold", with_steps(step(0x1F, u32(MAX_ITEMS + 1)))
+    yield "fds-short", "fewer descriptors than promised", with_steps(step(0x1F, u32(2, 3)))
+    yield "filter-empty", "an empty filter", with_steps(step(0x20, u32(0)))
+    yield "filter-short", "half an instruction", with_steps(step(0x20, u32(1, 6)))
+
+
 def main() -> None:
     here = Path(__file__).parent
     for old in (*here.glob("*.plan"), *here.glob("*.txt")):
@@ -294,7 +338,7 @@ def main() -> None:
         assert decode(data) == value
         write(here / f"good-{name}", what, data)
     accepted = []
-    for name, what, data in (*bad_head(), *bad_steps(), *bad_places()):
+    for name, what, data in (*bad_head(), *bad_steps(), *bad_places(), *bad_isolation()):
         write(here / f"bad-{name}", what, data)
         try:
             decode(data)

@@ -43,6 +43,11 @@ impl Child<'_> {
         let Some(name) = self.argv.first() else { return Failure::new("no command was given") };
         let argv: CStrings = self.argv.iter().map(AsRef::as_ref).collect();
         let environment = self.environment.pointers();
+        if !self.filter.is_empty()
+            && let Err(error) = sys::install_filter(&self.filter)
+        {
+            return Failure::os("install the seccomp filter", b"", error);
+        }
         let mut failure = None;
         let mut missing = Vec::new();
         for candidate in self.candidates(name.to_bytes()) {

@@ -3,7 +3,9 @@
 mod command;
 mod extract;
 mod fuse;
+mod identity;
 mod image;
+mod init;
 mod limits;
 mod loopdev;
 mod mounts;
@@ -12,6 +14,7 @@ mod overlay;
 mod place;
 mod remedy;
 mod spawn;
+mod world;
 
 pub use loopdev::{Bounds, Devices};
 pub use spawn::{c_strings, open_null, spawn};
@@ -47,8 +50,10 @@ pub struct Prepared<'p> {
     pub name: &'p str,
     /// Where loop devices are, if there are images.
     pub devices: Option<&'p Devices>,
-    /// Who supervises.
-    pub supervisor: Pid,
+    /// Who supervises, as the parent; None where it has no number.
+    pub supervisor: Option<Pid>,
+    /// Where the init of a pid namespace reports, if the plan has one.
+    pub status: Option<&'p OwnedFd>,
     /// Whose rights mounts are made with.
     pub rights: Rights,
     /// The caller's, for the command; what is made for the run has the mode it is meant to have.
@@ -80,6 +85,12 @@ pub struct Child<'p> {
     /// The root of what is mounted on the procdir, or the procdir itself.
     procdir: Option<OwnedFd>,
     layers: Option<Layers>,
+    /// The command's ids where they are not the user's: whose the things are that the run makes.
+    owner: Option<(u32, u32)>,
+    /// Where the procdir is, once a `Procdir` step has moved it.
+    procdir_path: Option<Vec<u8>>,
+    /// Instructions of a `Seccomp` step.
+    filter: Vec<u64>,
     /// What is set last: nothing that is still to be done may run into it.
     limits: Vec<Step<'p>>,
 }
@@ -96,6 +107,11 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
         procdirs: None,
         procdir: None,
         layers: None,
+        owner: steps
+            .iter()
+            .find_map(|step| if let Step::Identity { uid, gid } = *step { Some((uid, gid)) } else { None }),
+        procdir_path: None,
+        filter: Vec::new(),
         limits: Vec::new(),
     };
     child.prepared.mark();
@@ -164,6 +180,24 @@ impl<'p> Child<'p> {
             Step::Run { ref place, path } => self.find_in_tree(place, path),
             Step::NoNewPrivs => namespaces::no_new_privs(),
             Step::DeathSignal { signal } => namespaces::death_signal(signal, self.prepared.supervisor),
+            Step::Init { as_pid_1 } => self.enter_pid_namespace(as_pid_1),
+            Step::LockTree { attrs } => self.lock_tree(attrs),
+            Step::Procdir { ref place } => self.set_procdir(place),
+            Step::Proc => self.proc(),
+            Step::Dev => self.dev(),
+            Step::Hide { path } => self.hide(path),
+            Step::Loopback => self.loopback(),
+            Step::Hostname { name } => self.hostname(name),
+            Step::Identity { uid, gid } => self.identity(uid, gid),
+            Step::DropCapabilities => self.drop_capabilities(),
+            Step::Idmap { slot, uid, shown_uid, gid, shown_gid } => {
+                self.idmap(slot, (uid, shown_uid), (gid, shown_gid))
+            }
+            Step::KeepDescriptors { fds } => self.keep_descriptors(fds),
+            Step::Seccomp { filter } => {
+                self.filter = filter.iter().collect();
+                Ok(())
+            }
             Step::Limit { .. } | Step::Nice { .. } => {
                 self.limits.push(*step);
                 Ok(())

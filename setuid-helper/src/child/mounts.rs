@@ -117,8 +117,9 @@ impl Child<'_> {
 
     pub fn tmpfs(&mut self, slot: Slot, size: u64, inodes: u64, mode: u32) -> Outcome<()> {
         // The ids as this user namespace has them: a map may call the user by another number.
-        let uid = rustix::process::getuid().to_string();
-        let gid = rustix::process::getgid().to_string();
+        let own = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        let (uid, gid) = self.owner.unwrap_or(own);
+        let (uid, gid) = (uid.to_string(), gid.to_string());
         let source = format!("sandbox:{}", self.prepared.id);
         let size = self.prepared.tally.map_or(size, |tally| size.min(tally.tmpfs_bytes));
         let (size, mode, inodes_text) = (size.to_string(), format!("{mode:o}"), inodes.to_string());
@@ -176,7 +177,8 @@ impl Child<'_> {
         let path = self.path_of(place);
         let target = self.open_target(place)?;
         let rights = self.prepared.rights;
-        if rights.are_lent() && place.base == Base::Root {
+        // A `Procdir` step may have put the procdir anywhere.
+        if rights.are_lent() && (place.base == Base::Root || self.procdir_path.is_some()) {
             let procdirs = fstat(&self.prepared.home.procdirs).doing("look at", &path)?;
             check_target(target.as_fd(), &procdirs, &path)?;
         }
@@ -200,7 +202,7 @@ impl Child<'_> {
     }
 }
 
-fn kernel_attributes(attrs: u32) -> u64 {
+pub fn kernel_attributes(attrs: u32) -> u64 {
     const TABLE: [(u32, MountAttrFlags); 5] = [
         (attr::READ_ONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),
         (attr::NOSUID, MountAttrFlags::MOUNT_ATTR_NOSUID),

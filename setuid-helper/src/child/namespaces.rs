@@ -78,12 +78,12 @@ pub fn no_new_privs() -> Outcome<()> {
     rustix::thread::set_no_new_privs(true).doing("set no_new_privs", b"")
 }
 
-pub fn death_signal(signal: u32, supervisor: Pid) -> Outcome<()> {
+pub fn death_signal(signal: u32, supervisor: Option<Pid>) -> Outcome<()> {
     let number = i32::try_from(signal).ok().and_then(Signal::from_named_raw);
     let signal = number.ok_or_else(|| Failure::os("set the death signal", b"", Errno::INVAL))?;
     set_parent_process_death_signal(Some(signal)).doing("set the death signal", b"")?;
     // It may have died before the call.
-    if getppid() != Some(supervisor) {
+    if getppid() != supervisor {
         sys::exit_now(LAUNCHER_FAILED);
     }
     Ok(())

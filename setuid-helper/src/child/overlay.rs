@@ -8,7 +8,7 @@ use crate::plan::{Slot, Slots, attr, overlay};
 use crate::prelude::*;
 use crate::setuid::{MOUNT, Rights};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, Mode, chmodat, fstat};
+use rustix::fs::{AtFlags, Gid, Mode, Uid, chmodat, chownat, fstat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::mount::{UnmountFlags, unmount};
 
@@ -31,7 +31,8 @@ impl Child<'_> {
         let top = lowers.iter().next_back().unwrap_or_default();
         let mode =
             Mode::from_raw_mode(fstat(&self.mount(top)?.root).doing("look at the top layer", b"")?.st_mode & 0o777);
-        let parts = make_parts(upper_fd.as_fd(), slot, mode).doing("make upper and work directories", b"")?;
+        let parts =
+            make_parts(upper_fd.as_fd(), slot, mode, self.owner).doing("make upper and work directories", b"")?;
         for layer in lowers.iter().chain([upper]) {
             self.attach_for_now(layer)?;
         }
@@ -97,9 +98,13 @@ impl Child<'_> {
 }
 
 /// `<slot>/upper` and `<slot>/work` in the upper mount.
-fn make_parts(upper: BorrowedFd, slot: Slot, mode: Mode) -> Result<[OwnedFd; 2], Errno> {
+fn make_parts(upper: BorrowedFd, slot: Slot, mode: Mode, owner: Option<(u32, u32)>) -> Result<[OwnedFd; 2], Errno> {
     let own = make_new_dir(upper, slot.to_string().as_bytes())?;
     let parts = [make_new_dir(&own, b"upper")?, make_new_dir(&own, b"work")?];
+    if let Some((uid, gid)) = owner {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        chownat(&own, "upper", Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    }
     chmodat(&own, "upper", mode, AtFlags::empty())?;
     Ok(parts)
 }

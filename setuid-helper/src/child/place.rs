@@ -7,7 +7,7 @@ use crate::plan::{Base, Place};
 use crate::prelude::*;
 use crate::sources::same_directory;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fstat, mkdirat, openat, openat2};
 use rustix::io::Errno;
 
 const PATH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -59,6 +59,10 @@ impl Child<'_> {
         if place.base == Base::Root {
             return place.path.to_vec();
         }
+        if let Some(procdir) = &self.procdir_path {
+            let separator: &[u8] = if place.path.is_empty() { b"" } else { b"/" };
+            return [procdir, separator, place.path].concat();
+        }
         let mut path = [self.prepared.plan.home.path, b"/procdirs/", self.prepared.name.as_bytes()].concat();
         if !place.path.is_empty() {
             path.push(b'/');
@@ -101,7 +105,8 @@ impl Child<'_> {
         };
         for part in place.path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
             match mkdirat(&fd, part, Mode::from_raw_mode(mode & 0o7777)) {
-                Ok(()) | Err(Errno::EXIST) => {}
+                Ok(()) => self.own(&fd, part).doing("make the directory", &path)?,
+                Err(Errno::EXIST) => {}
                 // What is there needs no right to be made.
                 Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) if resolve(fd.as_fd(), part, PATH, how).is_ok() => {}
                 Err(error) => return Err(Failure::os("make the directory", &path, error)),
@@ -112,6 +117,13 @@ impl Child<'_> {
             same_directory(&path, place.dev, place.ino, &fstat(&fd).doing("look at", &path)?)?;
         }
         Ok(())
+    }
+
+    /// What was just made belongs to the command.
+    fn own(&self, parent: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+        let Some((uid, gid)) = self.owner else { return Ok(()) };
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
     }
 
     pub fn chdir(&mut self, place: &Place) -> Outcome<()> {

@@ -1,7 +1,7 @@
 //! What the layout alone cannot say: indices within bounds, slots made once and before use, option bits.
 
 use super::reader::Invalid;
-use super::{Plan, Slot, SourceKind, Step, attr, overlay};
+use super::{MAX_HOSTNAME, Plan, Slot, SourceKind, Step, attr, overlay};
 use crate::prelude::*;
 
 pub fn check(plan: &Plan) -> Result<(), Invalid> {
@@ -75,6 +75,11 @@ fn step_fault(step: &Step, sources: usize, defined: &mut Defined) -> Fault {
             }
             defined.used(slot)
         }
+        Step::LockTree { attrs } if attrs & !attr::ALL != 0 => Err("unknown attributes"),
+        Step::Hide { path } if !path.starts_with(b"/") => Err("the path is not absolute"),
+        Step::Hostname { name } if name.is_empty() || name.len() > MAX_HOSTNAME => Err("not a host name"),
+        Step::Seccomp { filter } if filter.is_empty() => Err("an empty filter"),
+        Step::Idmap { slot, .. } => defined.used(slot),
         Step::PlaceEnv { name, .. } | Step::UnsetEnv { name } => variable_name(name),
         Step::Limit { soft, hard, .. } if soft > hard => Err("a limit beyond its own maximum"),
         Step::Nice { value } if value > 39 => Err("no such nice value"),

@@ -92,6 +92,29 @@ impl Writer {
             Step::Run { ref place, path } => self.place(place).bytes(path).code(0x11),
             Step::NoNewPrivs => 0x12,
             Step::DeathSignal { signal } => self.u32(signal).code(0x13),
+            Step::Init { as_pid_1 } => self.u8(as_pid_1.into()).code(0x14),
+            Step::LockTree { attrs } => self.u32(attrs).code(0x15),
+            Step::Procdir { ref place } => self.place(place).code(0x16),
+            Step::Proc => 0x17,
+            Step::Dev => 0x18,
+            Step::Hide { path } => self.bytes(path).code(0x19),
+            Step::Loopback => 0x1a,
+            Step::Hostname { name } => self.bytes(name).code(0x1b),
+            Step::Identity { uid, gid } => self.u32(uid).u32(gid).code(0x1c),
+            Step::DropCapabilities => 0x1d,
+            Step::Idmap { slot, uid, shown_uid, gid, shown_gid } => {
+                self.u32(slot).u32(uid).u32(shown_uid).u32(gid).u32(shown_gid).code(0x1e)
+            }
+            Step::KeepDescriptors { fds } => {
+                self.u32(fds.len() as u32);
+                self.0.extend(fds.raw());
+                0x1f
+            }
+            Step::Seccomp { filter } => {
+                self.u32(filter.len() as u32);
+                self.0.extend(filter.raw());
+                0x20
+            }
             Step::Limit { resource, soft, hard } => self.u8(resource as u8).u64(soft).u64(hard).code(0x30),
             Step::Nice { value } => self.u8(value).code(0x31),
             Step::Timeout { limit_ns, kill_after_ns } => self.u64(limit_ns).u64(kill_after_ns).code(0x32),

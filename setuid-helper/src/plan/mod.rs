@@ -9,7 +9,7 @@ mod reader;
 
 pub use decode::decode;
 pub use encode::encode;
-pub use reader::{Invalid, Slots, Strings};
+pub use reader::{Invalid, Slots, Strings, Words};
 
 /// The first version of the encoding that this program takes.
 pub const FIRST_VERSION: u16 = 1;
@@ -25,6 +25,9 @@ pub const MAX_ITEMS: u32 = 4096;
 pub const MAX_STRING: u32 = 65536;
 /// The longest path, in bytes: `PATH_MAX` without its NUL.
 pub const MAX_PATH: u32 = 4095;
+
+/// The longest host name: `HOST_NAME_MAX`.
+pub const MAX_HOSTNAME: usize = 64;
 
 /// Where the right to mount comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,12 +191,42 @@ pub enum Step<'a> {
     Run { place: Place<'a>, path: &'a [u8] },
     NoNewPrivs,
     DeathSignal { signal: u32 },
+    Init { as_pid_1: bool },
+    LockTree { attrs: u32 },
+    Procdir { place: Place<'a> },
+    Proc,
+    Dev,
+    Hide { path: &'a [u8] },
+    Loopback,
+    Hostname { name: &'a [u8] },
+    Identity { uid: u32, gid: u32 },
+    DropCapabilities,
+    Idmap { slot: Slot, uid: u32, shown_uid: u32, gid: u32, shown_gid: u32 },
+    KeepDescriptors { fds: Slots<'a> },
+    Seccomp { filter: Words<'a> },
     Limit { resource: Resource, soft: u64, hard: u64 },
     Nice { value: u8 },
     Timeout { limit_ns: u64, kill_after_ns: u64 },
 }
 
 impl Step<'_> {
+    /// Whether it is one of the isolating levels: what the command sees then is not what a program of root's may believe.
+    pub fn isolates(&self) -> bool {
+        matches!(
+            self,
+            Step::Init { .. }
+                | Step::LockTree { .. }
+                | Step::Procdir { .. }
+                | Step::Proc
+                | Step::Dev
+                | Step::Hide { .. }
+                | Step::Hostname { .. }
+                | Step::Loopback
+                | Step::KeepDescriptors { .. }
+                | Step::Seccomp { .. }
+        )
+    }
+
     /// Its name, as errors show it.
     pub fn name(&self) -> &'static str {
         match self {
@@ -216,6 +249,19 @@ impl Step<'_> {
             Step::Run { .. } => "Run",
             Step::NoNewPrivs => "NoNewPrivs",
             Step::DeathSignal { .. } => "DeathSignal",
+            Step::Init { .. } => "Init",
+            Step::LockTree { .. } => "LockTree",
+            Step::Procdir { .. } => "Procdir",
+            Step::Proc => "Proc",
+            Step::Dev => "Dev",
+            Step::Hide { .. } => "Hide",
+            Step::Loopback => "Loopback",
+            Step::Hostname { .. } => "Hostname",
+            Step::Identity { .. } => "Identity",
+            Step::DropCapabilities => "DropCapabilities",
+            Step::Idmap { .. } => "Idmap",
+            Step::KeepDescriptors { .. } => "KeepDescriptors",
+            Step::Seccomp { .. } => "Seccomp",
             Step::Limit { .. } => "Limit",
             Step::Nice { .. } => "Nice",
             Step::Timeout { .. } => "Timeout",
@@ -240,4 +286,11 @@ pub struct Plan<'a> {
     pub sources: Vec<Source<'a>>,
     /// In the order of their execution.
     pub steps: Vec<Step<'a>>,
+}
+
+impl Plan<'_> {
+    /// Whether one of the first `before` steps makes a pid namespace.
+    pub fn has_init(&self, before: usize) -> bool {
+        self.steps[..before].iter().any(|step| matches!(step, Step::Init { .. }))
+    }
 }

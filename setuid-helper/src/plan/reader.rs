@@ -40,6 +40,31 @@ impl<'a> Slots<'a> {
     }
 }
 
+/// A list of 64-bit numbers, still encoded; its length was checked when it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Words<'a>(&'a [u8]);
+
+impl<'a> Words<'a> {
+    /// The numbers, in order.
+    pub fn iter(self) -> impl Iterator<Item = u64> + 'a {
+        self.0.as_chunks::<8>().0.iter().map(|raw| u64::from_le_bytes(*raw))
+    }
+
+    /// How many there are.
+    pub fn len(self) -> usize {
+        self.0.len() / 8
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn raw(self) -> &'a [u8] {
+        self.0
+    }
+}
+
 /// A list of strings, still encoded; every one was checked when the list was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Strings<'a> {
@@ -157,6 +182,11 @@ impl<'a> Reader<'a> {
     pub fn slots(&mut self) -> Read<Slots<'a>> {
         let count = self.count()? as usize;
         self.take(count * 4).map(Slots)
+    }
+
+    pub fn words(&mut self) -> Read<Words<'a>> {
+        let count = self.count()? as usize;
+        self.take(count * 8).map(Words)
     }
 
     pub fn strings(&mut self) -> Read<Strings<'a>> {

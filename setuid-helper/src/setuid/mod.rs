@@ -19,8 +19,8 @@ pub use door::close;
 pub use ground::{image_lock, lock, lock_file};
 pub use policy::{Images, Policy};
 pub use refusal::refused;
-pub use rights::{MOUNT, NODE, OVERLAY, Rights};
-pub use rules::{Tally, check_plan, check_target};
+pub use rights::{MOUNT, NETWORK, NODE, OVERLAY, Rights};
+pub use rules::{Tally, check_plan, check_target, is_proc};
 
 use crate::cli::complain;
 use crate::error::{Doing, Outcome, printable};

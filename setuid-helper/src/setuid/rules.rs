@@ -14,6 +14,10 @@ const PROC: u64 = 0x9fa0;
 /// The smallest tmpfs, in bytes: a page would hold nothing.
 const SMALLEST_TMPFS: u64 = 1 << 16;
 
+const MOUNTS: u64 = libc::CLONE_NEWNS as u64;
+/// Namespaces that a run may have beside its own mounts; a user namespace is not among them.
+const APART: u64 = (libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP | libc::CLONE_NEWNET) as u64;
+
 /// What made a slot.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -69,15 +73,22 @@ fn may_lift(plan: &Plan, policy: &Policy) -> Verdict {
     if !policy.allow_new_privs {
         return Err("the policy allows no command to gain privileges (leave out --allow-new-privs)");
     }
-    let is_inside = |step: &Step| !matches!(step, Step::Attach { place, .. } if place.base != Base::Procdir);
-    let inside = plan.steps.iter().all(is_inside);
-    if inside { Ok(()) } else { Err("with --allow-new-privs nothing is mounted over the host's own directories") }
+    let is_inside = |step: &Step| match *step {
+        Step::Attach { place, .. } => place.base == Base::Procdir,
+        Step::Unshare { flags } => flags == MOUNTS,
+        _ => !step.isolates(),
+    };
+    if plan.steps.iter().all(is_inside) {
+        Ok(())
+    } else {
+        Err("with --allow-new-privs nothing is mounted over the host's own directories")
+    }
 }
 
 impl Rules<'_> {
     fn step(&mut self, index: usize, step: &Step) -> Verdict {
         let is_start = match *step {
-            Step::Unshare { flags } => index == 0 && flags == libc::CLONE_NEWNS as u64,
+            Step::Unshare { flags } => index == 0 && flags & !APART == MOUNTS,
             Step::SetPropagation { .. } => index == 1,
             _ => index > 1,
         };
@@ -85,7 +96,11 @@ impl Rules<'_> {
             return Err("a plan starts with a mount namespace of its own and its propagation, and has no other");
         }
         match *step {
-            Step::IdMap { .. } => return Err("there is no user namespace to map"),
+            Step::IdMap { .. } | Step::Identity { .. } | Step::Idmap { .. } => return Err("there is no id to map"),
+            Step::Hostname { .. } => self.needs(libc::CLONE_NEWUTS, "a host name needs a UTS namespace")?,
+            Step::Loopback => self.needs(libc::CLONE_NEWNET, "a loopback device needs a network namespace")?,
+            Step::Init { .. } if self.plan.has_init(index) => return Err("there is one init"),
+            Step::Proc if !self.plan.has_init(index) => return Err("a /proc shows a pid namespace of the run's own"),
             Step::Scratch { .. } => return Err("a scratch directory on a disk is not supported (leave out --scratch)"),
             Step::Tmpfs { slot, size, .. } => {
                 if size == 0 {
@@ -122,6 +137,12 @@ impl Rules<'_> {
         Ok(())
     }
 
+    /// Whether the first step made the namespace that a step is about, which must not be the host's.
+    fn needs(&self, flag: libc::c_int, why: &'static str) -> Verdict {
+        let made = matches!(self.plan.steps.first(), Some(Step::Unshare { flags }) if flags & flag as u64 != 0);
+        if made { Ok(()) } else { Err(why) }
+    }
+
     /// An overlay works with the rights that it was made with, among them to pass any directory. So it is made of
     /// nothing that its user can reach by another way, or fill with names and links of his choice.
     fn overlay(&mut self, mut lowers: impl Iterator<Item = Slot>, upper: Slot, options: u32) -> Verdict {
@@ -145,7 +166,8 @@ impl Rules<'_> {
     }
 }
 
-fn is_proc(fd: BorrowedFd) -> Outcome<bool> {
+/// Whether this is of a /proc that the kernel serves.
+pub fn is_proc(fd: BorrowedFd) -> Outcome<bool> {
     Ok(fstatfs(fd).doing("look at the filesystem of", b"/proc")?.f_type as u64 & 0xffff_ffff == PROC)
 }
 

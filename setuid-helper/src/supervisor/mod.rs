@@ -3,6 +3,7 @@
 mod clock;
 mod keeper;
 mod leftovers;
+mod report;
 mod wait;
 
 use crate::child::{self, Bounds, Devices, Prepared};
@@ -15,7 +16,7 @@ use crate::prelude::*;
 use crate::record::Record;
 use crate::report::{Account, Ending, Marks};
 use crate::scratch;
-use crate::setuid::{self, OVERLAY, Policy, Rights};
+use crate::setuid::{self, NETWORK, OVERLAY, Policy, Rights};
 use crate::sources::{Handed, Sources};
 use crate::stale;
 use crate::sys::{self, Forked, Mask};
@@ -24,7 +25,10 @@ use core::ffi::CStr;
 use rustix::fd::OwnedFd;
 use rustix::fs::Mode;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, getpid, set_child_subreaper};
+use rustix::process::{getpid, set_child_subreaper};
+
+pub use report::{Report, Reports};
+pub use wait::FORWARDED;
 
 /// The longest failure that the child reports, in bytes: what every pipe holds, however little its user may have.
 const REPORT: usize = 4096;
@@ -52,27 +56,34 @@ pub fn launch(
         setuid::admit_images(plan, &mut sources, policy, rights)?;
         sys::block_all();
     }
-    let has_images = plan.steps.iter().any(|step| matches!(step, Step::Image { .. }));
+    let has = |wanted: fn(&Step) -> bool| plan.steps.iter().any(wanted);
+    let has_images = has(|step| matches!(step, Step::Image { .. }));
     let bounded = policy.as_ref().filter(|_| has_images);
     let bounds = bounded.map(|policy| Bounds::open(plan, &sources, policy.loop_devices, rights)).transpose()?;
-    let rights = rights.narrow(OVERLAY)?;
+    let needs_network = has(|step| matches!(step, Step::Loopback));
+    let rights = rights.narrow(if needs_network { OVERLAY | NETWORK } else { OVERLAY })?;
     let devices = if has_images { Some(Devices::open(bounds, rights)?) } else { None };
     let record = Record::new(&home, plan, argv)?;
     scratch::make(plan, &record.id)?;
     set_child_subreaper(Some(getpid())).doing("become a child subreaper", b"")?;
     let (report, writer) = pipe_with(PipeFlags::CLOEXEC).doing("make a pipe", b"")?;
     let marks = if wanted { Some(Marks::new()?) } else { None };
+    let has_init = plan.has_init(plan.steps.len());
+    let (reports, status) =
+        if has_init { Some(Reports::open().doing("make a pipe", b"")?).unzip() } else { (None, None) };
     let mut clock = Clock::start(plan)?;
     account.note(plan);
     account.phase("Prepare the host side");
     let command = match sys::fork().doing("fork", b"")? {
         Forked::Parent(command) => command,
         Forked::Child => {
-            let supervisor = rustix::process::getppid().unwrap_or(Pid::INIT);
+            let (supervisor, status) = (rustix::process::getppid(), status.as_ref());
+            drop(reports);
             let (id, name) = (record.id.as_str(), record.name.as_str());
             let (devices, umask) = (devices.as_ref(), inherited.umask);
             let (sources, home, marks) = (&sources, &home, marks.as_ref().map(Marks::writer));
-            let prepared = Prepared { plan, home, sources, devices, id, name, supervisor, rights, umask, tally, marks };
+            let prepared =
+                Prepared { plan, home, sources, devices, id, name, supervisor, rights, umask, tally, marks, status };
             inherited.restore();
             let failure = child::become_command(prepared, environment, argv);
             report_failure(&writer, &failure)
@@ -83,10 +94,10 @@ pub fn launch(
         let _ = sys::send(command, libc::SIGKILL);
         return Err(failure);
     }
-    drop((writer, sources, environment, devices));
+    drop((writer, sources, environment, devices, status));
     // While the child sets up, on another processor: nothing that it needs is in the way.
     stale::clean(&home, &record.name);
-    let end = wait::for_command(command, &mut clock, &mut account.usage);
+    let end = wait::for_command(command, reports.as_ref(), &mut clock, &mut account.usage);
     account.ended(end, marks.as_ref(), plan);
     account.timed_out = clock.is_up;
     let failure = read_failure(&report);

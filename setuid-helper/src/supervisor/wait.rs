@@ -1,12 +1,14 @@
 //! Waiting for the command, and passing signals on to it.
 
 use super::clock::Clock;
+use super::{Report, Reports};
 use crate::report::{Ending, Usage};
 use crate::sys::{self, Arrived, Mask, Waited};
 use rustix::io::Errno;
 use rustix::process::{Pid, getpgid, getpgrp};
 
-const FORWARDED: [i32; 9] = [
+/// What is passed on to the command.
+pub const FORWARDED: [i32; 9] = [
     libc::SIGTERM,
     libc::SIGHUP,
     libc::SIGUSR1,
@@ -19,15 +21,20 @@ const FORWARDED: [i32; 9] = [
 ];
 
 /// Wait, with all signals blocked. Orphans that become children of this process are reaped on the way.
-pub fn for_command(command: Pid, clock: &mut Clock, usage: &mut Usage) -> Ending {
-    let mut signals = [libc::SIGCHLD; FORWARDED.len() + 1];
-    signals[1..].copy_from_slice(&FORWARDED);
+pub fn for_command(mut command: Pid, reports: Option<&Reports>, clock: &mut Clock, usage: &mut Usage) -> Ending {
+    let mut signals = [libc::SIGCHLD; FORWARDED.len() + 2];
+    signals[1] = libc::SIGIO;
+    signals[2..].copy_from_slice(&FORWARDED);
     let mask = Mask::of(&signals);
     loop {
         let arrived = sys::wait(mask, clock.left());
         clock.strike();
         match arrived {
-            Some(arrived) if arrived.signal == libc::SIGCHLD => {
+            Some(arrived) if arrived.signal == libc::SIGCHLD || arrived.signal == libc::SIGIO => {
+                // Before anything is reaped: the start of an init is told before the process that started it ends.
+                if let Some(end) = reports.and_then(|reports| hear(reports, &mut command, !clock.is_up, usage)) {
+                    return end;
+                }
                 if let Some(end) = reap(command, !clock.is_up, usage) {
                     return end;
                 }
@@ -36,6 +43,33 @@ pub fn for_command(command: Pid, clock: &mut Clock, usage: &mut Usage) -> Ending
             _ => {}
         }
     }
+}
+
+/// What the init of a pid namespace has to say.
+fn hear(reports: &Reports, command: &mut Pid, may_stop: bool, usage: &mut Usage) -> Option<Ending> {
+    while let Some(report) = reports.next() {
+        let end = match report {
+            Report::Started(init) => {
+                *command = init;
+                continue;
+            }
+            Report::Stopped => {
+                if may_stop {
+                    stop_too(*command);
+                }
+                continue;
+            }
+            Report::Exited(code) => Ending::Exited(code),
+            Report::Killed(signal) => Ending::Killed(signal),
+        };
+        // With it everything in its namespace dies (pid_namespaces(7)); that is waited for.
+        let _ = sys::send(*command, libc::SIGKILL);
+        if let Ok(waited) = sys::wait_for(*command) {
+            count(&waited, usage);
+        }
+        return Some(end);
+    }
+    None
 }
 
 fn is_for(command: Pid, arrived: &Arrived) -> bool {

@@ -1,9 +1,10 @@
 //! Descriptors that arrive, or are wanted, under a certain number.
 
 use super::raw::{number, syscall};
-use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::process::Pid;
 
 /// Take over an inherited descriptor and make it close-on-exec. The caller sees to it that no number is taken twice.
 pub fn adopt(raw: i32) -> Result<OwnedFd, Errno> {
@@ -46,9 +47,40 @@ pub fn standard(raw: i32) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(raw) }
 }
 
-/// Every descriptor above 2 becomes close-on-exec: close_range(2), Linux 5.11.
+/// Every descriptor above 2 becomes close-on-exec.
 pub fn close_all_on_exec() -> Result<(), Errno> {
-    let [first, last] = [3, u32::MAX as usize];
+    close_on_exec(3, u32::MAX)
+}
+
+/// All descriptors of this range become close-on-exec: close_range(2), Linux 5.11.
+pub fn close_on_exec(first: u32, last: u32) -> Result<(), Errno> {
+    let range = [first as usize, last as usize, libc::CLOSE_RANGE_CLOEXEC as usize];
     // SAFETY: no pointers, and nothing is closed now.
-    unsafe { syscall(libc::SYS_close_range, [first, last, libc::CLOSE_RANGE_CLOEXEC as usize]) }.map(drop)
+    unsafe { syscall(libc::SYS_close_range, range) }.map(drop)
+}
+
+/// Close everything above 2 but this one. Only for a process that goes on with nothing else, and ends without
+/// destructors.
+pub fn keep_only(fd: BorrowedFd) {
+    let kept = number(fd);
+    for [first, last] in [[3, kept.wrapping_sub(1)], [kept + 1, u32::MAX as usize]] {
+        if first <= last && last <= u32::MAX as usize {
+            // SAFETY: no pointers. What owners there are of what is closed are never used or dropped again.
+            let _ = unsafe { syscall(libc::SYS_close_range, [first, last, 0]) };
+        }
+    }
+}
+
+/// Whether this number is open, and was before exec: what this program opens is close-on-exec.
+pub fn is_inherited(raw: u32) -> bool {
+    // SAFETY: no pointers; the descriptor is only looked at.
+    let flags = unsafe { syscall(libc::SYS_fcntl, [raw as usize, libc::F_GETFD as usize]) };
+    flags.is_ok_and(|flags| flags & libc::FD_CLOEXEC as usize == 0)
+}
+
+/// Who gets SIGIO when there is data, if `fd` has O_ASYNC (fcntl(2), F_SETOWN).
+pub fn set_owner(fd: impl AsFd, owner: Pid) -> Result<(), Errno> {
+    let owner = owner.as_raw_nonzero().get() as usize;
+    // SAFETY: no pointers.
+    unsafe { syscall(libc::SYS_fcntl, [number(fd.as_fd()), libc::F_SETOWN as usize, owner]) }.map(drop)
 }

@@ -6,9 +6,11 @@
 #![allow(unsafe_code)]
 
 mod fd;
+mod filter;
 mod landlock;
 mod loopdev;
 mod mount;
+mod net;
 mod process;
 mod raw;
 mod signal;
@@ -21,13 +23,19 @@ mod entry;
 mod memory;
 pub mod start;
 
-pub use fd::{adopt, close_all_on_exec, occupy_standard, place_at, standard};
+pub use fd::{
+    adopt, close_all_on_exec, close_on_exec, is_inherited, keep_only, occupy_standard, place_at, set_owner, standard,
+};
+pub use filter::{drop_bounding_set, install_filter};
 pub use landlock::forbid_changes;
 pub use loopdev::{get_free, loop_configure, loop_status};
-pub use mount::{set_mount, set_propagation, unshare};
+pub use mount::{add_attributes, make_device_mount, set_idmap, set_mount, set_propagation, unshare};
+pub use net::loopback_up;
 pub use process::{
-    CStrings, Forked, Waited, all_ids, execute, exit_now, fork, now, set_file_uid, wait_any, wall_clock,
+    CStrings, Forked, Waited, all_ids, execute, exit_now, fork, fork_init, now, set_file_uid, wait_any, wait_for,
+    wall_clock,
 };
 pub use signal::{
-    Arrived, Mask, block_all, continue_at, default_action, die_of, ignore, is_ignored, send, send_to_self, wait,
+    Arrived, Mask, block_all, continue_at, default_action, die_of, ignore, is_ignored, send, send_to_group,
+    send_to_self, wait,
 };

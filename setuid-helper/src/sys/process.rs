@@ -26,6 +26,14 @@ pub fn fork() -> Result<Forked, Errno> {
     Ok(i32::try_from(pid).ok().and_then(Pid::from_raw).map_or(Forked::Child, Forked::Parent))
 }
 
+/// fork(2) into a new pid namespace, as a child of this process's parent.
+pub fn fork_init() -> Result<Forked, Errno> {
+    let flags = (libc::CLONE_NEWPID | libc::CLONE_PARENT | libc::SIGCHLD) as usize;
+    // SAFETY: as for `fork`.
+    let pid = unsafe { syscall(libc::SYS_clone, [flags, 0, 0, 0, 0]) }?;
+    Ok(i32::try_from(pid).ok().and_then(Pid::from_raw).map_or(Forked::Child, Forked::Parent))
+}
+
 /// End this process now: no destructors, so a forked child undoes nothing of its parent's.
 pub fn exit_now(code: i32) -> ! {
     loop {
@@ -115,9 +123,17 @@ impl Waited {
 
 /// Any child that has ended, or stopped if `stopped` is wanted; None when all go on. Does not wait. wait4(2).
 pub fn wait_any(stopped: bool) -> Result<Option<Waited>, Errno> {
-    let options = libc::WNOHANG | if stopped { libc::WUNTRACED } else { 0 };
+    wait4(usize::MAX, libc::WNOHANG | if stopped { libc::WUNTRACED } else { 0 })
+}
+
+/// The end of this child, which is waited for. wait4(2).
+pub fn wait_for(pid: Pid) -> Result<Waited, Errno> {
+    wait4(pid.as_raw_nonzero().get() as usize, 0)?.ok_or(Errno::CHILD)
+}
+
+fn wait4(pid: usize, options: i32) -> Result<Option<Waited>, Errno> {
     let (mut status, mut rusage) = (0i32, [0u64; 18]);
-    let arguments = [usize::MAX, output(&mut status), options as usize, output(&mut rusage)];
+    let arguments = [pid, output(&mut status), options as usize, output(&mut rusage)];
     // SAFETY: the kernel writes an int and one struct rusage, which is 18 64-bit numbers; both live for the call.
     let pid = unsafe { syscall(libc::SYS_wait4, arguments) }?;
     Ok(i32::try_from(pid).ok().and_then(Pid::from_raw).map(|pid| Waited { pid, status, rusage }))

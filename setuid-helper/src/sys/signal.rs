@@ -102,6 +102,13 @@ pub fn send(pid: Pid, signal: i32) -> Result<(), Errno> {
     unsafe { syscall(libc::SYS_kill, [pid, signal as usize]) }.map(drop)
 }
 
+/// kill(2) of the process group that `leader` leads.
+pub fn send_to_group(leader: Pid, signal: i32) -> Result<(), Errno> {
+    let group = -leader.as_raw_nonzero().get() as isize;
+    // SAFETY: no pointers.
+    unsafe { syscall(libc::SYS_kill, [group as usize, signal as usize]) }.map(drop)
+}
+
 /// kill(2) of this process.
 pub fn send_to_self(signal: i32) {
     let _ = send(rustix::process::getpid(), signal);

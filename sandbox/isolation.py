@@ -1,0 +1,224 @@
+"""The isolating levels: what is hidden, what is private, and in which order a plan makes it so. Pure but for `look`."""
+
+import os
+from typing import TYPE_CHECKING
+
+from sandbox.engine.syscalls import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWUTS
+from sandbox.errors import UsageError
+from sandbox.plan import (
+    Attach,
+    Attr,
+    Base,
+    Dev,
+    DropCapabilities,
+    Hide,
+    Hostname,
+    Identity,
+    Idmap,
+    Init,
+    KeepDescriptors,
+    LockTree,
+    Loopback,
+    Mkdir,
+    Mode,
+    NoNewPrivs,
+    Place,
+    Proc,
+    Procdir,
+    Propagation,
+)
+from sandbox.plan import Tree as CloneTree
+from sandbox.record import Record
+from sandbox.spec import Spec, TreeKind
+
+if TYPE_CHECKING:
+    from sandbox.compiler import Material, Target, _Builder
+    from sandbox.sources import Opened
+
+RUN_DIRECTORY = b"/run/sandbox"
+HOSTNAME = b"sandbox"
+# Above what distributions give out (systemd's uid ranges); the launcher's pid makes it one that nobody else has.
+_FIRST_UID = 0x70000000
+_SAFE = Attr.NOSUID | Attr.NODEV
+_LOCKED = _SAFE | Attr.READ_ONLY
+_SHARED_DIRECTORIES = (b"/tmp", b"/var/tmp")
+_HOMES = (b"/home", b"/root")
+_HIDDEN = (b"/sys/firmware", b"/sys/devices/virtual/powercap", b"/sys/kernel/debug", b"/sys/kernel/tracing")
+# With a writable workspace: what would run outside the sandbox later, on the user's word.
+_TRUSTED_LATER = (b".git/hooks", b".git/config", b".vscode", b".idea")
+
+
+class Surroundings(Record):
+    """What a level needs to know of the host. Paths are absolute and without links.
+
+    `shared` get a private, empty stand-in, `homes` an empty one, `home` is the command's own; `workspace` is the
+    working directory unless one of these covers it; `ids` are the command's uid and gid where they are not the user's.
+    """
+
+    shared: tuple[bytes, ...]
+    homes: tuple[bytes, ...]
+    home: bytes
+    workspace: "Material | None"
+    ids: tuple[int, int] | None
+    hidden: tuple[bytes, ...]
+
+    def covers(self, path: bytes) -> bool:
+        """Whether what is at this path on the host does not show."""
+        return any(_is_below(path, top) for top in (*self.shared, *self.homes, self.home, b"/run", b"/dev", b"/proc"))
+
+
+def look(environ: dict[bytes, bytes], spec: Spec, mode: Mode, home: bytes) -> Surroundings:
+    """The surroundings on this host, without a workspace. `home` is the launcher's own directory, which is hidden."""
+    shared = _real(_SHARED_DIRECTORIES)
+    homes = _real(_HOMES)
+    own = _real((environ.get(b"HOME", b""),))
+    wanted = own[0] if (own and own[0].count(b"/") > 1) or own == (b"/root",) else RUN_DIRECTORY + b"/home"
+    return Surroundings(shared, homes, wanted, None, _ids(spec, mode), (*_HIDDEN, home))
+
+
+def _ids(spec: Spec, mode: Mode) -> tuple[int, int] | None:
+    if spec.user is not None:
+        if mode is not Mode.ROOT:
+            raise UsageError("--user: only root can start a command as somebody else", hint="leave it out")
+        return spec.user
+    if os.getuid() != 0:
+        return None
+    if mode is not Mode.ROOT:
+        raise UsageError(
+            f"--isolation {spec.isolation} in mode {mode.name.lower()} would run as root's uid",
+            hint="use --mode root, or start it as an ordinary user",
+        )
+    number = _FIRST_UID + os.getpid()
+    return number, number
+
+
+def _real(paths: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Those that are directories, without links, each once."""
+    found = dict.fromkeys(os.path.realpath(path) for path in paths if path.startswith(b"/") and os.path.isdir(path))
+    return tuple(found)
+
+
+def _is_below(path: bytes, top: bytes) -> bool:
+    return path == top or path.startswith(top.rstrip(b"/") + b"/")
+
+
+def _is_covered(path: bytes, tops: tuple[bytes, ...]) -> bool:
+    return any(_is_below(path, top) for top in tops)
+
+
+def can_be_workspace(path: bytes, where: Surroundings) -> bool:
+    """Not what is hidden itself, nor a directory above it."""
+    covered = (*where.shared, *where.homes, where.home, b"/run", b"/dev", b"/proc", b"/sys", b"/usr", b"/etc")
+    return path != b"" and not any(_is_below(top, path) for top in covered)
+
+
+class Level:
+    """Adds the steps of an isolating level to a builder's."""
+
+    def __init__(self, builder: "_Builder", where: Surroundings) -> None:
+        self.builder, self.where, self.spec = builder, where, builder.spec
+        self.add = builder.steps.append
+
+    def compile(
+        self,
+        materials: "list[Material]",
+        targets: "dict[bytes, Target]",
+        kinds: set[TreeKind],
+        deny: dict[bytes, bool],
+        cwd: bytes,
+    ) -> None:
+        """All steps of the level. What is of the host is opened before any of it is covered."""
+        self.start()
+        grounds = [self.ground(item, writable=item.tree.kind is not TreeKind.STATIC) for item in materials]
+        workspace = self.workspace()
+        self.lock()
+        self.builder.directories(kinds)
+        if workspace is not None:
+            self.attach_workspace(workspace)
+        for item, (slot, overlay) in zip(materials, grounds, strict=True):
+            name = item.tree.name
+            shown = self.builder.overlay(slot) if overlay else slot
+            self.builder.show(item.tree, shown, self.target(targets.get(name)), deny_symlinks=deny[name])
+        self.enclose()
+        self.command([item.tree for item in materials], cwd)
+
+    def start(self) -> None:
+        flags = CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
+        if self.spec.net != "host":
+            flags |= CLONE_NEWNET
+        self.builder.namespaces(flags, Propagation.PRIVATE)
+
+    def lock(self) -> None:
+        """The host's tree read-only, and private places over it. The sources of trees were cloned before."""
+        self.add(LockTree(_LOCKED))
+        self.private(b"/run", 0o755)
+        self.add(Mkdir(Place(Base.ROOT, RUN_DIRECTORY), 0o700))
+        self.add(Procdir(Place(Base.ROOT, RUN_DIRECTORY)))
+        for path in self.where.shared:
+            self.private(path, 0o1777)
+        for path in self.where.homes:
+            if path != self.where.home:
+                self.private(path, 0o755)
+        if _is_covered(self.where.home, (b"/run", *self.where.shared, *self.where.homes)):
+            self.add(Mkdir(Place(Base.ROOT, self.where.home), 0o755))
+        if self.where.home not in self.where.shared:
+            self.private(self.where.home, 0o700)
+
+    def private(self, path: bytes, mode: int) -> None:
+        slot = self.builder.tmpfs(mode=mode)
+        self.add(Attach(slot, Place(Base.ROOT, path), _SAFE))
+
+    def ground(self, material: "Material", *, writable: bool) -> tuple[int, bool]:
+        """Like the builder's, with what is the user's shown as the command's own."""
+        slot, overlay = self.builder.ground(material, writable=writable)
+        if self.where.ids is not None and isinstance(self.builder.steps[-1], CloneTree):
+            assert material.tree.status is not None
+            owner, group = material.tree.status.st_uid, material.tree.status.st_gid
+            self.add(Idmap(slot, owner, self.where.ids[0], group, self.where.ids[1]))
+        elif self.where.ids is not None and material.source is not None:
+            self.add(Idmap(slot, self.builder.host.uid, self.where.ids[0], self.builder.host.gid, self.where.ids[1]))
+        return slot, overlay
+
+    def workspace(self) -> tuple[int, bool] | None:
+        if self.where.workspace is None:
+            return None
+        return self.ground(self.where.workspace, writable=self.spec.workspace == "overlay")
+
+    def attach_workspace(self, ground: tuple[int, bool]) -> None:
+        assert self.where.workspace is not None
+        slot, overlay = ground
+        path = self.where.workspace.tree.name
+        place = Place(Base.ROOT, path)
+        if self.where.covers(path):
+            self.add(Mkdir(place, 0o755))
+        if overlay:
+            slot = self.builder.overlay(slot)
+        self.add(Attach(slot, place, _LOCKED if self.spec.workspace == "ro" else _SAFE))
+
+    def target(self, target: "Target | None") -> "Target | None":
+        """None for a mount point that the run has to make, as what is there on the host is covered."""
+        if target is not None and target.status is not None and self.where.covers(target.path):
+            return None
+        return target
+
+    def enclose(self) -> None:
+        """The namespaces of the processes, and what shows their state."""
+        self.add(Init(int(self.spec.as_pid_1)))
+        self.add(Dev())
+        self.private(b"/dev/shm", 0o1777)
+        self.add(Proc())
+        self.builder.steps += [Hide(path) for path in self.where.hidden]
+        self.add(Hostname(self.spec.hostname or HOSTNAME))
+        if self.spec.net != "host":
+            self.add(Loopback())
+
+    def command(self, trees: "list[Opened]", cwd: bytes) -> None:
+        """Let go of every right, then what the command starts with."""
+        if self.where.ids is not None:
+            self.add(Identity(*self.where.ids))
+        self.add(DropCapabilities())
+        self.add(NoNewPrivs())
+        # The inherited directory is one of the host's, whatever is mounted there now.
+        self.builder.command(trees, cwd or b"/", covered=[b"/"])
+        self.add(KeepDescriptors(self.spec.pass_fds))
+        self.builder.last()

@@ -1,0 +1,156 @@
+//! Who the command is and what it may still do: ids, capabilities, descriptors; and the names of its world.
+
+use super::Child;
+use crate::error::{Doing, Failure, Outcome};
+use crate::plan::{Slot, Slots};
+use crate::prelude::*;
+use crate::setuid::{MOUNT, NETWORK, Rights};
+use crate::sys::{self, Forked};
+use rustix::fd::OwnedFd;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::{Errno, read, write};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, Gid, Uid, clear_ambient_capability_set, set_capabilities, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
+};
+
+/// Ids are 32 bits, and the last one means none.
+const ALL_IDS: u32 = u32::MAX;
+
+impl Child<'_> {
+    pub fn identity(&mut self, uid: u32, gid: u32) -> Outcome<()> {
+        self.remove_layers()?;
+        become_command_ids(uid, gid)
+    }
+
+    pub fn drop_capabilities(&mut self) -> Outcome<()> {
+        self.remove_layers()?;
+        drop_capabilities(self.prepared.rights)
+    }
+
+    pub fn hostname(&self, name: &[u8]) -> Outcome<()> {
+        let raised = self.prepared.rights.raise(MOUNT);
+        raised.and_then(|_raised| rustix::system::sethostname(name)).doing("set the host name to", name)
+    }
+
+    pub fn loopback(&self) -> Outcome<()> {
+        let raised = self.prepared.rights.raise(NETWORK);
+        raised.and_then(|_raised| sys::loopback_up()).doing("bring up the loopback device", b"")
+    }
+
+    /// All of our own descriptors are close-on-exec: one that is not was inherited.
+    pub fn keep_descriptors(&self, fds: Slots) -> Outcome<()> {
+        let mut kept: Vec<u32> = fds.iter().collect();
+        kept.sort_unstable();
+        let mut start = 3;
+        for fd in kept {
+            if !sys::is_inherited(fd) {
+                let failure = Failure::new(format!("descriptor {fd} is not open"));
+                return Err(failure.hint("open it for sandbox: --pass-fd 3 3<FILE"));
+            }
+            if fd > start {
+                sys::close_on_exec(start, fd - 1).doing("close descriptors", b"")?;
+            }
+            start = start.max(fd + 1);
+        }
+        sys::close_on_exec(start, u32::MAX).doing("close descriptors", b"")
+    }
+
+    /// Exchange two uids and two gids in what a slot shows.
+    pub fn idmap(&mut self, slot: Slot, uid: (u32, u32), gid: (u32, u32)) -> Outcome<()> {
+        let userns = swapping_namespace(uid, gid)
+            .doing("make a user namespace for an id-mapped mount", b"")
+            .map_err(|failure| failure.hint("allow them: sysctl user.max_user_namespaces=15000"))?;
+        let mount = self.mount(slot)?;
+        sys::set_idmap(&mount.root, &userns)
+            .doing("map the ids of a mount", b"")
+            .map_err(|failure| failure.hint("its filesystem or this kernel cannot: copy it, or use --user"))
+    }
+}
+
+/// Without supplementary groups, and with nothing in the bounding set while that can be changed.
+pub fn become_command_ids(uid: u32, gid: u32) -> Outcome<()> {
+    sys::drop_bounding_set();
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    set_thread_groups(&[]).doing("leave all groups", b"")?;
+    set_thread_res_gid(gid, gid, gid).doing("become the command's group", b"")?;
+    set_thread_res_uid(uid, uid, uid).doing("become the command's user", b"")
+}
+
+/// From every set.
+pub fn drop_capabilities(rights: Rights) -> Outcome<()> {
+    if rights.are_lent() {
+        return rights.drop_for_good();
+    }
+    sys::drop_bounding_set();
+    clear_ambient_capability_set().doing("drop ambient capabilities", b"")?;
+    let none = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    set_capabilities(None, sets).doing("drop capabilities", b"")
+}
+
+/// A user namespace whose maps exchange two ids, for nothing but to be given to a mount.
+fn swapping_namespace(uid: (u32, u32), gid: (u32, u32)) -> Result<OwnedFd, Errno> {
+    let (wait, done) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (ready, tell) = pipe_with(PipeFlags::CLOEXEC)?;
+    match sys::fork()? {
+        Forked::Child => {
+            drop(done);
+            if sys::unshare(libc::CLONE_NEWUSER as u64).is_ok() {
+                let _ = write(&tell, b"x");
+                let _ = read(&wait, &mut [0u8; 1]);
+            }
+            sys::exit_now(0)
+        }
+        Forked::Parent(pid) => {
+            drop(tell);
+            let made = map_and_open(pid, &ready, uid, gid);
+            drop(done);
+            waitpid(Some(pid), WaitOptions::empty())?;
+            made
+        }
+    }
+}
+
+fn map_and_open(pid: Pid, ready: &OwnedFd, uid: (u32, u32), gid: (u32, u32)) -> Result<OwnedFd, Errno> {
+    if read(ready, &mut [0u8; 1])? == 0 {
+        return Err(Errno::NOSPC);
+    }
+    let directory = format!("/proc/{}", pid.as_raw_nonzero());
+    for (name, ids) in [("uid_map", uid), ("gid_map", gid)] {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = openat(CWD, format!("{directory}/{name}"), flags, Mode::empty())?;
+        write(&file, swap(ids).as_bytes())?;
+    }
+    openat(CWD, format!("{directory}/ns/user"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// All ids as they are, but these two exchanged, as lines of a map: user_namespaces(7).
+fn swap((one, other): (u32, u32)) -> String {
+    if one == other {
+        return format!("0 0 {ALL_IDS}\n");
+    }
+    let (low, high) = (one.min(other), one.max(other));
+    let ranges = [
+        (0, 0, low),
+        (low, high, 1),
+        (low + 1, low + 1, high - low - 1),
+        (high, low, 1),
+        (high + 1, high + 1, ALL_IDS - high - 1),
+    ];
+    let lines = ranges.iter().filter(|(_, _, count)| *count > 0);
+    lines.map(|(inside, outside, count)| format!("{inside} {outside} {count}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_swap_covers_every_id_once() {
+        assert_eq!(swap((0, 5)), "0 5 1\n1 1 4\n5 0 1\n6 6 4294967289\n");
+        assert_eq!(swap((7, 7)), "0 0 4294967295\n");
+    }
+}

@@ -1,0 +1,111 @@
+"""Cases of the isolating levels, for the list in cases.py."""
+
+from tests.conformance.cases import Case
+
+JOB = ("--isolation", "job")
+_DENIED = "2>/dev/null || echo denied"
+
+
+def job(name: str, script: str, *options: str, **rest) -> Case:
+    return Case(f"job: {name}", script, (*JOB, *options), **rest)
+
+
+CASES = [
+    job("exit code", "exit 42", code=42),
+    job("killed", "kill -KILL $$", code=-9),
+    job("terminated", "kill -TERM $$", code=-15),
+    Case("job: not found", None, JOB, argv=("no-such-command",), code=127, stderr="command not found"),
+    Case("job: a directory", None, JOB, argv=("/usr",), code=126, stderr="cannot run /usr"),
+    job("stdin", "cat", stdout="input\n"),
+    job("an init is pid 1", 'echo $$; test "$(cat /proc/1/comm)" != sh && echo init', stdout="2\ninit\n"),
+    job("without an init", "echo $$; exit 7", "--as-pid-1", stdout="1\n", code=7),
+    job("no host process shows", "set -- /proc/[0-9]*; echo $#", stdout="2\n"),
+    job("orphans are reaped", "(sleep 0.01 &); sleep 0.2; grep -l 'State:.Z' /proc/[0-9]*/status", code=1),
+    job("what is left dies", "setsid sleep 1000 & (sleep 1000 &); exit 3", code=3),
+    job(
+        "no rights",
+        "grep -E '^(Cap(Inh|Prm|Eff|Amb)|NoNewPrivs)' /proc/self/status | tr -d '\\n\\t'",
+        stdout="CapInh:0000000000000000CapPrm:0000000000000000CapEff:0000000000000000"
+        "CapAmb:0000000000000000NoNewPrivs:1",
+    ),
+    job("never root", 'test "$(id -u)" != 0 && echo mortal', stdout="mortal\n"),
+    job("the tree is read-only", f"touch /etc/x {_DENIED}; touch /usr/x {_DENIED}", stdout="denied\ndenied\n"),
+    job(
+        "every mount of the host is locked",
+        r"awk '$9 != \"proc\" && $6 !~ /^ro/ && $5 !~ /^\/(run|tmp|var\/tmp|dev|proc)/ && $5 != ENVIRON[\"HOME\"]"
+        r" && $5 != \"/home\" && $5 != \"/root\"' /proc/self/mountinfo".replace(r"\"", '"'),
+    ),
+    job(
+        "private places are empty and writable",
+        "ls -A /tmp /run/user 2>/dev/null; echo x > /tmp/f && cat /tmp/f",
+        stdout="/tmp:\nx\n",
+    ),
+    job("shared memory", "echo x > /dev/shm/f && cat /dev/shm/f", stdout="x\n"),
+    job("home is private", 'cd "$HOME" && ls -A && echo x > .profile && cat .profile', stdout="x\n"),
+    job(
+        "devices",
+        "ls /dev | tr '\\n' ' '; head -c 2 /dev/zero | wc -c; echo > /dev/null && echo null",
+        stdout="fd full null ptmx pts random shm stderr stdin stdout tty urandom zero 2\nnull\n",
+    ),
+    job("dev is closed", f"touch /dev/x {_DENIED}", stdout="denied\n"),
+    job(
+        "kernel settings",
+        f"echo x > /proc/sys/kernel/hostname {_DENIED}; cat /proc/keys /proc/timer_list 2>/dev/null; true",
+        stdout="denied\n",
+    ),
+    job("host name", "hostname", stdout="sandbox\n"),
+    job("host name of choice", "hostname", "--hostname", "build-7", stdout="build-7\n"),
+    job(
+        "loopback",
+        "ls /proc/sys/net/ipv4/conf | tr '\\n' ' '; grep -c 127.0.0.1 /proc/net/fib_trie",
+        stdout="all default lo 2\n",
+        code=0,
+    ),
+    job(
+        "procdir", 'echo "$SANDBOX_TMPDIR"; cd "$SANDBOX_TMPDIR" && echo x > f && cat f', stdout="/run/sandbox/tmp\nx\n"
+    ),
+    job(
+        "static",
+        'cat "$SANDBOX_STATIC/t/f"; echo "$SANDBOX_STATIC"',
+        "-s",
+        "t:{d}/tree.sfs",
+        stdout="hello\n/run/sandbox/static\n",
+    ),
+    job("static directory", 'cat "$SANDBOX_STATIC/t/f"', "-s", "t:{d}/tree", stdout="hello\n"),
+    job(
+        "dynamic",
+        'cd "$SANDBOX_DYNAMIC/t" && echo new > f && cat f && rm -r sub && ls -d sub 2>/dev/null; ls link',
+        "-d",
+        "t:{d}/tree.zip",
+        stdout="new\nlink\n",
+    ),
+    job("dynamic image", 'cd "$SANDBOX_DYNAMIC/t" && echo new > f && cat f', "-d", "t:{d}/tree.sfs", stdout="new\n"),
+    job(
+        "absolute name in a hidden place",
+        "cat {d}/parent/mount/f; ls {d}",
+        "-s",
+        "{d}/parent/mount:{d}/tree.sfs",
+        stdout="hello\nparent\n",
+    ),
+    job(
+        "environment",
+        'echo "${SECRET-none} ${GIVEN} $SET"',
+        "--pass-env",
+        "GIVEN",
+        "-e",
+        "SET=1",
+        env={"SECRET": "x", "GIVEN": "y"},
+        stdout="none y 1\n",
+    ),
+    job(
+        "working directory",
+        'test "$PWD" = "$WANTED" && test "$(pwd -P)" = "$WANTED" && echo same',
+        "-e",
+        "WANTED={w}",
+        stdout="same\n",
+    ),
+    job("changes of the workspace vanish", "echo x > made && cat made", stdout="x\n"),
+    job("a read-only workspace", f"touch made {_DENIED}", "--workspace", "ro", stdout="denied\n"),
+    job("no leave-running", "true", "--leave-running", code=125, stderr="--leave-running"),
+    job("host network", "test -e /proc/net/tcp && echo there", "--net", "host", stdout="there\n"),
+]
