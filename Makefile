@@ -1,4 +1,4 @@
-# make setup | run [ARGS='...'] | test [PYTEST='...'] | lint | bench [BENCH='...'] | soak [SOAK=N] | clean
+# make setup | run [ARGS='...'] | test [PYTEST='...'] | test-vm [VM='...'] | test-all | lint | bench [BENCH='...'] | soak [SOAK=N] | clean
 VENV := .venv
 BIN := $(VENV)/bin
 export VENV
@@ -6,7 +6,7 @@ export VENV
 CRATE := setuid-helper/Cargo.toml
 HAS_CARGO := $(and $(wildcard $(CRATE)),$(shell command -v cargo))
 
-.PHONY: help setup run test lint bench soak clean
+.PHONY: help setup run test test-vm test-all lint bench soak clean
 help:
 	@sed -n 1p Makefile
 
@@ -36,6 +36,13 @@ ifneq ($(HAS_CARGO),)
 	cargo test --manifest-path $(CRATE) --locked --quiet
 endif
 	$(BIN)/python -m pytest $(PYTEST)
+
+# The suite on stock kernels, in emulated machines (tests/vm); needs root. VM names variants: make test-vm VM=userns-off
+test-vm: setup
+	@bash packaging/setup.sh vm
+	$(BIN)/python -m tests.vm $(VM)
+
+test-all: test test-vm
 
 bench: setup
 	@$(BIN)/python -m benchmarks $(BENCH)

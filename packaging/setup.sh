@@ -41,6 +41,15 @@ xz                    | xz-utils          | xz                | xz              
 zstd                  | zstd              | zstd              | zstd              | zstd
 ps                    | procps            | procps-ng         | procps-ng         | procps
 '
+# make test-vm builds its machines from Debian's packages.
+readonly needs_vm='
+qemu-system-x86_64    | qemu-system-x86   | qemu-system-x86   | qemu-system-x86   | qemu-x86
+mmdebstrap            | mmdebstrap        | mmdebstrap        | mmdebstrap        | mmdebstrap
+apt-get               | apt               | apt               | apt               | apt
+dpkg-deb              | dpkg              | dpkg              | dpkg              | dpkg
+depmod                | kmod              | kmod              | kmod              | kmod
+mke2fs                | e2fsprogs         | e2fsprogs         | e2fsprogs         | e2fsprogs
+'
 
 family() { # 2 Debian, 3 Fedora, 4 Arch, 5 openSUSE (the column in the table), 0 unknown
     local ID='' ID_LIKE=''
