@@ -11,7 +11,7 @@ from collections.abc import Callable
 from sandbox import apparmor, fsops, journal, policy, setuid_proof
 from sandbox.doctor import packaged_program
 from sandbox.errors import HostError, SandboxError, reason
-from sandbox.host import find_program
+from sandbox.host import find_program, probe
 from sandbox.journal import Entry, Journal, Say
 from sandbox.setuid import GROUP, HELPER, MODE, RUNTIME, parse_version
 
@@ -25,6 +25,7 @@ def install(*, say: Say) -> None:
     The helper comes last: before it is there, nothing of the rest gives anybody anything.
     """
     _require_root()
+    probe()  # A kernel below the baseline is told before anything is put in place.
     program = _read_helper()
     with journal.open_journal(policy.STORE, make=True) as log:
         assert log is not None

@@ -1,57 +1,101 @@
-"""python -m tests.vm [VARIANT...] | --kernel 6.1 [--user] [--systemd] -- PYTEST-ARGUMENTS"""
+"""python -m tests.vm [VARIANT...] | --kernel 6.1 [--user] [--systemd] -- PYTEST-ARGUMENTS | --docs
+
+Without arguments: the default matrix. Results are kept; --docs writes docs/compatibility.md from each variant's last.
+"""
 
 import argparse
 import os
+import shutil
 import sys
 
-from tests.vm import machine, matrix, results, store
+from tests.support.install import REPOSITORY
+from tests.vm import machine, matrix, report, results, store
+from tests.vm.matrix import Session, Variant
+from tests.vm.results import Found
+
+_SELECTION = "selection"
 
 
 def main() -> int:
     options, selection = _parse(sys.argv[1:])
     if os.geteuid() != 0:
-        raise SystemExit("make test-vm: needs root, to make the root of a machine whose files are root's")
+        raise SystemExit("make test-vm: needs root, because it makes the root of a machine, whose files are root's")
     if options.refresh:
         store.clear()
-    sessions = (matrix.Session("selection", tuple(selection), as_user=options.user),)
-    cmdline = options.cmdline + (" vm.systemd" if options.systemd else "")
-    variants = [matrix.Variant("selection", "", sessions, kernel=options.kernel, cmdline=cmdline, timeout=1800)]
-    return max([run(variant, options) for variant in variants])
+    if options.docs:
+        (REPOSITORY / "docs/compatibility.md").write_text(report.page(_kept()))
+        return 0
+    if selection:
+        return run(_selection(options, selection), verbose=options.verbose)
+    wanted = [matrix.by_name(name) for name in options.variants]
+    wanted = wanted or [variant for variant in matrix.VARIANTS if variant.default]
+    if options.short:
+        wanted = [variant._replace(sessions=(matrix.EXPECTATIONS,)) for variant in wanted]
+    failed = [variant.name for variant in wanted if run(variant, verbose=options.verbose)]
+    print(
+        f"vm: {len(wanted) - len(failed)} of {len(wanted)} variants passed"
+        + "".join(f"; {name} failed" for name in failed)
+    )
+    return bool(failed)
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     own, selection = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    parser = argparse.ArgumentParser(prog="python -m tests.vm", description="Run tests on a stock kernel, under qemu.")
-    parser.add_argument(
-        "--kernel", choices=matrix.KERNELS, default="6.1", help="for the selection after -- (%(default)s)"
-    )
-    parser.add_argument("--user", action="store_true", help="run the selection as an ordinary user")
+    parser = argparse.ArgumentParser(prog="python -m tests.vm", description="Run tests on stock kernels, under qemu.")
+    names = [variant.name for variant in matrix.VARIANTS]
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=f"of {', '.join(names)}")
+    parser.add_argument("--kernel", choices=matrix.KERNELS, default="6.1", help="for the tests after -- (%(default)s)")
+    parser.add_argument("--user", action="store_true", help="run them as an ordinary user with a cgroup of its own")
     parser.add_argument("--systemd", action="store_true", help="systemd is the machine's init")
     parser.add_argument("--cmdline", default="", help="more options for the kernel")
+    parser.add_argument("--short", action="store_true", help="of each variant only the lines of its table")
+    parser.add_argument("--docs", action="store_true", help="write docs/compatibility.md from the last results")
     parser.add_argument("--refresh", action="store_true", help="build root and kernels anew")
-    parser.add_argument("-v", "--verbose", action="store_true", help="show the whole log of every session")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="show the log of every session, not only of failed ones"
+    )
     options = parser.parse_args(own)
+    if unknown := set(options.variants) - {*names}:
+        parser.error(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     return options, selection
 
 
-def run(variant: matrix.Variant, options: argparse.Namespace) -> int:
-    """Boot it and say how it went; what failed is shown with its log."""
+def _selection(options: argparse.Namespace, arguments: list[str]) -> Variant:
+    session = Session(_SELECTION, tuple(arguments), as_user=options.user)
+    cmdline = options.cmdline + (" vm.systemd" if options.systemd else "")
+    return Variant(_SELECTION, "", kernel=options.kernel, cmdline=cmdline, sessions=(session,), timeout=1800)
+
+
+def run(variant: Variant, *, verbose: bool) -> int:
+    """Boot it and say how it went; what failed is shown with its log. A run that came to its end is kept."""
     suite = matrix.KERNELS[variant.kernel]
     outcome = machine.boot(suite, variant.cmdline, variant.job(), timeout=variant.timeout)
     found = results.read(outcome.files)
-    for session in found.sessions:
-        if session.failed or options.verbose:
-            print(outcome.files.get(f"{session.name}.log", b"").decode(errors="replace"), flush=True)
+    failed = [session for session in found.sessions if session.failed]
+    for session in found.sessions if verbose else failed:
+        print(outcome.files.get(f"{session.name}.log", b"").decode(errors="replace"), flush=True)
     if outcome.why:
         print(outcome.console[-8000:], flush=True)
     for session in found.sessions:
         print(f"vm: {variant.name}/{session.name}: {session.summary()}")
-    print(
-        f"vm: {variant.name}: Linux {found.kernel}, up in {found.booted} s, {outcome.seconds:.0f} s in all", flush=True
-    )
-    if outcome.why:
-        print(f"vm: {variant.name}: {outcome.why}", flush=True)
-    return int(bool(outcome.why) or any(session.failed for session in found.sessions))
+    took = f"up in {found.booted} s, {outcome.seconds:.0f} s in all"
+    print(f"vm: {variant.name}: {outcome.why or f'Linux {found.kernel}'}, {took}", flush=True)
+    if not outcome.why and variant.name != _SELECTION:
+        _keep(variant, outcome.files)
+    return int(bool(outcome.why or failed))
+
+
+def _keep(variant: Variant, files: dict[str, bytes]) -> None:
+    where = store.directory() / "results" / variant.name
+    shutil.rmtree(where, ignore_errors=True)
+    where.mkdir(parents=True)
+    for name, data in files.items():
+        (where / name).write_bytes(data)
+
+
+def _kept() -> dict[str, Found]:
+    places = (store.directory() / "results").glob("*")
+    return {place.name: results.read({file.name: file.read_bytes() for file in place.iterdir()}) for place in places}
 
 
 if __name__ == "__main__":

@@ -85,7 +85,16 @@ def start(session: dict, *, delegated: bool) -> tuple[dict, subprocess.Popen]:
     log = (RESULTS / f"{name}.log").open("wb")
     home = f"/home/{USER}" if user else "/root"
     env = {**_ENVIRONMENT, "HOME": home, "USER": USER if user else "root", **session["env"]}
-    junit = ["-o", f"addopts={_OPTIONS}", "-o", f"junit_suite_name={name}", f"--junit-xml={RESULTS}/{name}.xml"]
+    junit = [
+        "-o",
+        f"addopts={_OPTIONS}",
+        "-o",
+        f"junit_suite_name={name}",
+        "-o",
+        "junit_family=xunit1",
+        "--tb=short",
+        f"--junit-xml={RESULTS}/{name}.xml",
+    ]
     command = [f"{PLACE}/.venv/bin/python", "-m", "pytest", "-q", *junit, *session["args"]]
     if user:
         command = ["setpriv", "--reuid", USER, "--regid", USER, "--init-groups", *command]

@@ -22,7 +22,9 @@ mount -t ext4 -o ro /dev/vdb /root/usr/lib/modules
 mount -t ext4 -o noatime /dev/vdc /root/srv/sandbox
 for name in proc sys dev; do mount --move /$name /root/$name; done
 case $(cat /root/proc/cmdline) in
-*vm.systemd*) exec switch_root /root /lib/systemd/systemd ;;
+*vm.systemd*)
+    cp /root/srv/sandbox/tests/vm/guest.service /root/etc/systemd/system/
+    exec switch_root /root /lib/systemd/systemd --unit=guest.service ;;
 *) exec switch_root /root /usr/bin/python3 -I /srv/sandbox/tests/vm/guest.py ;;
 esac
 """

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 # Name of a kernel here: the suite whose linux-image-amd64 it is.
 KERNELS = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "newest": "sid"}
 MODULES = ("loop", "squashfs", "overlay", "fuse")
+MODES = ("root", "setuid", "userns")
 
 
 class Session(NamedTuple):
@@ -17,21 +18,43 @@ class Session(NamedTuple):
     lane: int = 0
 
     def data(self, variant: str) -> dict[str, Any]:
+        """As tests/vm/guest.py wants it."""
         return {**self._asdict(), "env": {"SANDBOX_VM_VARIANT": variant}}
 
 
+# The table's own lines; every variant begins with them.
+EXPECTATIONS = Session("expectations", ("tests/vm/expectations.py",))
+_CASES = "tree.sfs or tree.zip or uid or killed or denied or scratch or tmpfs or absolute"
+_CONFORMANCE = Session("conformance", ("tests/conformance", "-k", _CASES), lane=1)
+_SETUID = Session("setuid", ("tests/conformance", "-k", "setuid"), lane=1)
+_USER = Session("user", ("tests/conformance", "-k", f"userns and ({_CASES})"), as_user=True)
+_NATIVE = Session("native", ("tests/native",))
+_ATTACK = Session("attack", ("tests/attack/test_setuid_inherited.py", "tests/attack/test_setuid_paths.py"))
+_SUITE = (EXPECTATIONS, _NATIVE, _ATTACK, _CONFORMANCE)
+
+
 class Variant(NamedTuple):
-    """`setup`: shell lines run by root first. `timeout` is when a machine counts as hung, in seconds."""
+    """A machine. `sysctls` are set and `setup` (shell lines) is run by root before the sessions.
+
+    `fails`: (mode, feature) or a mode alone, and words of the one line that is said then; all else must work.
+    `timeout`: when the machine counts as hung, in seconds. `default`: part of `make test-vm` without VM=.
+    """
 
     name: str
     why: str
-    sessions: tuple[Session, ...]
     kernel: str = "6.1"
     cmdline: str = ""
     sysctls: Mapping[str, str] = {}
     setup: tuple[str, ...] = ()
     modules: tuple[str, ...] = MODULES
-    timeout: float = 600
+    fails: Mapping[str | tuple[str, str], str] = {}
+    sessions: tuple[Session, ...] = (EXPECTATIONS,)
+    timeout: float = 900
+    default: bool = True
+
+    def failure(self, mode: str, feature: str) -> str:
+        """Words of the line that this variant must say there, or nothing where it must work."""
+        return self.fails.get((mode, feature)) or self.fails.get(mode, "")
 
     def job(self) -> dict[str, Any]:
         """What tests/vm/guest.py reads."""
@@ -42,3 +65,78 @@ class Variant(NamedTuple):
             "setup": self.setup,
             "sessions": [session.data(self.name) for session in self.sessions],
         }
+
+
+_TOO_OLD = dict.fromkeys(MODES, "sandbox needs 5.12")
+_NO_LOOP = "modprobe loop"
+_DISK = "/dev/vdd"
+
+
+def _home(name: str, *setup: str) -> Variant:
+    """Homes, caches and sources on a filesystem of their own: the tests' areas are below /var/tmp."""
+    return Variant(f"home-{name}", f"homes on {name}", setup=(*setup, "chmod 1777 /var/tmp"))
+
+
+def _images_fail(words: str) -> dict[str | tuple[str, str], str]:
+    return {(mode, feature): words for mode in ("root", "setuid") for feature in ("static image", "dynamic image")}
+
+
+VARIANTS = (
+    Variant("6.1", "Debian 12", sessions=_SUITE),
+    Variant("6.12", "Debian 13's kernel", kernel="6.12", sessions=_SUITE),
+    Variant("newest", "the newest kernel of the package source", kernel="newest", sessions=_SUITE),
+    Variant("5.10", "Debian 11's kernel, below the baseline", kernel="5.10", fails=_TOO_OLD),
+    Variant(
+        "userns-max-0",
+        "user namespaces off, by their number",
+        sysctls={"user.max_user_namespaces": "0"},
+        fails={"userns": "user.max_user_namespaces=15000"},
+        sessions=(EXPECTATIONS, _ATTACK, _SETUID),
+    ),
+    Variant(
+        "userns-clone-0",
+        "user namespaces off, by Debian's switch",
+        sysctls={"kernel.unprivileged_userns_clone": "0"},
+        fails={"userns": "kernel.unprivileged_userns_clone=1"},
+    ),
+    Variant("user", "an ordinary user's own session of the suite", sessions=(EXPECTATIONS, _USER._replace(lane=1))),
+    Variant("systemd", "systemd as init, its cgroups, its /dev", cmdline="vm.systemd"),
+    Variant("fuse-open", "/dev/fuse open to users", setup=("chmod 666 /dev/fuse",)),
+    Variant("loop-max-1", "one loop device made at boot", cmdline="loop.max_loop=1"),
+    Variant("no-loop", "no loop module", cmdline="module_blacklist=loop", fails=_images_fail(_NO_LOOP)),
+    Variant("no-squashfs", "no squashfs module", cmdline="module_blacklist=squashfs", fails=_images_fail("squashfs")),
+    Variant("no-overlay", "no overlay module", cmdline="module_blacklist=overlay"),
+    Variant("hidepid", "hidepid=2", setup=("mount -o remount,hidepid=2 /proc",)),
+    Variant("ptrace-3", "nobody may trace", sysctls={"kernel.yama.ptrace_scope": "3"}),
+    Variant("apparmor", "AppArmor mediates user namespaces", kernel="6.12", cmdline="lsm=landlock,yama,apparmor"),
+    _home("tmpfs", "mount -t tmpfs home /var/tmp"),
+    _home("ext4", f"mkfs.ext4 -q {_DISK}", f"mount {_DISK} /var/tmp"),
+    _home("xfs", f"mkfs.xfs -q {_DISK}", f"mount {_DISK} /var/tmp"),
+    _home("btrfs", f"mkfs.btrfs -q {_DISK}", f"mount {_DISK} /var/tmp"),
+    _home(
+        "overlay",
+        "mount -t tmpfs layers /mnt && mkdir /mnt/upper /mnt/work",
+        "mount -t overlay -o lowerdir=/var/tmp,upperdir=/mnt/upper,workdir=/mnt/work home /var/tmp",
+    ),
+    _home("noexec", "mount -t tmpfs -o noexec home /var/tmp"),
+    _home("nosuid", "mount -t tmpfs -o nosuid,nodev home /var/tmp"),
+    *(
+        Variant(
+            f"full-{kernel}",
+            f"the whole suite on {kernel}",
+            kernel=kernel,
+            sessions=(
+                Session("suite", ("tests/conformance", "tests/e2e", "tests/native")),
+                Session("attacks", ("tests/attack",), lane=1),
+            ),
+            timeout=7200,
+            default=False,
+        )
+        for kernel in ("6.1", "6.12", "newest")
+    ),
+)
+
+
+def by_name(name: str) -> Variant:
+    """KeyError when there is none of that name."""
+    return {variant.name: variant for variant in VARIANTS}[name]

@@ -5,11 +5,12 @@ from xml.etree import ElementTree as ET
 
 
 class Case(NamedTuple):
-    """`state`: passed, failed or skipped; `text`: why."""
+    """`state`: passed, failed or skipped; `text`: why. `properties`: what the test recorded."""
 
     name: str
     state: str
-    text: str = ""
+    text: str
+    properties: dict[str, str]
 
 
 class Session(NamedTuple):
@@ -39,6 +40,11 @@ class Found(NamedTuple):
     booted: str
     sessions: tuple[Session, ...]
 
+    def expectations(self) -> dict[str, Case]:
+        """The cases of tests/vm/expectations.py, by the test's name."""
+        cases = [case for session in self.sessions if session.name == "expectations" for case in session.cases]
+        return {case.name.rpartition("::")[2]: case for case in cases}
+
 
 def read(files: dict[str, bytes]) -> Found:
     """Sessions that wrote no exit code were cut off: they are not listed, and the machine's outcome says why."""
@@ -58,7 +64,8 @@ def _cases(document: bytes) -> tuple[Case, ...]:
 
 def _case(element: ET.Element) -> Case:
     name = f"{element.get('classname', '')}::{element.get('name', '')}"
+    properties = {entry.get("name", ""): entry.get("value", "") for entry in element.iter("property")}
     for tag, state in (("failure", "failed"), ("error", "failed"), ("skipped", "skipped")):
         if (found := element.find(tag)) is not None:
-            return Case(name, state, found.get("message", ""))
-    return Case(name, "passed")
+            return Case(name, state, found.get("message", ""), properties)
+    return Case(name, "passed", "", properties)

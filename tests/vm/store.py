@@ -3,12 +3,15 @@
 import contextlib
 import fcntl
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.support import wheels
+
+_KEPT_BESIDES = 2
 
 
 def directory() -> Path:
@@ -28,13 +31,16 @@ def locked() -> Iterator[Path]:
 
 
 def kept(name: str, inputs: object, make: Callable[[Path], None]) -> Path:
-    """The directory that `make` fills, unless one made from equal `inputs` is there; older ones of the name go."""
+    """The directory that `make` fills, unless one made from equal `inputs` is there; of others the last used stay."""
     digest = hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]
     with locked() as where:
         target = where / f"{name}-{digest}"
         if target.exists():
+            os.utime(target)
             return target
-        for old in where.glob(f"{name}-{'?' * len(digest)}"):
+        others = sorted(where.glob(f"{name}-{'?' * len(digest)}"), key=lambda path: path.stat().st_mtime)
+        # Several checkouts may use the store at once, each with requirements of its own.
+        for old in others[:-_KEPT_BESIDES]:
             shutil.rmtree(old)
         with tempfile.TemporaryDirectory(dir=where, prefix="building-") as building:
             fresh = Path(building, "fresh")

@@ -7,11 +7,12 @@ use rustix::io::Errno;
 pub fn remedy(step: &Step, error: Errno) -> &'static str {
     match (step, error) {
         (Step::Unshare { .. }, Errno::NOSPC) => {
-            "no user namespaces are left or allowed: sysctl user.max_user_namespaces, or use root or setuid mode"
+            "no user namespaces are left or allowed: sysctl user.max_user_namespaces=15000, run as root, \
+             or sandbox setuid install"
         }
         (Step::Unshare { .. } | Step::IdMap { .. }, Errno::PERM | Errno::ACCESS) => {
-            "user namespaces are restricted here: sysctl kernel.apparmor_restrict_unprivileged_userns and \
-             kernel.unprivileged_userns_clone, or use root or setuid mode"
+            "user namespaces are restricted here: sysctl kernel.unprivileged_userns_clone=1 or \
+             kernel.apparmor_restrict_unprivileged_userns=0 (whichever is there), run as root, or sandbox setuid install"
         }
         (Step::Attach { .. }, Errno::NOENT) => "create the directory, or let --mkdir do it",
         (Step::Chdir { .. }, Errno::NOENT) => "name a directory that exists, or NAME/PATH of a mounted tree",

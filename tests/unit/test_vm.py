@@ -1,0 +1,73 @@
+"""The pure parts of tests/vm: its table, the reading of results, the page made of them."""
+
+import pytest
+
+from tests.vm import initrd, matrix, report, results
+
+_JUNIT = b"""<testsuites><testsuite name="expectations">
+<testcase classname="t" name="test_mode[userns-scratch]">
+<properties><property name="line" value="sandbox: off"/></properties></testcase>
+<testcase classname="t" name="test_mode[root-scratch]"/>
+<testcase classname="t" name="test_mode[setuid-scratch]"><failure message="wrong"/></testcase>
+<testcase classname="t" name="test_kernel[statmount]">
+<properties><property name="kernel feature" value="works"/></properties></testcase>
+<testcase classname="t" name="other"><skipped message="no|reason"/></testcase>
+</testsuite></testsuites>"""
+
+
+def _found(exit_code: int = 1) -> results.Found:
+    files = {
+        "expectations.exit": b"%d 2.5\n" % exit_code,
+        "expectations.xml": _JUNIT,
+        "kernel": b"6.1.0",
+        "booted": b"9.0",
+    }
+    return results.read(files)
+
+
+def test_names_are_unique_and_kernels_known():
+    names = [variant.name for variant in matrix.VARIANTS]
+    assert len(names) == len(set(names))
+    assert {variant.kernel for variant in matrix.VARIANTS} == set(matrix.KERNELS)
+    assert set(matrix.KERNELS) <= set(names), "each kernel has a column in the table of features"
+
+
+@pytest.mark.parametrize("variant", matrix.VARIANTS, ids=lambda variant: variant.name)
+def test_sessions_have_names_of_their_own(variant):
+    sessions = [session.name for session in variant.sessions]
+    assert len(sessions) == len(set(sessions))
+    assert all(session["env"]["SANDBOX_VM_VARIANT"] == variant.name for session in variant.job()["sessions"])
+
+
+def test_a_mode_fails_as_a_whole_or_by_feature():
+    variant = matrix.Variant("x", "", fails={"userns": "a", ("root", "static image"): "b"})
+    assert variant.failure("userns", "scratch") == "a"
+    assert variant.failure("root", "static image") == "b"
+    assert variant.failure("root", "scratch") == ""
+
+
+def test_results_are_read():
+    session = _found().sessions[0]
+    assert [session.count(state) for state in ("passed", "failed", "skipped")] == [3, 1, 1]
+    assert session.failed
+    assert results.read({}).sessions == ()
+
+
+def test_a_session_that_ended_badly_without_a_failed_case_failed():
+    assert results.read({"x.exit": b"2 1.0"}).sessions[0].failed
+
+
+def test_the_page():
+    page = report.page({"userns-max-0": _found()})
+    assert "| userns-max-0 | user namespaces off, by their number | 6.1.0 | works | FAILS: scratch | one line |" in page
+    assert "- userns-max-0, userns: `sandbox: off`" in page
+    assert "| 6.12 | Debian 13's kernel | not run | - | - | - |" in page
+    assert "- no|reason" in page
+
+
+def test_the_archive_of_the_first_programs():
+    data = initrd._cpio([("bin", 0o40755, b""), ("bin/x", 0o100755, b"abc")])
+    assert len(data) % 4 == 0
+    assert data.count(b"070701") == 3
+    assert b"bin/x\0" in data
+    assert data.rstrip(b"\0").endswith(b"TRAILER!!!")

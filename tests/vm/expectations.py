@@ -1,0 +1,101 @@
+"""The lines of tests/vm/matrix.py as tests; they run inside a machine of that variant (tests/vm/guest.py)."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from sandbox import trials
+from tests.support import archives
+from tests.support.archives import Entry
+from tests.vm import features, matrix
+
+VARIANT = matrix.by_name(os.environ["SANDBOX_VM_VARIANT"])
+TREE = [Entry("f", b"hello\n"), Entry.directory("sub"), Entry("sub/g", b"g\n")]
+_READ = 'cat "$SANDBOX_STATIC/t/f"'
+_WRITE = 'cd "$SANDBOX_DYNAMIC/t" && rm -r sub && echo more >>f && cat f'
+# Name: the options, the script, what it prints.
+FEATURES = {
+    "scratch": ((), 'cd "$SANDBOX_TMPDIR" && echo x >f && cat f', "x\n"),
+    "static image": (("-s", "t:{d}/tree.sfs"), _READ, "hello\n"),
+    "static archive": (("-s", "t:{d}/tree.zip"), _READ, "hello\n"),
+    "static directory": (("-s", "t:{d}/tree"), _READ, "hello\n"),
+    "dynamic image": (("-d", "t:{d}/tree.sfs"), _WRITE, "hello\nmore\n"),
+    "dynamic archive": (("-d", "t:{d}/tree.zip"), _WRITE, "hello\nmore\n"),
+    "dynamic directory": (("-d", "t:{d}/tree"), _WRITE, "hello\nmore\n"),
+    "kept archive": (("--cache", "-s", "t:{d}/tree.zip"), _READ, "hello\n"),
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(session_area: Path) -> Path:
+    where = session_area / "expectations"
+    where.mkdir(mode=0o755)
+    archives.make_squashfs(where / "tree.sfs", TREE)
+    archives.make_zip(where / "tree.zip", TREE)
+    archives.make_tree(where / "tree", TREE)
+    return where
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("mode", matrix.MODES)
+def test_mode(mode, feature, inputs, run_sandbox, request, record_property):
+    """What must work works, and what must fail says so in one line."""
+    wanted = VARIANT.failure(mode, feature)
+    if mode == "setuid" and VARIANT.failure(mode, "") == "":
+        run_sandbox.system = request.getfixturevalue("setuid_system")
+    options, script, output = FEATURES[feature]
+    filled = [option.replace("{d}", str(inputs)) for option in options]
+    done = run_sandbox(["run", "--mode", mode, *filled, "--", "sh", "-c", script], as_user=mode != "root")
+    record_property("line", done.stderr.strip())
+    if not wanted:
+        assert (done.stdout, done.returncode) == (output, 0), done.stderr
+        return
+    assert done.returncode == 125, done.stdout + done.stderr
+    assert wanted in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_without_a_helper(run_sandbox, record_property):
+    """`--mode auto` of an ordinary user: a user namespace, or the line that names the remedies."""
+    done = run_sandbox(["run", "--", "true"], as_user=True)
+    record_property("line", done.stderr.strip())
+    wanted = VARIANT.failure("userns", "scratch")
+    assert done.returncode == (125 if wanted else 0), done.stderr
+    assert wanted in done.stderr
+    assert len(done.stderr.splitlines()) == bool(wanted)
+
+
+def test_installing_the_helper_below_the_baseline(run_sandbox):
+    if not VARIANT.failure("setuid", ""):
+        pytest.skip("it can be installed here: the cases of mode setuid do")
+    done = run_sandbox(["setuid", "install"], as_user=False)
+    assert done.returncode == 125, done.stdout
+    assert VARIANT.failure("setuid", "") in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not os.path.exists("/usr/libexec/sandbox/sandbox-helper")
+
+
+def test_doctor(run_sandbox, who, record_property):
+    """What it finds is kept for the table; of the modes it must be right."""
+    done = run_sandbox(["doctor", "--json"], as_user=who.as_user)
+    report = json.loads(done.stdout)
+    record_property("doctor", json.dumps(report))
+    mode = "userns" if who.as_user else "root"
+    assert report["modes"][mode] == (VARIANT.failure(mode, "scratch") == ""), done.stdout
+
+
+@pytest.mark.parametrize("feature", features.PROBES)
+def test_kernel(feature, record_property):
+    """What design and documents say of kernels, tried: a probe that raises OSError says that it is not there."""
+
+    def attempt(found: trials.Trial) -> None:
+        with contextlib.suppress(OSError), trials._step(found, feature):
+            features.PROBES[feature][1]()
+
+    failed = trials.failure(trials.trial(attempt), (feature,))
+    record_property("kernel feature", failed[2] if failed else "works")
+    release = tuple(map(int, os.uname().release.split("-")[0].split("+")[0].split(".")[:2]))
+    assert (failed is None) == (release >= features.PROBES[feature][0]), failed

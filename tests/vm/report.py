@@ -1,0 +1,103 @@
+"""docs/compatibility.md, from the results of the last run of every variant. Pure."""
+
+from collections.abc import Mapping
+
+from tests.vm import features, matrix
+from tests.vm.matrix import Variant
+from tests.vm.results import Found
+
+_HEAD = """# Where it runs
+
+Made by `make test-vm` from what it found, never by hand: every variant is a machine with a stock Debian kernel
+under qemu (`tests/vm/matrix.py` is the table of them). `python -m tests.vm --docs`
+writes this page from the last results.
+"""
+_MODES_HEAD = """
+## Modes
+
+What an ordinary command line does in each machine: scratch, images, archives and directories, read-only and writable.
+"works" is all of it. A number is how many of them work; below the table is the line that is said for the others.
+"""
+_FEATURES_HEAD = """
+## Kernel features
+
+Tried, not looked up. The first column of figures is the version that is said to have brought it; a
+kernel that disagrees fails the run.
+"""
+_SUITES_HEAD = """
+## Suites
+
+Passed, failed and skipped; a session named here ran in that machine. The reasons of what was skipped follow.
+"""
+
+
+def page(found: Mapping[str, Found]) -> str:
+    """Markdown. Variants without a result are named as such."""
+    variants = [variant for variant in matrix.VARIANTS if variant.default or variant.name in found]
+    return _HEAD + _modes(variants, found) + _kernels(variants, found) + _suites(variants, found)
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n" + _row(*head) + _row(*["---"] * len(head)) + "".join(_row(*row) for row in rows)
+
+
+def _modes(variants: list[Variant], found: Mapping[str, Found]) -> str:
+    rows, lines = [], []
+    for variant in variants:
+        if (result := found.get(variant.name)) is None:
+            rows.append([variant.name, variant.why, "not run", *["-"] * len(matrix.MODES)])
+            continue
+        states = []
+        for mode in matrix.MODES:
+            state, said = _mode(result, variant, mode)
+            states.append(state)
+            lines += [f"- {variant.name}, {mode}: {line}\n" for line in said]
+        rows.append([variant.name, variant.why, result.kernel, *states])
+    table = _table(["variant", "what", "kernel", *matrix.MODES], rows)
+    return _MODES_HEAD + table + "\nWhat is said where it does not work:\n\n" + "".join(lines)
+
+
+def _mode(result: Found, variant: Variant, mode: str) -> tuple[str, list[str]]:
+    """A cell of the table, and the lines said."""
+    cases = {name: case for name, case in result.expectations().items() if name.startswith(f"test_mode[{mode}-")}
+    if not cases:
+        return "not run", []
+    feature = {name: name.removeprefix(f"test_mode[{mode}-").removesuffix("]") for name in cases}
+    wrong = sorted(feature[name] for name, case in cases.items() if case.state != "passed")
+    if wrong:
+        return f"FAILS: {', '.join(wrong)}", []
+    refused = [name for name in cases if variant.failure(mode, feature[name])]
+    said = sorted({f"`{cases[name].properties.get('line', '')}`" for name in refused})
+    if not refused:
+        return "works", []
+    if len(refused) == len(cases):
+        return "one line", said[:1]
+    return f"{len(cases) - len(refused)} of {len(cases)}", said
+
+
+def _kernels(variants: list[Variant], found: Mapping[str, Found]) -> str:
+    shown = [variant for variant in variants if variant.name in matrix.KERNELS and variant.name in found]
+    shown.sort(key=lambda variant: [int(part) if part.isdigit() else 999 for part in variant.kernel.split(".")])
+    rows = []
+    for name, (since, _) in features.PROBES.items():
+        cells = []
+        for variant in shown:
+            case = found[variant.name].expectations().get(f"test_kernel[{name}]")
+            cells.append(case.properties.get("kernel feature", "?") if case else "not run")
+        rows.append([name, ".".join(map(str, since)), *cells])
+    return _FEATURES_HEAD + _table(["feature", "since", *(found[variant.name].kernel for variant in shown)], rows)
+
+
+def _suites(variants: list[Variant], found: Mapping[str, Found]) -> str:
+    rows, reasons = [], set()
+    for variant in variants:
+        for session in found[variant.name].sessions if variant.name in found else ():
+            counts = [str(session.count(state)) for state in ("passed", "failed", "skipped")]
+            rows.append([variant.name, session.name, *counts])
+            reasons |= {case.text for case in session.cases if case.state == "skipped"}
+    skipped = "".join(f"- {reason}\n" for reason in sorted(reasons))
+    return _SUITES_HEAD + _table(["variant", "session", "passed", "failed", "skipped"], rows) + "\n" + skipped
