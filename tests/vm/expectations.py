@@ -68,9 +68,8 @@ def test_without_a_helper(run_sandbox, record_property):
     assert len(done.stderr.splitlines()) == bool(wanted)
 
 
+@pytest.mark.skipif(not VARIANT.failure("setuid", ""), reason="it can be installed here: the cases of mode setuid do")
 def test_installing_the_helper_below_the_baseline(run_sandbox):
-    if not VARIANT.failure("setuid", ""):
-        pytest.skip("it can be installed here: the cases of mode setuid do")
     done = run_sandbox(["setuid", "install"], as_user=False)
     assert done.returncode == 125, done.stdout
     assert VARIANT.failure("setuid", "") in done.stderr
@@ -87,6 +86,7 @@ def test_doctor(run_sandbox, who, record_property):
     assert report["modes"][mode] == (VARIANT.failure(mode, "scratch") == ""), done.stdout
 
 
+@pytest.mark.skipif(VARIANT.name not in matrix.KERNELS, reason="a kernel's features are tried where nothing is off")
 @pytest.mark.parametrize("feature", features.PROBES)
 def test_kernel(feature, record_property):
     """What design and documents say of kernels, tried: a probe that raises OSError says that it is not there."""
