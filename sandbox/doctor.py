@@ -36,10 +36,11 @@ def examine() -> list[Check]:
     """Every check, in the order a person wants to read them."""
     family = distribution()
     own, private = trials.trial(trials.as_we_are), trials.trial(trials.in_user_namespace)
+    kernel = _kernel()
     return [
-        _kernel(),
+        kernel,
         _mount_api(),
-        *_modes(own, private),
+        *_modes(kernel, own, private),
         *_forbidders(private),
         *_loop_devices(),
         *(_filesystem(name, family) for name in ("squashfs", "overlay", "fuse", "erofs")),
@@ -92,7 +93,12 @@ def _mount_api() -> Check:
     return Check("mount API", False, f"{', '.join(absent)} not callable (ENOSYS)", allow_in_container())
 
 
-def _modes(own: trials.Trial, private: trials.Trial) -> list[Check]:
+def _modes(kernel: Check, own: trials.Trial, private: trials.Trial) -> list[Check]:
+    if not kernel.ok:
+        return [
+            Check(f"mode {name}", False, f"kernel {kernel.detail}", kernel.remedy)
+            for name in ("root", "setuid", "userns")
+        ]
     return [_root_mode(own), _setuid_mode(), _userns_mode(private)]
 
 
