@@ -14,6 +14,7 @@ from sandbox.plan import (
     Attach,
     Attr,
     Base,
+    Cgroup,
     Extract,
     Fuse,
     Hide,
@@ -218,8 +219,9 @@ def _check(plan: Plan) -> None:
         _check_source(source)
     if plan.home.kind != SourceKind.DIRECTORY:
         raise PlanError("cannot decode the plan: the home is not a directory source")
-    if sum(isinstance(step, Timeout) for step in plan.steps) > 1:
-        raise PlanError("cannot decode the plan: more than one timeout")
+    for kind in (Timeout, Cgroup):
+        if sum(isinstance(step, kind) for step in plan.steps) > 1:
+            raise PlanError(f"cannot decode the plan: more than one {kind.__name__}")
     defined: set[int] = set()
     for index, step in enumerate(plan.steps):
         why = _step_fault(step, plan, defined)

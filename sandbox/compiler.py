@@ -131,6 +131,7 @@ class _Builder:
         self.slots = 0
         self.tmpfs_size = spec.tmpfs_size or max(host.memory // 2, 1 << 20)
         self.upper: int | None = None
+        self.cgroup: Source | None = None
 
     def slot(self) -> int:
         self.slots += 1
@@ -254,7 +255,9 @@ class _Builder:
         if self.spec.limits is not None:
             from sandbox import limits
 
-            self.steps += limits.steps(self.spec.limits)
+            if self.cgroup is not None:
+                self.sources.append(self.cgroup)
+            self.steps += limits.steps(self.spec.limits, None if self.cgroup is None else len(self.sources) - 1)
         self.steps.append(DeathSignal(signal.SIGKILL))
 
 
@@ -274,12 +277,14 @@ def compile_plan(
     targets: dict[bytes, Target],
     *,
     scratch: Source | None,
+    cgroup: Source | None,
     programs: Programs,
     cwd: bytes,
     where: "Surroundings | None" = None,
 ) -> Compiled:
     """The plan for one launch. Pure: everything it needs to know is in its arguments."""
     builder = _Builder(spec, host, mode, programs)
+    builder.cgroup = cgroup
     trees = [material.tree for material in materials]
     inside = [tree for tree in trees if not tree.name.startswith(b"/")]
     kinds: set[TreeKind] = {TreeKind.DYNAMIC if tree.kind is TreeKind.EMPTY else tree.kind for tree in inside}

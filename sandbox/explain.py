@@ -5,6 +5,7 @@ from sandbox.plan import (
     Attach,
     Attr,
     Base,
+    Cgroup,
     Chdir,
     DeathSignal,
     Dev,
@@ -55,6 +56,8 @@ _MODES = {
 _RESOURCES = {
     Resource.CPU_SECONDS: "seconds of processor time for each process",
     Resource.FILE_BYTES: "bytes in a file",
+    Resource.DATA_BYTES: "bytes of data for each process",
+    Resource.PROCESSES: "processes of this user",
     Resource.OPEN_FILES: "open files for each process",
 }
 _NAMESPACES = {
@@ -135,6 +138,10 @@ def _line(plan: Plan, step: Step) -> str:  # noqa: C901  (one line per kind of s
             return "no new privileges (setuid programs give none)"
         case DeathSignal(number):
             return f"signal {number} to the command when its supervisor dies"
+        case Cgroup(source, memory, _, pids, cpu):
+            limits = {"bytes of memory": memory, "processes": pids, "us of processor time in 100000": cpu}
+            asked = ", ".join(f"{value} {what}" for what, value in limits.items() if value != 2**64 - 1)
+            return f"a cgroup in {_source(plan, source)}: at most {asked}"
     return _isolation_line(step)
 
 

@@ -321,7 +321,9 @@ def _clean_after(home: Home, name: bytes, facts: dict[str, Any]) -> None:
 
 
 def remove_scratch(path: bytes, run_id: str) -> None:
-    """Remove a private scratch directory of this run, and only one: its name is the run's."""
+    """Remove a private scratch directory of this run, or its cgroup, and only one: its name is the run's."""
+    from sandbox import cgroups
+
     parent, name = os.path.split(path)
     if not run_id or name != b"sandbox-" + run_id.encode():
         return
@@ -330,7 +332,10 @@ def remove_scratch(path: bytes, run_id: str) -> None:
         contextlib.suppress(OSError),
         fsops.closing(os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd,
     ):
-        fsops.remove_tree(fd, name, keep=lambda status: status.st_uid != uid)
+        if cgroups.is_cgroup(fd):
+            cgroups.remove(fd, name)
+        else:
+            fsops.remove_tree(fd, name, keep=lambda status: status.st_uid != uid)
 
 
 def _end_orphans(run_id: str) -> None:

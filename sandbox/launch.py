@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sandbox import compiler, environment, fsops, home, host, sources
 from sandbox.compiler import Compiled, Material, Programs, Target, Treatment
 from sandbox.engine import Launch, Result
-from sandbox.errors import HostError, SourceError, UsageError, printable, reason
+from sandbox.errors import HostError, SourceError, UsageError, printable, reason, warn
 from sandbox.home import Home
 from sandbox.host import Host
 from sandbox.images import formats
@@ -65,7 +65,7 @@ def _run(spec: Spec, environ: dict[bytes, bytes], reporter: "Reporter | None", *
         launch = prepared.launch
         if reporter is not None:
             reporter.phase("Prepare")
-            reporter.describe(plan, engine, prepared.trees, prepared.home.fd)
+            reporter.describe(plan, engine, spec.isolation, prepared.trees, prepared.home.fd)
             reporter.phase("Digest the images")
             launch = launch.replace(report=reporter)
         say(f"mode {plan.mode.name.lower()}, engine {engine}, {len(plan.steps)} steps")
@@ -155,6 +155,7 @@ def prepare(
         materials,
         targets,
         scratch=_scratch(spec),
+        cgroup=_cgroup(spec, build=build),
         programs=Programs(maker.fuse_program, maker.extract_argv, maker.copy_argv),
         cwd=_working_directory(),
         where=surroundings,
@@ -251,6 +252,23 @@ def _scratch(spec: Spec) -> Source | None:
         ) from None
     with fsops.closing(fd):
         return sources.describe(os.readlink(b"/proc/self/fd/%d" % fd), os.fstat(fd))
+
+
+def _cgroup(spec: Spec, *, build: bool) -> Source | None:
+    """Where the run's cgroup goes, if a limit needs one. Only reading the plan asks systemd for nothing."""
+    if spec.limits is None or not spec.limits.controllers:
+        return None
+    from sandbox import cgroups, limits
+
+    try:
+        path = cgroups.place(spec.limits.controllers, ask_systemd=build)
+    except HostError as error:
+        if not spec.limits.best_effort:
+            options = ", ".join("--cpus" if name == "cpu" else f"--{name}" for name in sorted(spec.limits.controllers))
+            raise HostError(f"{options}: {error.message}", hint=error.hint) from None
+        warn(limits.compromise(spec.limits, error.message))
+        return None
+    return sources.describe(path, os.stat(path))
 
 
 class _Maker:

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from sandbox.errors import UsageError
-from sandbox.plan import Limit, Nice, Resource, Step, Timeout
+from sandbox.plan import Cgroup, Limit, Nice, Resource, Step, Timeout
 from sandbox.record import Record
 from sandbox.spec import parse_size
 
@@ -13,6 +13,7 @@ DEFAULT_KILL_AFTER = 10.0
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
 _LONGEST = 10 * 365 * 86400.0
 _MOST = 1 << 31
+UNLIMITED = 2**64 - 1
 
 
 class Limits(Record):
@@ -24,6 +25,16 @@ class Limits(Record):
     nofile: int | None = None
     fsize: int | None = None
     nice: int | None = None
+    memory: int | None = None
+    pids: int | None = None
+    cpus: float | None = None
+    best_effort: bool = False
+
+    @property
+    def controllers(self) -> set[str]:
+        """Of cgroup v2, that these need."""
+        asked = {"memory": self.memory, "pids": self.pids, "cpu": self.cpus}
+        return {name for name, value in asked.items() if value is not None}
 
 
 def parse_duration(text: str, *, option: str) -> float:
@@ -61,7 +72,13 @@ def parse(texts: dict[str, str]) -> Limits:
         option = "--" + name.replace("_", "-")
         if name in ("timeout", "kill_after", "cpu_time"):
             values[name] = parse_duration(text, option=option)
-        elif name == "fsize":
+        elif name == "limits":
+            if text not in ("enforce", "best-effort"):
+                raise UsageError(f"--limits: {text!r} is neither enforce nor best-effort")
+            values["best_effort"] = text == "best-effort"
+        elif name == "cpus":
+            values[name] = _parse_cpus(text)
+        elif name in ("fsize", "memory"):
             values[name] = parse_size(text, option=option)
         else:
             values[name] = parse_nice(text) if name == "nice" else parse_count(text, option=option)
@@ -70,9 +87,26 @@ def parse(texts: dict[str, str]) -> Limits:
     return Limits(**values)
 
 
-def steps(limits: Limits) -> list[Step]:
-    """The steps that set them."""
+def _parse_cpus(text: str) -> float:
+    cpus = float(text) if re.fullmatch(r"\d{1,5}(?:\.\d+)?", text.strip()) else 0.0
+    # The kernel takes no less than a millisecond of a tenth of a second: cpu.max.
+    if cpus < 0.01:
+        raise UsageError(f"--cpus: {text!r} is not a number of processors", hint="as in 2 or 0.5; at least 0.01")
+    return cpus
+
+
+def steps(limits: Limits, cgroup: int | None) -> list[Step]:
+    """The steps that set them; `cgroup` is the source that the run's cgroup goes into, where there is one."""
     made: list[Step] = []
+    if cgroup is not None:
+        quota = UNLIMITED if limits.cpus is None else round(limits.cpus * 100_000)
+        # Memory that may be swapped out is not limited.
+        swap = UNLIMITED if limits.memory is None else 0
+        made.append(Cgroup(cgroup, limits.memory or UNLIMITED, swap, limits.pids or UNLIMITED, quota))
+    else:
+        for resource, value in ((Resource.DATA_BYTES, limits.memory), (Resource.PROCESSES, limits.pids)):
+            if value is not None:
+                made.append(Limit(resource, value, value))
     if limits.timeout is not None:
         made.append(Timeout(_ns(limits.timeout), _ns(limits.kill_after)))
     if limits.cpu_time is not None:
@@ -85,6 +119,16 @@ def steps(limits: Limits) -> list[Step]:
     if limits.nice is not None:
         made.append(Nice(limits.nice + 20))
     return made
+
+
+def compromise(limits: Limits, why: str) -> str:
+    """One line: what best effort makes of limits that only a cgroup enforces."""
+    instead = {
+        "memory": "--memory limits the data of each process, not of the job",
+        "pids": "--pids counts all processes of this user, and does not bind root",
+        "cpu": "--cpus limits nothing",
+    }
+    return f"{why}: " + "; ".join(instead[name] for name in ("memory", "pids", "cpu") if name in limits.controllers)
 
 
 def _ns(seconds: float) -> int:

@@ -64,6 +64,8 @@ class Resource(enum.IntEnum):
     CPU_SECONDS = 1
     FILE_BYTES = 2
     OPEN_FILES = 3
+    DATA_BYTES = 4
+    PROCESSES = 5
 
 
 class PlanFlag(enum.IntFlag):
@@ -323,6 +325,19 @@ class Nice(Record):
     value: U8
 
 
+class Cgroup(Record):
+    """A cgroup of the run's own in the source directory, a cgroup v2; what starts the command enters it at once.
+
+    `memory` and `swap` in bytes, `cpu_us` microseconds of processor time in 100,000; the largest number: no limit.
+    """
+
+    source: U32
+    memory: U64
+    swap: U64
+    pids: U64
+    cpu_us: U64
+
+
 class Timeout(Record):
     """The supervisor's: how long the command may take, and how long it has from SIGTERM to SIGKILL."""
 
@@ -366,6 +381,7 @@ Step = (
     | Limit
     | Nice
     | Timeout
+    | Cgroup
 )
 
 OPCODES: dict[int, type[Any]] = {
@@ -404,6 +420,7 @@ OPCODES: dict[int, type[Any]] = {
     0x30: Limit,
     0x31: Nice,
     0x32: Timeout,
+    0x33: Cgroup,
 }
 OPCODE_OF: dict[type[Any], int] = {cls: code for code, cls in OPCODES.items()}
 

@@ -69,10 +69,10 @@ class Reporter:
             if text is not None:
                 self.targets.append(_open_target(text, is_trace=is_trace))
 
-    def describe(self, plan: Plan, engine: str, trees: list[Opened], home_fd: int) -> None:
+    def describe(self, plan: Plan, engine: str, level: str, trees: list[Opened], home_fd: int) -> None:
         """What the compiled plan says. Raises SourceError when an image changes while it is read."""
         images = [_image(tree, home_fd) for tree in trees if tree.status is not None]
-        facts = {"mode": plan.mode.name.lower(), "engine": engine, "level": "none"}
+        facts = {"mode": plan.mode.name.lower(), "engine": engine, "level": level}
         self.head |= {**facts, "images": images, "mounts": _mounts(plan)}
 
     def close(self) -> None:
@@ -180,6 +180,8 @@ UNKNOWN = dict.fromkeys(
         "peak_memory_bytes",
         "peak_memory_of",
         "processes",
+        "oom_kills",
+        "forks_refused",
         "read_bytes",
         "written_bytes",
     )

@@ -40,6 +40,10 @@ _LIMITS = {
     "cpu_time": ("DURATION", "processor time of each process"),
     "nofile": ("N", "open files of each process"),
     "fsize": ("SIZE", "the largest file that can be written"),
+    "memory": ("SIZE", "memory of the whole job (cgroup v2)"),
+    "pids": ("N", "processes and threads of the whole job (cgroup v2)"),
+    "cpus": ("N", "processors' worth of time for the whole job (cgroup v2), as in 1.5"),
+    "limits": ("enforce|best-effort", "refuse to run with a limit that cannot be enforced, or do what can be done"),
     "nice": ("N", "the job's nice value, -20 to 19"),
 }
 

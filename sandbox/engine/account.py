@@ -12,6 +12,7 @@ from sandbox.engine import Result
 from sandbox.plan import Limit, Plan, Resource
 
 if TYPE_CHECKING:
+    from sandbox import cgroups
     from sandbox.report import Phase
 
 _MARK = struct.Struct("<Q")
@@ -27,6 +28,8 @@ class Account:
         self.result: Result | None = None
         self.wall: float | None = None
         self.user = self.system = 0.0
+        self.cgroup: cgroups.Cgroup | None = None
+        self.peaks: dict[str, int | None] = dict.fromkeys(("memory", "processes", "oom_kills", "forks_refused"))
         self.largest = self.read = self.written = 0
         # Times that the child notes for its supervisor, in memory that both have open.
         self.marks = os.memfd_create("sandbox-marks", os.MFD_CLOEXEC) if wanted else -1
@@ -34,6 +37,13 @@ class Account:
     def close(self) -> None:
         if self.marks >= 0:
             os.close(self.marks)
+        if self.cgroup is not None:
+            self.cgroup.close()
+
+    def read_peaks(self) -> None:
+        """Before the cgroup goes."""
+        if self.cgroup is not None:
+            self.peaks = self.cgroup.peaks()
 
     def mark(self) -> None:
         """In the child: a step is done."""
@@ -76,6 +86,7 @@ class Account:
         """The end of the report."""
         assert self.result is not None
         cause, limit = self._cause(self.result)
+        of_group = self.peaks["memory"]
         ended_by = self.result.signal
         return {
             "cause": cause,
@@ -86,9 +97,11 @@ class Account:
             "wall_seconds": self.wall,
             "user_seconds": round(self.user, 6),
             "system_seconds": round(self.system, 6),
-            "peak_memory_bytes": self.largest,
-            "peak_memory_of": "largest process",
-            "processes": None,
+            "peak_memory_bytes": self.largest if of_group is None else of_group,
+            "peak_memory_of": "largest process" if of_group is None else "cgroup",
+            "processes": self.peaks["processes"],
+            "oom_kills": self.peaks["oom_kills"],
+            "forks_refused": self.peaks["forks_refused"],
             "read_bytes": self.read,
             "written_bytes": self.written,
         }
@@ -101,10 +114,14 @@ class Account:
         killed = died_of == signal.SIGKILL and hard is not None and self.user + self.system >= hard
         if result.timed_out:
             return "timeout", None
+        if result.exit_code and self.peaks["oom_kills"]:
+            return "oom", None
         if hard is not None and (killed or died_of == signal.SIGXCPU):
             return "limit", "cpu-time"
         if Resource.FILE_BYTES in limits and died_of == signal.SIGXFSZ:
             return "limit", "fsize"
+        if result.exit_code and self.peaks["forks_refused"]:
+            return "limit", "pids"
         return ("signalled" if result.signal else "exited"), None
 
 

@@ -3,8 +3,12 @@
 import contextlib
 import os
 import signal
+from typing import TYPE_CHECKING
 
 import prctl
+
+if TYPE_CHECKING:
+    from sandbox import cgroups
 
 from sandbox import fsops, home
 from sandbox.engine import Launch, Result, command, init, steps, supervisor
@@ -12,7 +16,7 @@ from sandbox.engine.account import Account
 from sandbox.engine.steps import Child
 from sandbox.errors import CommandError, SandboxError, SourceError, StepError, printable, reason
 from sandbox.home import Home, RunRecord
-from sandbox.plan import Plan, PlanFlag, Scratch, Source, SourceKind, Timeout
+from sandbox.plan import Cgroup, Plan, PlanFlag, Scratch, Source, SourceKind, Timeout
 
 
 def run(plan: Plan, launch: Launch, where: Home) -> Result:
@@ -24,14 +28,18 @@ def run(plan: Plan, launch: Launch, where: Home) -> Result:
         stack.callback(os.umask, umask)
         fds = {**_open_files(plan, launch.fds, stack), **launch.fds}
         parents = [plan.sources[step.source] for step in plan.steps if isinstance(step, Scratch)]
-        paths = [source.path for source in parents]
+        # The cgroup comes last.
+        cgroup = next((step for step in plan.steps if isinstance(step, Cgroup)), None)
+        paths = [source.path for source in (*parents, *([plan.sources[cgroup.source]] if cgroup else ()))]
         record = home.new_record(where, launch.command, plan.mode.name.lower(), paths)
         inherited = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         account = Account(plan, wanted=launch.report is not None)
         stack.callback(account.close)
         try:
-            for source, path in zip(parents, record.scratch, strict=True):
+            for source, path in zip(parents, record.scratch, strict=False):
                 _make_scratch(source, os.path.basename(path))
+            if cgroup is not None:
+                account.cgroup = _make_cgroup(cgroup, plan.sources[cgroup.source], os.path.basename(record.scratch[-1]))
             result = _run_child(plan, launch.replace(fds=fds), where, record, account, (inherited, umask))
         finally:
             if plan.flags & PlanFlag.LEAVE_RUNNING:
@@ -103,6 +111,21 @@ def _make_scratch(parent: Source, name: bytes) -> None:
         ) from None
 
 
+def _make_cgroup(step: Cgroup, parent: Source, name: bytes) -> "cgroups.Cgroup":
+    from sandbox import cgroups
+
+    try:
+        with fsops.closing(os.open(parent.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as directory:
+            steps.check_identity(directory, parent.dev, parent.ino, parent.path)
+            limits = {"memory": step.memory, "swap": step.swap, "pids": step.pids, "cpu_us": step.cpu_us}
+            return cgroups.Cgroup(directory, name, **limits)
+    except OSError as error:
+        raise StepError(
+            f"cannot make a cgroup in {printable(parent.path)}: {reason(error)}",
+            hint="another process changes it; leave the limit out, or use --limits best-effort",
+        ) from None
+
+
 def _run_child(
     plan: Plan, launch: Launch, where: Home, record: RunRecord, account: Account, inherited: tuple[object, int]
 ) -> Result:
@@ -127,6 +150,7 @@ def _run_child(
         # A time limit is for everything that the command started.
         if result.timed_out or not plan.flags & PlanFlag.LEAVE_RUNNING:
             supervisor.end_leftovers(account)
+        account.read_peaks()
         _raise_failure(reader)
         return result
 

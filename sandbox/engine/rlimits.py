@@ -10,6 +10,8 @@ from sandbox.plan import Limit, Nice, Resource
 _RESOURCES = {
     Resource.CPU_SECONDS: (resource.RLIMIT_CPU, "the processor time"),
     Resource.FILE_BYTES: (resource.RLIMIT_FSIZE, "the size of files"),
+    Resource.DATA_BYTES: (resource.RLIMIT_DATA, "the data of a process"),
+    Resource.PROCESSES: (resource.RLIMIT_NPROC, "the number of processes"),
     Resource.OPEN_FILES: (resource.RLIMIT_NOFILE, "the number of open files"),
 }
 

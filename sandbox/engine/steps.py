@@ -17,6 +17,7 @@ from sandbox.home import Home, RunRecord
 from sandbox.plan import (
     Attach,
     Base,
+    Cgroup,
     Chdir,
     DeathSignal,
     Extract,
@@ -76,6 +77,8 @@ class Child:
 
     def execute(self) -> None:
         """Every step in order. Raises StepError with the step, the thing and the remedy."""
+        if self.account.cgroup is not None:
+            self.account.cgroup.enter()
         self.account.mark()
         with self.momentary:
             for step in self.plan.steps:
@@ -338,8 +341,8 @@ class Child:
         """Kept for the end: what is still to be done must not run into them."""
         self.limits.append(step)
 
-    def timeout(self, _: Timeout) -> None:
-        """The supervisor's."""
+    def elsewhere(self, _: Timeout | Cgroup) -> None:
+        """The supervisor's, or done before the first step."""
 
 
 _DO: dict[type[Any], Any] = {
@@ -365,7 +368,8 @@ _DO: dict[type[Any], Any] = {
     **isolation.DO,
     Limit: Child.limit,
     Nice: Child.limit,
-    Timeout: Child.timeout,
+    Timeout: Child.elsewhere,
+    Cgroup: Child.elsewhere,
 }
 
 

@@ -5,13 +5,16 @@ import os
 import resource
 import signal
 import time
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from sandbox.engine import Result, init
 from sandbox.engine import syscalls as sys
 from sandbox.engine.account import Account, reap
 from sandbox.errors import EXIT_TIMED_OUT
 from sandbox.plan import Timeout
+
+if TYPE_CHECKING:
+    from sandbox.cgroups import Cgroup
 
 _GRACE = 0.5
 # How often what is left is looked at again: it may have started something new.
@@ -23,8 +26,9 @@ _SCANS = 100
 class _Clock:
     """When everything is asked to end, and when it is killed: a Timeout step, or never."""
 
-    def __init__(self, timeout: Timeout | None) -> None:
+    def __init__(self, timeout: Timeout | None, cgroup: "Cgroup | None") -> None:
         self.is_up = False
+        self.cgroup = cgroup
         self.kill_after = timeout.kill_after_ns / 1e9 if timeout else 0.0
         self.deadline = time.monotonic() + timeout.limit_ns / 1e9 if timeout else None
 
@@ -37,6 +41,8 @@ class _Clock:
         if self.deadline is None or time.monotonic() < self.deadline:
             return
         if self.is_up:
+            if self.cgroup is not None:
+                self.cgroup.kill()
             _kill_below()
             self.deadline = time.monotonic() + _LOOK
             return
@@ -47,7 +53,7 @@ class _Clock:
 
 def supervise(command: int, timeout: Timeout | None, reports: init.Reports, account: Account) -> Result:
     """Wait for the command, with all signals blocked by the caller, and pass signals on. Reaps orphans as well."""
-    clock = _Clock(timeout)
+    clock = _Clock(timeout, account.cgroup)
     # A job that stops stops its supervisor, and must not stop the clock by that.
     with contextlib.nullcontext() if clock.deadline is None else sys.continued_at(clock.deadline):
         while True:

@@ -6,6 +6,7 @@
 
 extern crate alloc;
 
+mod cgroup;
 mod child;
 mod cli;
 mod environment;

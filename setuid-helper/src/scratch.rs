@@ -1,5 +1,6 @@
 //! Private scratch directories on a disk: made before the fork, named in the record before they are made.
 
+use crate::cgroup;
 use crate::error::{Doing, Outcome};
 use crate::fsops::{make_new_dir, open_parent, remove_tree};
 use crate::plan::{Plan, Step};
@@ -24,9 +25,9 @@ pub fn path_in(parent: &[u8], id: &str) -> Vec<u8> {
     [parent, separator, name(id).as_bytes()].concat()
 }
 
-/// Where the plan's scratch directories will be.
+/// Where the plan's scratch directories will be, and last its cgroup.
 pub fn paths(plan: &Plan, id: &str) -> Vec<Vec<u8>> {
-    sources(plan).map(|source| path_in(source.path, id)).collect()
+    sources(plan).map(|source| source.path).chain(cgroup::parent(plan)).map(|path| path_in(path, id)).collect()
 }
 
 fn sources<'p>(plan: &'p Plan) -> impl Iterator<Item = &'p crate::plan::Source<'p>> {
@@ -55,11 +56,11 @@ pub fn make(plan: &Plan, id: &str) -> Outcome<()> {
     Ok(())
 }
 
-/// Remove one, and only one of this run: its name is the run's.
+/// Remove one, or the cgroup, and only one of this run: its name is the run's.
 pub fn remove(path: &[u8], id: &str) -> Result<(), Errno> {
     let (parent, last) = open_parent(path)?;
     if id.is_empty() || last.to_bytes() != name(id).as_bytes() {
         return Err(Errno::INVAL);
     }
-    remove_tree(parent.as_fd(), &last)
+    cgroup::remove(parent.as_fd(), &last).unwrap_or_else(|| remove_tree(parent.as_fd(), &last))
 }

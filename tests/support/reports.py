@@ -35,7 +35,7 @@ SCHEMA = _object(
     command={"type": "array", "items": _TEXT},
     mode=_one_of("root", "setuid", "userns", None),
     engine=_one_of("python", "native", None),
-    level=_one_of("none", None),
+    level=_one_of("none", "job", "strict", None),
     images={
         "type": "array",
         "items": _object(
@@ -56,7 +56,7 @@ SCHEMA = _object(
     },
     phases={"type": "array", "minItems": 1, "items": _object(name=_TEXT, start_us=_COUNT, us=_COUNT)},
     cause=_one_of("exited", "signalled", "timeout", "oom", "limit", "launcher"),
-    limit=_one_of("cpu-time", "fsize", None),
+    limit=_one_of("cpu-time", "fsize", "pids", None),
     error=_or_null(_TEXT),
     exit_code=_or_null({"type": "integer", "minimum": 0, "maximum": 255}),
     signal=_or_null({"type": "integer", "minimum": 1, "maximum": 64}),
@@ -64,8 +64,10 @@ SCHEMA = _object(
     user_seconds=_or_null(_NUMBER),
     system_seconds=_or_null(_NUMBER),
     peak_memory_bytes=_or_null(_COUNT),
-    peak_memory_of=_one_of("largest process", None),
+    peak_memory_of=_one_of("cgroup", "largest process", None),
     processes=_or_null(_COUNT),
+    oom_kills=_or_null(_COUNT),
+    forks_refused=_or_null(_COUNT),
     read_bytes=_or_null(_COUNT),
     written_bytes=_or_null(_COUNT),
 )

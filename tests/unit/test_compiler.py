@@ -46,6 +46,7 @@ def build(spec, materials, *, mode=Mode.USERNS, machine=None, targets=None, scra
         materials,
         targets or {},
         scratch=scratch,
+        cgroup=None,
         programs=PROGRAMS,
         cwd=cwd,
     )

@@ -4,8 +4,8 @@ import pytest
 
 from sandbox.cli import run
 from sandbox.errors import UsageError
-from sandbox.limits import Limits, parse, parse_duration, steps
-from sandbox.plan import Limit, Nice, Resource, Timeout
+from sandbox.limits import UNLIMITED, Limits, compromise, parse, parse_duration, steps
+from sandbox.plan import Cgroup, Limit, Nice, Resource, Timeout
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,11 @@ def test_what_is_no_duration(text):
         ("nice", "-21"),
         ("nice", ""),
         ("fsize", "0"),
+        ("memory", "0"),
+        ("pids", "0"),
+        ("cpus", "0.001"),
+        ("cpus", "all"),
+        ("limits", "no"),
     ],
 )
 def test_what_is_no_limit(name, text):
@@ -51,7 +56,7 @@ def test_steps():
     limits = parse(
         {"timeout": "1.5", "kill_after": "2s", "cpu_time": "0.5", "nofile": "9", "fsize": "1K", "nice": "-5"}
     )
-    assert steps(limits) == [
+    assert steps(limits, None) == [
         Timeout(1_500_000_000, 2_000_000_000),
         Limit(Resource.CPU_SECONDS, 1, 3),
         Limit(Resource.FILE_BYTES, 1024, 1024),
@@ -63,3 +68,21 @@ def test_steps():
 def test_no_limit_asked_for_is_none():
     assert run.parse([b"true"])[0].limits is None
     assert run.parse([b"--nice=3", b"true"])[0].limits == Limits(nice=3)
+
+
+def test_a_cgroup_s_limits():
+    limits = parse({"memory": "64M", "cpus": "1.5"})
+    assert limits.controllers == {"memory", "cpu"}
+    assert steps(limits, 3) == [Cgroup(3, 64 << 20, 0, UNLIMITED, 150_000)]
+    assert steps(parse({"pids": "9"}), 0) == [Cgroup(0, UNLIMITED, UNLIMITED, 9, UNLIMITED)]
+
+
+def test_best_effort_says_what_differs():
+    limits = parse({"memory": "64M", "pids": "9", "cpus": "2", "limits": "best-effort"})
+    assert steps(limits, None) == [
+        Limit(Resource.DATA_BYTES, 64 << 20, 64 << 20),
+        Limit(Resource.PROCESSES, 9, 9),
+    ]
+    said = compromise(limits, "no cgroup")
+    assert said.startswith("no cgroup: ")
+    assert all(option in said for option in ("--memory", "--pids", "--cpus"))

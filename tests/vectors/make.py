@@ -13,6 +13,7 @@ from sandbox.codec import MAX_ITEMS, MAX_PATH, MAX_STRING, PlanError, decode, en
 from sandbox.plan import (
     Attach,
     Base,
+    Cgroup,
     Chdir,
     DeathSignal,
     Dev,
@@ -99,6 +100,9 @@ LIMITS = (
     Nice(0),
     Nice(39),
     Timeout(1_500_000_000, 2**64 - 1),
+    Limit(4, 1 << 20, 1 << 20),
+    Limit(5, 9, 9),
+    Cgroup(0, 1 << 30, 0, 100, 2**64 - 1),
 )
 
 
@@ -134,7 +138,7 @@ def good() -> Iterator[tuple[str, str, Plan]]:
     yield "setuid", "mode setuid, one step", plan(NoNewPrivs(), mode=Mode.SETUID)
     yield "every-step", "every kind of step and source, mode userns, the flag to leave processes running", FULL
     yield "isolation", "every kind of step of the isolating levels", plan(*ISOLATION)
-    yield "limits", "every limit, nice value and a timeout", plan(*LIMITS)
+    yield "limits", "every limit, nice value and a timeout", plan(*LIMITS, sources=(DIRECTORY,))
     odd = b"/a b/\xff\xfe/new\nline/\xe2\x80\xae/..//."
     yield (
         "odd-paths",
@@ -286,6 +290,9 @@ def bad_steps() -> Iterator[tuple[str, str, bytes]]:
     yield "limit-resource-0", "resource 0", with_steps(step(0x30, b"\0" + bytes(16)))
     yield "limit-resource-9", "an unknown resource", with_steps(step(0x30, b"\x09" + bytes(16)))
     yield "limit-soft", "a soft limit above the hard one", with_steps(step(0x30, b"\1" + struct.pack("<QQ", 2, 1)))
+    yield "cgroup-source", "a cgroup in a source beyond the list", with_steps(step(0x33, bytes(36)))
+    cgroup = step(0x33, bytes(36))
+    yield "cgroup-twice", "two cgroups", with_steps(cgroup, cgroup, sources=(DIRECTORY,))
     yield "nice-40", "a nice value of 20", with_steps(step(0x31, b"\x28"))
     yield "timeout-twice", "two timeouts", with_steps(step(0x32, bytes(16)), step(0x32, bytes(16)))
     yield (

@@ -19,6 +19,8 @@ fn set(step: &Step) -> Outcome<()> {
             let (kind, name) = match resource {
                 Resource::CpuSeconds => (rustix::process::Resource::Cpu, "the processor time"),
                 Resource::FileBytes => (rustix::process::Resource::Fsize, "the size of files"),
+                Resource::DataBytes => (rustix::process::Resource::Data, "the data of a process"),
+                Resource::Processes => (rustix::process::Resource::Nproc, "the number of processes"),
                 Resource::OpenFiles => (rustix::process::Resource::Nofile, "the number of open files"),
             };
             let limit = Rlimit { current: Some(soft), maximum: Some(hard) };

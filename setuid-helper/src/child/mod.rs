@@ -19,6 +19,7 @@ mod world;
 pub use loopdev::{Bounds, Devices};
 pub use spawn::{c_strings, open_null, spawn};
 
+use crate::cgroup::Cgroup;
 use crate::environment::Environment;
 use crate::error::{Failure, Outcome, printable};
 use crate::home::Home;
@@ -60,6 +61,8 @@ pub struct Prepared<'p> {
     pub umask: Mode,
     /// What the rules of setuid mode found in the plan.
     pub tally: Option<Tally>,
+    /// What the child enters first.
+    pub cgroup: Option<&'p Cgroup>,
     /// Where times are noted, if anybody wants to know.
     pub marks: Option<BorrowedFd<'p>>,
 }
@@ -114,6 +117,9 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
         filter: Vec::new(),
         limits: Vec::new(),
     };
+    if let Some(Err(failure)) = child.prepared.cgroup.map(Cgroup::enter) {
+        return failure;
+    }
     child.prepared.mark();
     for step in steps {
         if let Err(failure) = child.execute(step) {
@@ -202,8 +208,8 @@ impl<'p> Child<'p> {
                 self.limits.push(*step);
                 Ok(())
             }
-            // The supervisor's.
-            Step::Timeout { .. } => Ok(()),
+            // The supervisor's, and what was done before the first step.
+            Step::Timeout { .. } | Step::Cgroup { .. } => Ok(()),
         }
     }
 }

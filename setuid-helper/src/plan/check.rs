@@ -8,8 +8,9 @@ pub fn check(plan: &Plan) -> Result<(), Invalid> {
     if plan.home.kind != SourceKind::Directory {
         return Err(Invalid { why: "the home is not a directory source", at: 0 });
     }
-    if plan.steps.iter().filter(|step| matches!(step, Step::Timeout { .. })).count() > 1 {
-        return Err(Invalid { why: "more than one timeout", at: 0 });
+    let count = |is: fn(&Step) -> bool| plan.steps.iter().filter(|step| is(step)).count();
+    if count(|step| matches!(step, Step::Timeout { .. })) > 1 || count(|step| matches!(step, Step::Cgroup { .. })) > 1 {
+        return Err(Invalid { why: "more than one Timeout or Cgroup", at: 0 });
     }
     let mut defined = Defined(Vec::new());
     for (index, step) in plan.steps.iter().enumerate() {
@@ -81,6 +82,7 @@ fn step_fault(step: &Step, sources: usize, defined: &mut Defined) -> Fault {
         Step::Seccomp { filter } if filter.is_empty() => Err("an empty filter"),
         Step::Idmap { slot, .. } => defined.used(slot),
         Step::PlaceEnv { name, .. } | Step::UnsetEnv { name } => variable_name(name),
+        Step::Cgroup { source, .. } => source_exists(source, sources),
         Step::Limit { soft, hard, .. } if soft > hard => Err("a limit beyond its own maximum"),
         Step::Nice { value } if value > 39 => Err("no such nice value"),
         _ => Ok(()),

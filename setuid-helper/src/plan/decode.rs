@@ -136,6 +136,7 @@ fn body<'a>(opcode: u16, r: &mut Reader<'a>) -> Read<Step<'a>> {
         0x20 => Step::Seccomp { filter: r.words()? },
         0x30 => Step::Limit { resource: resource(r)?, soft: r.u64()?, hard: r.u64()? },
         0x31 => Step::Nice { value: r.u8()? },
+        0x33 => Step::Cgroup { source: r.u32()?, memory: r.u64()?, swap: r.u64()?, pids: r.u64()?, cpu_us: r.u64()? },
         0x32 => Step::Timeout { limit_ns: r.u64()?, kill_after_ns: r.u64()? },
         _ => return Err(r.fail("unknown step")),
     })
@@ -154,6 +155,8 @@ fn resource(r: &mut Reader) -> Read<Resource> {
         1 => Ok(Resource::CpuSeconds),
         2 => Ok(Resource::FileBytes),
         3 => Ok(Resource::OpenFiles),
+        4 => Ok(Resource::DataBytes),
+        5 => Ok(Resource::Processes),
         _ => Err(r.fail("unknown resource")),
     }
 }

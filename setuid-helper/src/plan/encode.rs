@@ -117,6 +117,9 @@ impl Writer {
             }
             Step::Limit { resource, soft, hard } => self.u8(resource as u8).u64(soft).u64(hard).code(0x30),
             Step::Nice { value } => self.u8(value).code(0x31),
+            Step::Cgroup { source, memory, swap, pids, cpu_us } => {
+                self.u32(source).u64(memory).u64(swap).u64(pids).u64(cpu_us).code(0x33)
+            }
             Step::Timeout { limit_ns, kill_after_ns } => self.u64(limit_ns).u64(kill_after_ns).code(0x32),
         }
     }

@@ -126,6 +126,10 @@ pub enum Resource {
     FileBytes = 2,
     /// Open files.
     OpenFiles = 3,
+    /// Bytes of private memory that can be written to.
+    DataBytes = 4,
+    /// Processes of the user.
+    Processes = 5,
 }
 
 /// Bits of `Attach::attrs`.
@@ -207,6 +211,7 @@ pub enum Step<'a> {
     Limit { resource: Resource, soft: u64, hard: u64 },
     Nice { value: u8 },
     Timeout { limit_ns: u64, kill_after_ns: u64 },
+    Cgroup { source: u32, memory: u64, swap: u64, pids: u64, cpu_us: u64 },
 }
 
 impl Step<'_> {
@@ -265,6 +270,7 @@ impl Step<'_> {
             Step::Limit { .. } => "Limit",
             Step::Nice { .. } => "Nice",
             Step::Timeout { .. } => "Timeout",
+            Step::Cgroup { .. } => "Cgroup",
         }
     }
 }

@@ -43,6 +43,19 @@ impl Usage {
     }
 }
 
+/// What the run's cgroup tells, where there is one.
+#[derive(Clone, Copy, Default)]
+pub struct Peaks {
+    /// The most memory at a time, in bytes.
+    pub memory: Option<u64>,
+    /// The most processes at a time.
+    pub processes: Option<u64>,
+    /// How many were killed for want of memory.
+    pub oom_kills: Option<u64>,
+    /// How often no process more could be made.
+    pub forks_refused: Option<u64>,
+}
+
 /// A part of the launch.
 pub struct Phase {
     /// What was done.
@@ -65,6 +78,8 @@ pub struct Account {
     pub timed_out: bool,
     /// What it used.
     pub usage: Usage,
+    /// Of its cgroup.
+    pub peaks: Peaks,
     /// From the exec of the command to its end.
     pub wall: Option<Duration>,
     /// The hard limit of processor time.
@@ -83,6 +98,7 @@ impl Account {
             failure: None,
             timed_out: false,
             usage: Usage::default(),
+            peaks: Peaks::default(),
             wall: None,
             cpu_limit: None,
             file_limit: false,
@@ -138,11 +154,14 @@ impl Account {
     pub fn cause(&self) -> (&'static str, Option<&'static str>) {
         let shell = |signal: i32| [Some(Ending::Killed(signal)), Some(Ending::Exited(128 + signal))];
         let cpu = self.usage.user + self.usage.system;
+        let is_fine = self.ending == Some(Ending::Exited(0));
         let is_killed = shell(libc::SIGKILL).contains(&self.ending);
         if self.failure.is_some() || self.ending.is_none() {
             ("launcher", None)
         } else if self.timed_out {
             ("timeout", None)
+        } else if !is_fine && self.peaks.oom_kills.is_some_and(|count| count > 0) {
+            ("oom", None)
         } else if self
             .cpu_limit
             .is_some_and(|hard| shell(libc::SIGXCPU).contains(&self.ending) || is_killed && cpu >= hard)
@@ -150,6 +169,8 @@ impl Account {
             ("limit", Some("cpu-time"))
         } else if self.file_limit && shell(libc::SIGXFSZ).contains(&self.ending) {
             ("limit", Some("fsize"))
+        } else if !is_fine && self.peaks.forks_refused.is_some_and(|count| count > 0) {
+            ("limit", Some("pids"))
         } else if matches!(self.ending, Some(Ending::Exited(_))) {
             ("exited", None)
         } else {

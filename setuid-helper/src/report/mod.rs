@@ -5,7 +5,7 @@
 mod account;
 mod text;
 
-pub use account::{Account, Ending, Marks, Usage};
+pub use account::{Account, Ending, Marks, Peaks, Usage};
 
 use crate::error::{Doing, Failure, Outcome};
 use crate::fsops::proc_fd;

@@ -53,14 +53,18 @@ fn ending(out: &mut String, account: &Account) {
 
 fn used(out: &mut String, account: &Account) {
     let usage = account.ending.filter(|_| account.failure.is_none()).map(|_| account.usage);
+    let peaks = account.peaks;
+    let of = if peaks.memory.is_some() { "\"cgroup\"" } else { "\"largest process\"" };
     let seconds = |time: Duration| format!("{}.{:06}", time.as_secs(), time.subsec_micros());
     for (name, value) in [
         ("wall_seconds", usage.and(account.wall).map(seconds)),
         ("user_seconds", usage.map(|usage| seconds(usage.user))),
         ("system_seconds", usage.map(|usage| seconds(usage.system))),
-        ("peak_memory_bytes", usage.map(|usage| usage.largest.to_string())),
-        ("peak_memory_of", usage.map(|_| "\"largest process\"".to_owned())),
-        ("processes", None),
+        ("peak_memory_bytes", usage.map(|usage| peaks.memory.unwrap_or(usage.largest).to_string())),
+        ("peak_memory_of", usage.map(|_| of.to_owned())),
+        ("processes", usage.and(peaks.processes).map(|count| count.to_string())),
+        ("oom_kills", usage.and(peaks.oom_kills).map(|count| count.to_string())),
+        ("forks_refused", usage.and(peaks.forks_refused).map(|count| count.to_string())),
         ("read_bytes", usage.map(|usage| usage.read.to_string())),
         ("written_bytes", usage.map(|usage| usage.written.to_string())),
     ] {

@@ -6,6 +6,7 @@ mod leftovers;
 mod report;
 mod wait;
 
+use crate::cgroup::Cgroup;
 use crate::child::{self, Bounds, Devices, Prepared};
 use crate::cli::complain;
 use crate::environment::Environment;
@@ -65,13 +66,14 @@ pub fn launch(
     let devices = if has_images { Some(Devices::open(bounds, rights)?) } else { None };
     let record = Record::new(&home, plan, argv)?;
     scratch::make(plan, &record.id)?;
+    let cgroup = Cgroup::make(plan, record.scratch.last().map(Vec::as_slice))?;
     set_child_subreaper(Some(getpid())).doing("become a child subreaper", b"")?;
     let (report, writer) = pipe_with(PipeFlags::CLOEXEC).doing("make a pipe", b"")?;
     let marks = if wanted { Some(Marks::new()?) } else { None };
     let has_init = plan.has_init(plan.steps.len());
     let (reports, status) =
         if has_init { Some(Reports::open().doing("make a pipe", b"")?).unzip() } else { (None, None) };
-    let mut clock = Clock::start(plan)?;
+    let mut clock = Clock::start(plan, cgroup.as_ref())?;
     account.note(plan);
     account.phase("Prepare the host side");
     let command = match sys::fork().doing("fork", b"")? {
@@ -82,8 +84,21 @@ pub fn launch(
             let (id, name) = (record.id.as_str(), record.name.as_str());
             let (devices, umask) = (devices.as_ref(), inherited.umask);
             let (sources, home, marks) = (&sources, &home, marks.as_ref().map(Marks::writer));
-            let prepared =
-                Prepared { plan, home, sources, devices, id, name, supervisor, rights, umask, tally, marks, status };
+            let prepared = Prepared {
+                cgroup: cgroup.as_ref(),
+                plan,
+                home,
+                sources,
+                devices,
+                id,
+                name,
+                supervisor,
+                rights,
+                umask,
+                tally,
+                marks,
+                status,
+            };
             inherited.restore();
             let failure = child::become_command(prepared, environment, argv);
             report_failure(&writer, &failure)
@@ -104,6 +119,7 @@ pub fn launch(
     // A time limit is for everything that the command started.
     if clock.is_up || plan.flags & LEAVE_RUNNING == 0 {
         leftovers::end(&mut account.usage);
+        account.peaks = cgroup.as_ref().map(Cgroup::peaks).unwrap_or_default();
         drop(record);
     } else {
         keeper::leave(record);
