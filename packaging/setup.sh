@@ -19,6 +19,7 @@ mksquashfs            | squashfs-tools    | squashfs-tools    | squashfs-tools  
 tar2sqfs              | squashfs-tools-ng | squashfs-tools-ng | squashfs-tools-ng | squashfs-tools-ng
 squashfuse_ll         | squashfuse        | squashfuse        | squashfuse        | squashfuse
 libarchive.so.13      | libarchive13      | libarchive        | libarchive        | libarchive13
+libseccomp.so.2       | libseccomp2       | libseccomp        | libseccomp        | libseccomp2
 sys/capability.h      | libcap-dev        | libcap-devel      | libcap            | libcap-devel
 cc                    | gcc               | gcc               | gcc               | gcc
 errno.h               | libc6-dev         | glibc-devel       | glibc             | glibc-devel

@@ -26,6 +26,7 @@ from sandbox.plan import (
     Proc,
     Procdir,
     Propagation,
+    Seccomp,
 )
 from sandbox.plan import Tree as CloneTree
 from sandbox.record import Record
@@ -61,6 +62,7 @@ class Surroundings(Record):
     workspace: "Material | None"
     ids: tuple[int, int] | None
     hidden: tuple[bytes, ...]
+    filter: tuple[int, ...] = ()
 
     def covers(self, path: bytes) -> bool:
         """Whether what is at this path on the host does not show."""
@@ -221,4 +223,6 @@ class Level:
         # The inherited directory is one of the host's, whatever is mounted there now.
         self.builder.command(trees, cwd or b"/", covered=[b"/"])
         self.add(KeepDescriptors(self.spec.pass_fds))
+        if self.where.filter:
+            self.add(Seccomp(self.where.filter))
         self.builder.last()

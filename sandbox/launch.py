@@ -192,13 +192,21 @@ def _working_directory() -> bytes:
         return b""
 
 
+def _filter(spec: Spec, where: Home) -> tuple[int, ...]:
+    from sandbox import seccomp
+
+    if spec.seccomp == b"default":
+        return seccomp.kept_filter(where.fd, spec.allow_syscalls)
+    return () if spec.seccomp == b"none" else seccomp.read_filter(spec.seccomp)
+
+
 def _surroundings(
     spec: Spec, mode: Mode, where: Home, environ: dict[bytes, bytes], stack: contextlib.ExitStack
 ) -> "Surroundings":
     """What an isolating level needs to know of this host, and the working directory as its workspace."""
     from sandbox import isolation
 
-    found = isolation.look(environ, spec, mode, where.path)
+    found = isolation.look(environ, spec, mode, where.path).replace(filter=_filter(spec, where))
     cwd = _working_directory()
     if not isolation.can_be_workspace(cwd, found):
         return found

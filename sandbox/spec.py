@@ -65,6 +65,8 @@ class Spec(Record):
     pass_fds: tuple[int, ...] = ()
     user: tuple[int, int] | None = None
     workspace: str = "overlay"
+    allow_syscalls: tuple[bytes, ...] = ()
+    seccomp: bytes = b"default"
     limits: "Limits | None" = None
     report: bytes | None = None
     trace: bytes | None = None
@@ -126,9 +128,19 @@ def _check_isolation(spec: Spec) -> None:
             _check_variable(name, "--pass-env")
         return
     defaults = Spec(spec.command)
-    for field in ("net", "hostname", "as_pid_1", "pass_env", "pass_fds", "user", "workspace"):
+    for field in (
+        "net",
+        "hostname",
+        "as_pid_1",
+        "pass_env",
+        "pass_fds",
+        "user",
+        "workspace",
+        "allow_syscalls",
+        "seccomp",
+    ):
         if getattr(spec, field) != getattr(defaults, field):
-            option = "--pass-fd" if field == "pass_fds" else "--" + field.replace("_", "-")
+            option = "--" + field.replace("_", "-").removesuffix("s" if isinstance(getattr(spec, field), tuple) else "")
             raise UsageError(f"{option} needs a level that isolates", hint="--isolation job")
 
 

@@ -140,6 +140,8 @@ def _isolation_options(option: Callable[..., None]) -> None:
     option("--pass-fd", metavar="N", action="append", default=[], help="a descriptor that an isolated command gets")
     option("--user", metavar="UID[:GID]", help="who an isolated command of root's is (default: nobody else)")
     option("--hostname", metavar="NAME", help="the host name of an isolated command (default sandbox)")
+    option("--seccomp", metavar="FILE", default="default", help="another filter of system calls (BPF), or none")
+    option("--allow-syscall", metavar="NAME", action="append", default=[], help="a system call to allow as well")
     option("--as-pid-1", action="store_true", help="without an init: the command is pid 1")
 
 
@@ -216,6 +218,8 @@ def _spec(args: argparse.Namespace, command: tuple[bytes, ...]) -> Spec:
         pass_fds=tuple(parse_descriptor(text, option="--pass-fd") for text in args.pass_fd),
         user=None if args.user is None else parse_user(args.user),
         workspace=args.workspace,
+        allow_syscalls=tuple(map(raw, args.allow_syscall)),
+        seccomp=raw(args.seccomp),
         limits=_limits(args),
         report=None if args.report is None else raw(args.report),
         trace=None if args.trace is None else raw(args.trace),

@@ -108,4 +108,8 @@ CASES = [
     job("a read-only workspace", f"touch made {_DENIED}", "--workspace", "ro", stdout="denied\n"),
     job("no leave-running", "true", "--leave-running", code=125, stderr="--leave-running"),
     job("host network", "test -e /proc/net/tcp && echo there", "--net", "host", stdout="there\n"),
+    job("a system call filter", "grep Seccomp: /proc/self/status | tr -d '\\t'", stdout="Seccomp:2\n"),
+    job("no filter", "grep Seccomp: /proc/self/status | tr -d '\\t'", "--seccomp", "none", stdout="Seccomp:0\n"),
+    job("no new user namespace", f"unshare -U true {_DENIED}", stdout="denied\n"),
+    job("an unknown system call", "true", "--allow-syscall", "nonsense", code=125, stderr="nonsense"),
 ]

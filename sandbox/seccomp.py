@@ -1,0 +1,176 @@
+"""The system calls that an isolated command may make: an allow list, compiled with libseccomp to classic BPF.
+
+What is known and dangerous gives EPERM, what is not known here gives ENOSYS: a program that tries a new call then takes
+the old way. clone3 gives ENOSYS for that reason: its flags are in memory, out of a filter's sight (clone(2)).
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import struct
+from typing import Any
+
+from sandbox import fsops
+from sandbox.errors import HostError, UsageError, printable, reason
+
+# In the order of the manual's sections, roughly; names that a processor or libseccomp does not have are passed over.
+_ALLOWED = """
+read write open close stat fstat lstat poll lseek mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn
+ioctl pread64 pwrite64 readv writev access pipe select sched_yield mremap msync mincore madvise shmget shmat shmctl
+dup dup2 pause nanosleep getitimer alarm setitimer getpid sendfile connect accept sendto recvfrom sendmsg recvmsg
+shutdown bind listen getsockname getpeername socketpair setsockopt getsockopt fork vfork execve exit wait4 kill uname
+semget semop semctl shmdt msgget msgsnd msgrcv msgctl fcntl flock fsync fdatasync truncate ftruncate getdents getcwd
+chdir fchdir rename mkdir rmdir creat link unlink symlink readlink chmod fchmod chown fchown lchown umask gettimeofday
+getrlimit getrusage sysinfo times ptrace getuid getgid setuid setgid geteuid getegid setpgid getppid getpgrp setsid
+setreuid setregid getgroups setgroups setresuid getresuid setresgid getresgid getpgid setfsuid setfsgid getsid capget
+capset rt_sigpending rt_sigtimedwait rt_sigqueueinfo rt_sigsuspend sigaltstack utime mknod statfs fstatfs getpriority
+setpriority sched_setparam sched_getparam sched_setscheduler sched_getscheduler sched_get_priority_max
+sched_get_priority_min sched_rr_get_interval mlock munlock mlockall munlockall prctl arch_prctl setrlimit sync gettid
+readahead setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr removexattr
+lremovexattr fremovexattr tkill time futex sched_setaffinity sched_getaffinity set_thread_area get_thread_area
+io_setup io_destroy io_getevents io_submit io_cancel epoll_create remap_file_pages getdents64 set_tid_address
+restart_syscall semtimedop fadvise64 timer_create timer_settime timer_gettime timer_getoverrun timer_delete
+clock_gettime clock_getres clock_nanosleep exit_group epoll_wait epoll_ctl tgkill utimes mq_open mq_unlink
+mq_timedsend mq_timedreceive mq_notify mq_getsetattr waitid ioprio_set ioprio_get inotify_init inotify_add_watch
+inotify_rm_watch openat mkdirat mknodat fchownat futimesat newfstatat unlinkat renameat linkat symlinkat readlinkat
+fchmodat faccessat pselect6 ppoll set_robust_list get_robust_list splice tee sync_file_range vmsplice utimensat
+epoll_pwait signalfd timerfd_create eventfd fallocate timerfd_settime timerfd_gettime accept4 signalfd4 eventfd2
+epoll_create1 dup3 pipe2 inotify_init1 preadv pwritev rt_tgsigqueueinfo recvmmsg prlimit64 name_to_handle_at syncfs
+sendmmsg getcpu process_vm_readv process_vm_writev sched_setattr sched_getattr renameat2 seccomp getrandom
+memfd_create execveat membarrier mlock2 copy_file_range preadv2 pwritev2 pkey_mprotect pkey_alloc pkey_free statx rseq
+pidfd_send_signal pidfd_open pidfd_getfd close_range openat2 faccessat2 process_madvise epoll_pwait2
+landlock_create_ruleset landlock_add_rule landlock_restrict_self memfd_secret process_mrelease futex_waitv cachestat
+fchmodat2 map_shadow_stack futex_wake futex_wait futex_requeue
+"""
+_DENIED = """
+acct add_key adjtimex bpf chroot clock_adjtime clock_settime delete_module fanotify_init finit_module fsconfig fsmount
+fsopen fspick get_mempolicy init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp
+kexec_file_load kexec_load keyctl lookup_dcookie mbind migrate_pages mount mount_setattr move_mount move_pages
+nfsservctl open_by_handle_at open_tree perf_event_open personality pivot_root quotactl quotactl_fd reboot request_key
+set_mempolicy set_mempolicy_home_node setdomainname sethostname setns settimeofday swapoff swapon sysfs syslog umount
+umount2 unshare userfaultfd uselib ustat vhangup
+"""
+# CLONE_NEW* of clone(2), and of an own time namespace.
+_NAMESPACES = 0x7E020080
+_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+# What personality(2) may be asked for: Linux, with 32 bit addresses or without randomisation, and what is there now.
+_PERSONALITIES = (0x0, 0x0008, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
+_AF_VSOCK = 40
+_INSTRUCTION_BYTES = 8
+
+
+def compile_filter(allowed: tuple[bytes, ...]) -> tuple[int, ...]:
+    """The default filter, with these calls allowed as well, whatever their arguments.
+
+    Raises UsageError for a call that does not exist, HostError without libseccomp.
+    """
+    try:
+        import pyseccomp
+    except (ImportError, RuntimeError, OSError) as error:
+        raise HostError(f"cannot use libseccomp: {error}", hint="install libseccomp2, or use --seccomp none") from None
+    extra = tuple(os.fsdecode(name) for name in allowed)
+    rules = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.ENOSYS))
+    # A foreign ABI has its own numbers; libseccomp would kill.
+    rules.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.ERRNO(errno.ENOSYS))
+    for name in extra:
+        _allow_by_user(pyseccomp, rules, name)
+    for name in _ALLOWED.split():
+        if name != "ioctl":
+            _add(rules, pyseccomp.ALLOW, name)
+    _add_conditional(pyseccomp, rules, extra)
+    for name in _DENIED.split():
+        if name not in extra and name != "personality":
+            _add(rules, pyseccomp.ERRNO(errno.EPERM), name)
+    return _export(rules)
+
+
+def kept_filter(home: int, allowed: tuple[bytes, ...]) -> tuple[int, ...]:
+    """The same, from the file of the home that an earlier launch left: compiling takes longer than a launch."""
+    from sandbox import __version__
+
+    words = [__version__, os.uname().machine, *sorted(map(os.fsdecode, allowed)), "", _ALLOWED, _DENIED]
+    name = b"seccomp-%016x" % int.from_bytes(hashlib.sha256(" ".join(words).encode()).digest()[:8], "big")
+    with contextlib.suppress(OSError):
+        data = fsops.read_file(home, name)
+        if data and len(data) % _INSTRUCTION_BYTES == 0:
+            return _instructions(data)
+    instructions = compile_filter(allowed)
+    with contextlib.suppress(OSError):  # a full disk costs time, not the launch
+        fsops.replace_file(home, name, struct.pack(f"<{len(instructions)}Q", *instructions))
+    return instructions
+
+
+def _allow_by_user(library: Any, rules: Any, name: str) -> None:
+    try:
+        number = library.resolve_syscall(library.Arch.NATIVE, name)
+    except (OSError, ValueError):
+        number = -1
+    if number < 0:
+        raise UsageError(f"--allow-syscall: {name!r} is not a system call here", hint="a name as in syscalls(2)")
+    rules.add_rule(library.ALLOW, name)
+
+
+def _add(rules: Any, action: Any, name: str, *arguments: Any) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        rules.add_rule(action, name, *arguments)
+
+
+def _add_conditional(library: Any, rules: Any, extra: tuple[str, ...]) -> None:
+    argument, equal, differs, masked = library.Arg, library.EQ, library.NE, library.MASKED_EQ
+    if "clone" not in extra:
+        _add(rules, library.ALLOW, "clone", argument(0, masked, _NAMESPACES, 0))
+        denied = library.ERRNO(errno.EPERM)
+        for bit in (1 << n for n in range(32) if _NAMESPACES & 1 << n):
+            _add(rules, denied, "clone", argument(0, masked, bit, bit))
+    if "socket" not in extra:
+        _add(rules, library.ALLOW, "socket", argument(0, differs, _AF_VSOCK))
+    if "personality" not in extra:
+        for value in _PERSONALITIES:
+            _add(rules, library.ALLOW, "personality", argument(0, equal, value))
+    if "ioctl" not in extra:
+        # The kernel looks at the low 32 bits only (CVE-2019-10063): so does the filter.
+        low = 0xFFFFFFFF
+        for command in (_TIOCSTI, _TIOCLINUX):
+            _add(rules, library.ERRNO(errno.EPERM), "ioctl", argument(1, masked, low, command))
+        _allow_other_ioctls(library, rules)
+
+
+def _allow_other_ioctls(library: Any, rules: Any) -> None:
+    """All whose low 32 bits differ from both in some bit: a filter of libseccomp has no "else" for one call."""
+    both = _TIOCSTI & _TIOCLINUX
+    same = ~(_TIOCSTI ^ _TIOCLINUX) & 0xFFFFFFFF
+    for bit in (1 << n for n in range(32)):
+        if same & bit:
+            _add(rules, library.ALLOW, "ioctl", library.Arg(1, library.MASKED_EQ, bit, ~both & bit))
+    # They differ in bits 1, 2 and 3: 0x2 and 0xC. Every other combination is another command.
+    bits = _TIOCSTI ^ _TIOCLINUX
+    for value in range(bits + 1):
+        if value & ~bits == 0 and value not in (_TIOCSTI & bits, _TIOCLINUX & bits):
+            _add(rules, library.ALLOW, "ioctl", library.Arg(1, library.MASKED_EQ, bits, value))
+
+
+def _export(rules: Any) -> tuple[int, ...]:
+    with open(os.memfd_create("sandbox-filter", os.MFD_CLOEXEC), "w+b") as file:
+        rules.export_bpf(file)
+        file.seek(0)
+        return _instructions(file.read())
+
+
+def read_filter(path: bytes) -> tuple[int, ...]:
+    """A filter that somebody else compiled: struct sock_filter after struct sock_filter. Raises UsageError."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(4096 * _INSTRUCTION_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"--seccomp: cannot read {printable(path)}: {reason(error)}") from None
+    if not data or len(data) % _INSTRUCTION_BYTES or len(data) > 4096 * _INSTRUCTION_BYTES:
+        raise UsageError(
+            f"--seccomp: {printable(path)} is not a filter of 1 to 4096 instructions",
+            hint="classic BPF, as seccomp_export_bpf(3) writes it",
+        )
+    return _instructions(data)
+
+
+def _instructions(data: bytes) -> tuple[int, ...]:
+    return struct.unpack(f"<{len(data) // _INSTRUCTION_BYTES}Q", data)

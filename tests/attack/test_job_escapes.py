@@ -1,0 +1,156 @@
+"""What a hostile command at level job tries against the host, by engine and mode. Each probe says what it got."""
+
+import os
+import signal
+import socket
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.support.modes import native_engine
+
+COMBINATIONS = [
+    ("python", "root"),
+    ("native", "root"),
+    ("python", "userns"),
+    ("native", "userns"),
+    ("native", "setuid"),
+]
+
+PROBE = textwrap.dedent("""
+    import ctypes, errno, os, signal, socket, sys
+    libc = ctypes.CDLL(None, use_errno=True)
+    def attempt(name, what):
+        try: got = what()
+        except OSError as error: got = errno.errorcode[error.errno]
+        print(name, got)
+    def call(number, *arguments):
+        if libc.syscall(number, *map(ctypes.c_long, arguments)) < 0: raise OSError(ctypes.get_errno(), '')
+        return 'done'
+    def connect(family, address):
+        with socket.socket(family) as one: return one.connect(address) or 'done'
+    victim, port, name, secret, inherited = sys.argv[1:]
+    attempt('signal', lambda: os.kill(int(victim), 0) or 'done')
+    attempt('trace', lambda: call(101, 16, int(victim), 0, 0))
+    attempt('renice', lambda: os.setpriority(os.PRIO_PROCESS, int(victim), 5) or 'done')
+    attempt('trace init', lambda: call(101, 16, 1, 0, 0))
+    attempt('init environ', lambda: open('/proc/1/environ').read() and 'done')
+    attempt('init root', lambda: os.listdir('/proc/1/root') and 'done')
+    attempt('kill init', lambda: os.kill(1, signal.SIGKILL) or 'sent')
+    attempt('tcp', lambda: connect(socket.AF_INET, ('127.0.0.1', int(port))))
+    attempt('abstract', lambda: connect(socket.AF_UNIX, '\\0' + name))
+    attempt('secret', lambda: open(secret).read())
+    attempt('shadow', lambda: open('/etc/shadow').read() and 'done')
+    attempt('root home', lambda: os.listdir('/root'))
+    attempt('descriptor', lambda: os.write(int(inherited), b'x'))
+    attempt('sysctl', lambda: open('/proc/sys/kernel/core_pattern', 'w') and 'done')
+    attempt('sysrq', lambda: open('/proc/sysrq-trigger', 'w') and 'done')
+    attempt('sys', lambda: open('/sys/power/state', 'w') and 'done')
+    attempt('mount', lambda: call(165, 0, 0, 0, 0, 0))
+    attempt('umount', lambda: call(166, 0, 0))
+    attempt('unshare', lambda: call(272, 0x10000000))
+    attempt('clone', lambda: call(56, 0x10000011, 0, 0, 0, 0))
+    attempt('clone3', lambda: call(435, 0, 88))
+    attempt('tiocsti', lambda: call(16, 0, 0x5412, 0))
+    attempt('tiocsti in 64 bits', lambda: call(16, 0, 0x100005412, 0))
+    attempt('module', lambda: call(175, 0, 0, 0))
+    attempt('keyctl', lambda: call(250, 0, 0))
+    attempt('bpf', lambda: call(321, 0, 0, 0))
+    attempt('io_uring', lambda: call(425, 1, 0))
+    attempt('x32', lambda: call(0x40000000 + 39))
+    attempt('device', lambda: os.mknod('/tmp/sda', 0o60666, os.makedev(8, 0)) or 'done')
+    attempt('write', lambda: open('/etc/sandbox-was-here', 'w') and 'done')
+    attempt('setuid root', lambda: os.setuid(0) or 'done')
+""")
+
+KILL_ALL = """
+import os
+try: os.kill(-1, 9)
+except ProcessLookupError: print('nobody')
+"""
+
+CATCH = """
+import signal, sys
+signal.signal(NUMBER, lambda *_: sys.exit(7))
+print('ready', flush=True)
+signal.pause()
+"""
+
+REFUSED = {"EPERM", "EACCES", "ENOENT", "ESRCH", "EROFS", "ECONNREFUSED", "EBADF", "ENOSYS", "ENOTDIR", "EINVAL", "[]"}
+
+
+@pytest.fixture(params=COMBINATIONS, ids="-".join)
+def launch(request, run_sandbox, identities):
+    """Starts a job: `launch(*words, **options)`."""
+    engine, mode = request.param
+    if engine == "native" and native_engine() is None:
+        pytest.skip("the native engine was not built here (no cargo)")
+    if os.geteuid() != 0:
+        pytest.skip("the suite was not started as root")
+    if mode == "setuid":
+        run_sandbox.system = request.getfixturevalue("setuid_system")
+    head = ["run", "--engine", engine, "--mode", mode, "--isolation", "job"]
+
+    def start(*words, popen=False, **options):
+        run = run_sandbox.popen if popen else run_sandbox
+        return run([*head, *words], as_user=mode != "root", **options)
+
+    return start
+
+
+def test_nothing_of_the_host_is_within_reach(launch, area, identities):
+    """Every probe fails, and none of them could have been meant for something that is not there on the host."""
+    secret = identities[True].home / "secret"
+    secret.write_text("secret\n")
+    secret.chmod(0o644)
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as abstract:
+        name = f"sandbox-test-{os.getpid()}"
+        abstract.bind("\0" + name)
+        abstract.listen()
+        words = [str(os.getpid()), str(tcp.getsockname()[1]), name, str(secret), "9"]
+        done = launch("--", "/usr/bin/python3", "-c", PROBE, *words)
+    secret.unlink()
+    got = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
+    assert done.returncode == 0, done.stderr
+    assert len(got) == 31
+    assert got.pop("kill init") == "sent", "the init takes no signal of the command's"
+    assert {name: answer for name, answer in got.items() if answer not in REFUSED} == {}
+
+
+def test_kill_of_everybody_reaches_nobody_outside(launch):
+    """kill(0) and kill(-1) end with the namespace: the launcher, which started the command, tells of it."""
+    assert launch("--", "sh", "-c", "kill -KILL 0").returncode == -signal.SIGKILL
+    done = launch("--", "/usr/bin/python3", "-c", KILL_ALL)
+    assert done.stdout == "nobody\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+def test_signals_reach_the_command(launch, number):
+    script = CATCH.replace("NUMBER", str(int(number)))
+    process = launch("--", "/usr/bin/python3", "-c", script, popen=True, stdout=-1)
+    assert process.stdout.readline() == "ready\n"
+    os.kill(_launcher(process.pid), number)
+    assert process.wait(30) == 7
+
+
+def _launcher(pid):
+    """Below what enters the helper's own mount namespace, if anything does."""
+    while True:
+        name = Path(f"/proc/{pid}/comm").read_text()
+        if name.startswith(("sandbox", "python")):
+            return pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if not children:
+            return pid
+        pid = int(children[0])
+
+
+def test_it_dies_with_its_launcher(launch):
+    """kill -9 of the supervisor leaves nothing of the job."""
+    process = launch("--", "sh", "-c", "echo ready; sleep 1000", popen=True, stdout=-1)
+    assert process.stdout.readline() == "ready\n"
+    os.kill(_launcher(process.pid), signal.SIGKILL)
+    process.wait(30)
+    assert process.stdout.read() == "", "the end of the last writer"
+    launch("--", "true")  # which cleans up behind it
