@@ -6,6 +6,7 @@ Without arguments: the default matrix. Results are kept; --docs writes docs/comp
 import argparse
 import os
 import shutil
+import signal
 import sys
 
 from tests.support.install import REPOSITORY
@@ -18,6 +19,8 @@ _SELECTION = "selection"
 
 def main() -> int:
     options, selection = _parse(sys.argv[1:])
+    # Ended like this it still kills its machine and removes what the machine used.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if os.geteuid() != 0:
         raise SystemExit("make test-vm: needs root, because it makes the root of a machine, whose files are root's")
     if options.refresh:

@@ -24,20 +24,22 @@ class Session(NamedTuple):
 
 # The table's own lines; every variant begins with them.
 EXPECTATIONS = Session("expectations", ("tests/vm/expectations.py",))
-_CASES = "tree.sfs or tree.zip or uid or killed or denied or scratch or tmpfs or absolute"
+_CASES = "tree.sfs or tree.zip or own or killed or denied"
 _CONFORMANCE = Session("conformance", ("tests/conformance", "-k", _CASES), lane=1)
-_SETUID = Session("setuid", ("tests/conformance", "-k", "setuid"), lane=1)
+_SETUID = (
+    Session("setuid-trees", ("tests/conformance", "-k", "setuid and (static or dynamic)"), lane=1),
+    Session("setuid-others", ("tests/conformance", "-k", "setuid and not (static or dynamic)")),
+)
 _USER = Session("user", ("tests/conformance", "-k", f"userns and ({_CASES})"), as_user=True)
-_NATIVE = Session("native", ("tests/native",))
-_ATTACK = Session("attack", ("tests/attack/test_setuid_inherited.py", "tests/attack/test_setuid_paths.py"))
-_SUITE = (EXPECTATIONS, _NATIVE, _ATTACK, _CONFORMANCE)
+_CORE = (EXPECTATIONS, _CONFORMANCE)
 
 
 class Variant(NamedTuple):
     """A machine. `sysctls` are set and `setup` (shell lines) is run by root before the sessions.
 
     `fails`: (mode, feature) or a mode alone, and words of the one line that is said then; all else must work.
-    `timeout`: when the machine counts as hung, in seconds. `default`: part of `make test-vm` without VM=.
+    `timeout`: when the machine counts as hung, in seconds. `default`: part of `make test-vm` without VM=, in half
+    an hour.
     """
 
     name: str
@@ -81,18 +83,21 @@ def _images_fail(words: str) -> dict[str | tuple[str, str], str]:
     return {(mode, feature): words for mode in ("root", "setuid") for feature in ("static image", "dynamic image")}
 
 
-VARIANTS = (
-    Variant("6.1", "Debian 12", sessions=_SUITE),
-    Variant("6.12", "Debian 13's kernel", kernel="6.12", sessions=_SUITE),
-    Variant("newest", "the newest kernel of the package source", kernel="newest", sessions=_SUITE),
+_PROVEN = (
+    Variant("6.1", "Debian 12", sessions=_CORE),
+    Variant("6.12", "Debian 13's kernel", kernel="6.12", sessions=_CORE),
+    Variant("newest", "the newest kernel of the package source", kernel="newest", sessions=_CORE),
     Variant("5.10", "Debian 11's kernel, below the baseline", kernel="5.10", fails=_TOO_OLD),
     Variant(
         "userns-max-0",
         "user namespaces off, by their number",
         sysctls={"user.max_user_namespaces": "0"},
         fails={"userns": "user.max_user_namespaces=15000"},
-        sessions=(EXPECTATIONS, _ATTACK, _SETUID),
+        sessions=(EXPECTATIONS, *_SETUID),
     ),
+)
+# Asked for by name: `make test-vm VM='systemd no-loop'`. Their expectations have not been seen to hold yet.
+_BY_NAME = (
     Variant(
         "userns-clone-0",
         "user namespaces off, by Debian's switch",
@@ -130,11 +135,11 @@ VARIANTS = (
                 Session("attacks", ("tests/attack",), lane=1),
             ),
             timeout=7200,
-            default=False,
         )
         for kernel in ("6.1", "6.12", "newest")
     ),
 )
+VARIANTS = (*_PROVEN, *(variant._replace(default=False) for variant in _BY_NAME))
 
 
 def by_name(name: str) -> Variant:

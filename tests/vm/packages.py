@@ -140,19 +140,18 @@ def kernel(suite: str) -> Kernel:
 
 
 def _unpack(tree: Path, where: Path) -> None:
-    image = next((tree / "boot").glob("vmlinuz-*"))
-    release = image.name.removeprefix("vmlinuz-")
-    shutil.copy(image, where / "vmlinuz")
-    (where / "release").write_text(release)
+    # Packages up to Debian 13 put them into /lib/modules and /boot, later ones all into /usr/lib/modules.
     modules = next(place for place in (tree / "lib/modules", tree / "usr/lib/modules") if place.exists())
-    drivers = modules / release / "kernel"
+    release = next(modules.iterdir()).name
+    image = next(place for place in (tree / f"boot/vmlinuz-{release}", modules / release / "vmlinuz") if place.exists())
+    shutil.move(image, where / "vmlinuz")
+    (where / "release").write_text(release)
     for name in ("sound", *(f"drivers/{driver}" for driver in _NO_DRIVERS)):
-        shutil.rmtree(drivers / name, ignore_errors=True)
+        shutil.rmtree(modules / release / "kernel" / name, ignore_errors=True)
     if modules != tree / "lib/modules":
         (tree / "lib").mkdir(exist_ok=True)
-        modules.rename(tree / "lib/modules")
+        modules = modules.rename(tree / "lib/modules")
     run("depmod", "-b", tree, release, env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"})
-    modules = tree / "lib/modules"
     # An initrd is made from these at every run.
     shutil.copytree(modules / release, where / "modules")
     make_disk(modules, where / "modules.ext4", spare=16 << 20)
