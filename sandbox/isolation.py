@@ -45,8 +45,6 @@ _LOCKED = _SAFE | Attr.READ_ONLY
 _SHARED_DIRECTORIES = (b"/tmp", b"/var/tmp")
 _HOMES = (b"/home", b"/root")
 _HIDDEN = (b"/sys/firmware", b"/sys/devices/virtual/powercap", b"/sys/kernel/debug", b"/sys/kernel/tracing")
-# With a writable workspace: what would run outside the sandbox later, on the user's word.
-_TRUSTED_LATER = (b".git/hooks", b".git/config", b".vscode", b".idea")
 
 
 class Surroundings(Record):
