@@ -96,9 +96,7 @@ impl Rules<'_> {
             return Err("a plan starts with a mount namespace of its own and its propagation, and has no other");
         }
         match *step {
-            Step::IdMap { .. } | Step::Identity { .. } | Step::Idmap { .. } => {
-                return Err("no user namespace");
-            }
+            Step::IdMap { .. } | Step::Identity { .. } | Step::Idmap { .. } => return Err("no user namespace"),
             Step::Hostname { .. } => self.needs(libc::CLONE_NEWUTS, "a host name needs a UTS namespace")?,
             Step::Loopback => self.needs(libc::CLONE_NEWNET, "a loopback device needs a network namespace")?,
             Step::Init { .. } if self.plan.has_init(index) => return Err("there is one init"),
