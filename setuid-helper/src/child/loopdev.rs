@@ -18,6 +18,7 @@ const IMAGE_PATIENCE: u32 = 50;
 /// The same for other launches of this user.
 const COUNT_PATIENCE: u32 = 2000;
 const LOOP_MAJOR: u32 = 7;
+const LIST: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 const NO_LOOP: &str =
     "load the loop module (modprobe loop), give the container /dev/loop-control and /dev/loop*, or use --mode userns";
 
@@ -39,6 +40,8 @@ impl Drop for Device {
 /// Where loop devices are opened: by descriptor of the host's `/dev`, as the run may mount something else there.
 pub struct Devices {
     dev: OwnedFd,
+    /// The host's `/sys/block`, for the same reason; None: nobody can say which devices there are.
+    blocks: Option<OwnedFd>,
     rights: Rights,
     /// Of who has no loop devices but through the helper.
     bounds: Option<Bounds>,
@@ -77,7 +80,8 @@ impl Devices {
         if rights.are_lent() && (status.st_uid != 0 || status.st_mode & 0o022 != 0) {
             return Err(refused("/dev could be changed by somebody else than root"));
         }
-        Ok(Devices { dev, rights, bounds })
+        let blocks = openat(CWD, "/sys/block", LIST, Mode::empty()).ok();
+        Ok(Devices { dev, blocks, rights, bounds })
     }
 
     /// The device that all runs share for this file.
@@ -135,7 +139,7 @@ impl Devices {
         if let Some(found) = remembered.and_then(|number| self.open_if_it_backs(number, wanted)) {
             return Some(found);
         }
-        numbers().find_map(|number| self.open_if_it_backs(number, wanted))
+        self.numbers().find_map(|number| self.open_if_it_backs(number, wanted))
     }
 
     /// It is asked after it was opened: what is open cannot be cleared and attached to another file.
@@ -164,6 +168,15 @@ impl Devices {
         openat(&self.dev, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
     }
 
+    /// Of every loop device that there is.
+    fn numbers(&self) -> impl Iterator<Item = usize> {
+        let mut entries = self.blocks.as_ref().and_then(|blocks| Dir::read_from(blocks).ok());
+        core::iter::from_fn(move || entries.as_mut()?.read()?.ok()).filter_map(|entry| {
+            let name = entry.file_name().to_str().ok();
+            name.and_then(|name| name.strip_prefix("loop")).and_then(|number| number.parse().ok())
+        })
+    }
+
     fn attach(&self, image: BorrowedFd) -> Outcome<(usize, OwnedFd)> {
         let Some(bounds) = &self.bounds else { return self.attach_any(image) };
         let locked = lock(&bounds.own, COUNT_PATIENCE);
@@ -172,8 +185,8 @@ impl Devices {
             let status = self.open_device(number).and_then(|fd| sys::loop_status(fd.as_fd()));
             status.is_ok_and(|status| status.is_of(uid))
         };
-        let count = if locked { numbers().filter(|number| is_own(*number)).count() as u64 } else { bounds.most };
-        if count >= bounds.most {
+        let can_count = locked && self.blocks.is_some();
+        if !can_count || self.numbers().filter(|number| is_own(*number)).count() as u64 >= bounds.most {
             let message = format!("you have all {} loop devices that the policy allows", bounds.most);
             return Err(refused(message).hint("end other sandboxes; a stopped launch is in the way, too"));
         }
@@ -197,16 +210,6 @@ impl Devices {
         }
         Err(Failure::new("no loop device stays free long enough to be attached").hint("try again"))
     }
-}
-
-/// Of every loop device that there is.
-fn numbers() -> impl Iterator<Item = usize> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let mut entries = openat(CWD, "/sys/block", flags, Mode::empty()).and_then(Dir::new).ok();
-    core::iter::from_fn(move || entries.as_mut()?.read()?.ok()).filter_map(|entry| {
-        let name = entry.file_name().to_str().ok();
-        name.and_then(|name| name.strip_prefix("loop")).and_then(|number| number.parse().ok())
-    })
 }
 
 fn identity(image: BorrowedFd) -> Outcome<(u64, u64)> {

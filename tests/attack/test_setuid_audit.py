@@ -1,0 +1,105 @@
+"""What a reading of the helper found, each tried by a user without any privilege."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sandbox.plan import Attach, Hide, Image, Mkdir, PlanFlag, Source, SourceKind, Tmpfs, Tree
+from sandbox.setuid import HELPER
+from tests.support.helper import IMAGES, TRUSTED, WITH_BUILDER, settled
+from tests.support.launcher import at, below, source, squashfs
+
+
+@pytest.mark.parametrize("cover", ["mount", "hide"])
+def test_a_covered_sys_hides_no_loop_device(helper, cover):
+    """How many devices a user has was counted in the /sys that his own plan had made."""
+    helper.policy("loop_devices = 1\n")
+    first, second = (helper.source(helper.roots_image(name)) for name in ("one.sfs", "two.sfs"))
+    running = helper.start(helper.image_plan(first), "sh", "-c", "echo; read x", stdin=subprocess.PIPE)
+    assert running.stdout.readline() == "\n"
+    empty = [Tmpfs(9, 1 << 16, 0, 0o755), Attach(9, at(Path("/sys")), 0)] if cover == "mount" else [Hide(b"/sys/block")]
+    image = (Image(1, 0), Mkdir(below("s"), 0o755), Attach(1, below("s"), 7))
+    helper.refused(helper.plan(*empty, *image, sources=(second,)), "all 1 loop devices")
+    # One that is there is found and shared, whatever covers it.
+    helper.check(helper.plan(*empty, *image, sources=(first,)), "cat $T/s/f", "hello\n")
+    running.communicate("\n")
+    assert settled(helper) == []
+
+
+@pytest.mark.parametrize("way", ["trusted", "itself"])
+def test_a_clone_of_roots_directories_is_not_trusted(helper, way):
+    """With --allow-new-privs a sandbox can start the helper again, where the user has mounted an image of his into a
+    clone of a trusted directory, or into a clone of a directory inside that directory, which looks like a root
+    directory: its own parent. What is in the image is root's, and so is every directory up to there."""
+    directory, lifted = helper.roots_place("dir"), f"{WITH_BUILDER}allow_new_privs = true\n"
+    (directory / "mnt").mkdir()
+    inside = IMAGES / directory.name
+    strict = f'{lifted}images = "trusted"\ntrusted_directories = {[str(inside)] if way == "trusted" else []}\n'
+    helper.policy(lifted)
+    (helper.area / "box").mkdir()
+    squashfs(helper.tree, helper.area / "box/evil.sfs")
+    outer = squashfs(helper.area / "box", helper.area / "outer.sfs", "-all-root")
+    clones = [Tree(2, 1, 1), Tree(3, 1, 1), Mkdir(below("x"), 0o755), Attach(2, below("x"), 0)]
+    where = "x/mnt"
+    if way == "itself":
+        clones.append(Attach(3, below(where), 0))
+        where = "x/mnt/mnt"
+    sources = (source(outer), source(directory, seen_at=inside))
+    plan = helper.plan(
+        Image(1, 0), *clones, Attach(1, below(where), 7), sources=sources, flags=PlanFlag.ALLOW_NEW_PRIVS
+    )
+    home = helper.area / "inner"
+    for made in (home, home / "procdirs", home / "records"):
+        made.mkdir(mode=0o700)
+        os.chown(made, helper.uid, helper.gid)
+    again = f"exec 3<{helper.disk}/plan 4</proc/self/environ; exec {HELPER} run 3 4 -- echo mounted"
+    process = helper.start(plan, "sh", "-c", f"echo ready; read x; {again}", stdin=subprocess.PIPE)
+    assert process.stdout.readline() == "ready\n", process.stderr.read()
+    helper.policy(strict.replace("'", '"'))
+    command = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+    evil = helper.home / "procdirs" / str(process.pid) / where / "evil.sfs"
+    seen = source(Path(f"/proc/{command}/root{evil}"), seen_at=evil)
+    inner = helper.raw(*helper.start_steps(), Image(1, 0), sources=(seen,), home=source(home))
+    (helper.disk / "plan").write_bytes(inner)
+    out, err = process.communicate("\n")
+    assert (process.returncode, out) == (125, "")
+    assert TRUSTED in err
+
+
+def test_messages_do_not_go_to_files_of_roots(helper):
+    """Descriptor 2, handed over as a source, was closed with it, and its number went to a lock of root's."""
+    place = f"/var/lib/sbx-deep-{helper.uid}"
+    assert helper.private.root("mkdir", "-p", f"{place}/store").returncode == 0
+    helper.policy(f'{WITH_BUILDER}store = "{place}/store"\nstore_bytes = 1\n')
+    images = [helper.own_image(), Path(shutil.copy(helper.area / "own.sfs", helper.area / "other.sfs"))]
+    plan = helper.plan(
+        *(Image(number + 1, number) for number in range(2)),
+        sources=[source(image) for image in images],
+        flags=PlanFlag.KEEP_IMAGES,
+    )
+    (helper.disk / "plan").write_bytes(plan)
+    (helper.disk / "env").write_bytes(b"")
+    script = f"exec 3<{helper.disk}/plan 4<{helper.disk}/env 2<{images[0]}; exec {HELPER} run 3 4 0=2 -- /bin/true"
+    started = helper.as_user("sh", "-c", script)
+    assert started.wait(timeout=60) == 0
+    locks = helper.private.inside(f"/run/sandbox/{helper.uid}").glob("builder-*")
+    assert [lock.read_bytes() for lock in locks] == [b""] * 2
+    assert helper.private.root("rm", "-r", place).returncode == 0
+
+
+def test_only_what_was_handed_over_is_taken(helper):
+    """A number that was not open may be one that the helper has opened itself by then."""
+    (helper.disk / "env").write_bytes(b"")
+    memory = Source(SourceKind.MEMORY, b"")
+    for kind in (memory, source(helper.tree)):
+        (helper.disk / "plan").write_bytes(helper.plan(sources=(kind,)))
+        for number in (*range(3), *range(5, 10)):
+            script = (
+                f"exec 3<{helper.disk}/plan 4<{helper.disk}/env {number}<&-; exec {HELPER} run 3 4 0={number} -- id"
+            )
+            got = subprocess.run(["sh", "-c", script], capture_output=True, text=True, env={}, **helper.become())
+            assert (got.returncode, got.stdout) == (125, "")
+            assert number == 2 or "Bad file descriptor" in got.stderr
