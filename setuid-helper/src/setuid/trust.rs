@@ -6,7 +6,10 @@ use crate::error::{Failure, printable};
 use crate::fsops::{proc_fd, same_inode};
 use crate::prelude::*;
 use rustix::fd::{BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, open, openat, openat2, readlinkat, statat};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, fstat, fstatfs, open, openat, openat2, readlinkat, statat,
+    statx,
+};
 use rustix::io::Errno;
 
 /// `f_type` of filesystems that the kernel itself serves and that keep owners: statfs(2), linux/magic.h. FUSE and
@@ -62,24 +65,27 @@ fn check(file: BorrowedFd, policy: &Policy) -> Result<bool, Errno> {
 /// Whether this directory and all above it, up to a trusted one, are root's alone.
 fn is_roots_way(mut directory: OwnedFd, policy: &Policy) -> Result<bool, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let trusted: Vec<OwnedFd> =
-        policy.trusted.iter().filter_map(|path| open(path.as_slice(), flags, Mode::empty()).ok()).collect();
+    // By identity: a prefix of a path says nothing about where a directory is.
+    let opened = policy.trusted.iter().filter_map(|path| open(path.as_slice(), flags, Mode::empty()).ok());
+    let trusted: Vec<[u64; 3]> = opened.map(|fd| identity(&fd)).collect::<Result<_, _>>()?;
     for _ in 0..DEEPEST {
-        let status = fstat(&directory)?;
-        if !is_roots(&status) {
+        if !is_roots(&fstat(&directory)?) {
             return Ok(false);
         }
-        // By identity: a prefix of a path says nothing about where a directory is.
-        for other in &trusted {
-            if same_inode(&fstat(other)?, &status) {
-                return Ok(true);
-            }
-        }
+        let this = identity(&directory)?;
         let above = openat(&directory, "..", flags, Mode::empty())?;
-        if same_inode(&fstat(&above)?, &status) {
-            return Ok(true); // the root directory
+        // Nothing is above the root directory.
+        if trusted.contains(&this) || identity(&above)? == this {
+            return Ok(true);
         }
         directory = above;
     }
     Ok(false)
+}
+
+/// Device, inode, and the mount that it was reached through: a user whose sandbox may gain privileges can have mounted
+/// anything of his inside a clone of the same directory.
+fn identity(directory: &OwnedFd) -> Result<[u64; 3], Errno> {
+    let (status, mount) = (fstat(directory)?, statx(directory, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?);
+    Ok([status.st_dev, status.st_ino, mount.stx_mnt_id])
 }
