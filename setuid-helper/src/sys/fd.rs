@@ -1,19 +1,25 @@
 //! Descriptors that arrive, or are wanted, under a certain number.
 
 use super::raw::{number, syscall};
+use crate::error::LAUNCHER_FAILED;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 use rustix::process::Pid;
 
-/// Take over an inherited descriptor and make it close-on-exec. The caller sees to it that no number is taken twice.
+/// Take over an inherited descriptor and make it close-on-exec.
 pub fn adopt(raw: i32) -> Result<OwnedFd, Errno> {
-    if raw < 0 {
+    // Whoever names one that was not there may mean the number of something that this program has opened since.
+    if !u32::try_from(raw).is_ok_and(is_inherited) {
         return Err(Errno::BADF);
     }
-    // SAFETY: the descriptor is only looked at for this one call, and fcntl answers EBADF if it is not open.
-    fcntl_setfd(unsafe { BorrowedFd::borrow_raw(raw) }, FdFlags::CLOEXEC)?;
-    // SAFETY: it is open (fcntl said so) and was handed to this program by its caller, on purpose, to own.
+    // SAFETY: it is open, and only looked at here.
+    let given = unsafe { BorrowedFd::borrow_raw(raw) };
+    fcntl_setfd(given, FdFlags::CLOEXEC)?;
+    if raw <= 2 {
+        return fcntl_dupfd_cloexec(given, 3); // what `occupy_standard` says
+    }
+    // SAFETY: it is open, not ours, and not taken before, which would show; its caller handed it over to be owned.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
@@ -33,8 +39,9 @@ pub fn occupy_standard() {
         // SAFETY: the descriptor is only looked at for this one call, and fcntl answers EBADF if it is not open.
         if fcntl_getfd(unsafe { BorrowedFd::borrow_raw(raw) }) == Err(Errno::BADF) {
             // The lowest free number is the wanted one, as all below it are open by now.
-            if let Ok(null) = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
-                let _ = null.into_raw_fd();
+            match openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+                Ok(null) => _ = null.into_raw_fd(),
+                Err(_) => super::exit_now(LAUNCHER_FAILED), // nobody is there to be told
             }
         }
     }
