@@ -10,11 +10,8 @@ use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, mkdirat, opena
 use rustix::io::Errno;
 use rustix::thread::{Timespec, nanosleep};
 
-/// Locks, and what is counted per user; tests may build another place in.
-const RUNTIME: &str = match option_env!("SANDBOX_RUNTIME") {
-    Some(path) => path,
-    None => "/run/sandbox",
-};
+/// Locks, and what is counted per user.
+const RUNTIME: &str = "/run/sandbox";
 /// How many images can be locked each by a lock of its own. What is fixed in number nobody can fill `/run` with.
 const LOCKS: u64 = 256;
 

@@ -9,11 +9,8 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::Errno;
 
-/// Where it is; packagers may build it in elsewhere.
-const PATH: &str = match option_env!("SANDBOX_POLICY") {
-    Some(path) => path,
-    None => "/etc/sandbox/policy.toml",
-};
+/// Where it is.
+const PATH: &str = "/etc/sandbox/policy.toml";
 /// The longest policy, in bytes.
 const LONGEST: usize = 65_536;
 
