@@ -41,6 +41,7 @@ from sandbox.plan import (
     Slots,
     Source,
     SourceKind,
+    Stack,
     Step,
     String,
     Strings,
@@ -247,7 +248,7 @@ def _step_fault(step: Step, plan: Plan, defined: set[int]) -> str:
     return fault or _slot_fault(step, defined)
 
 
-def _value_fault(step: Step) -> str:
+def _value_fault(step: Step) -> str:  # noqa: C901  (one case per kind of step)
     """Enumerations, bits and texts of one step by itself."""
     match step:
         case SetPropagation(kind) if kind not in Propagation.__members__.values():
@@ -258,6 +259,8 @@ def _value_fault(step: Step) -> str:
             return f"unknown attributes {attrs:#x}"
         case Overlay(lowers=lowers, options=options) if not lowers or options & ~int(sum(OverlayOption)):
             return "no lower, or unknown options"
+        case Stack(lowers=lowers, options=options) if len(lowers) < 2 or options & ~int(OverlayOption.USERXATTR):
+            return "less than two lowers, or unknown options"
         case Extract(argv=argv) if not (argv and argv[0].startswith(b"/")):
             return "the program's path is not absolute"
         case Fuse(program=program) if not program.startswith(b"/"):
@@ -308,6 +311,8 @@ def _slots(step: Step) -> tuple[tuple[int, ...], tuple[int, ...]]:
             return (), (step.slot,)
         case Overlay(slot, lowers, upper):
             return (*lowers, upper), (slot,)
+        case Stack(slot, lowers):
+            return lowers, (slot,)
         case Extract() | Attach() | Idmap():
             return (step.slot,), ()
         case _:

@@ -35,6 +35,7 @@ from sandbox.plan import (
     Scratch,
     SetPropagation,
     Source,
+    Stack,
     Step,
     Tmpfs,
     UnsetEnv,
@@ -65,12 +66,17 @@ class Treatment(enum.Enum):
 
 
 class Material(Record):
-    """A tree and what there is to mount: `source` is None for an empty tree; `fd` is handed over beside the plan."""
+    """A tree and what there is to mount: `source` is None for an empty tree; `fd` is handed over beside the plan.
+
+    `above` are the layers stacked on it, the top one last; each of them, and itself then, is `stacked`.
+    """
 
     tree: Opened
     treatment: Treatment
     source: Source | None
     fd: int | None
+    above: "tuple[Material, ...]" = ()
+    stacked: bool = False
 
 
 class Target(Record):
@@ -83,8 +89,22 @@ class Target(Record):
     status: os.stat_result | None
 
 
-def treatment(tree: Opened, spec: Spec, mode: Mode, *, fuse: bool) -> Treatment:
-    """What to make of a tree's source in this mode."""
+def treatment(tree: Opened, spec: Spec, mode: Mode, *, fuse: bool, stacked: bool = False) -> Treatment:
+    """What to make of a tree's source in this mode; `stacked`: it is one layer of several."""
+    how = _alone(tree, spec, mode, fuse=fuse)
+    if not stacked:
+        return how
+    if mode is Mode.SETUID and how is Treatment.DIRECTORY:
+        raise UsageError(
+            f"{tree.label}: setuid mode stacks images only", hint="--cache makes one of it, or use --mode userns"
+        )
+    if mode is Mode.SETUID:
+        return Treatment.IMAGE
+    # What the cache keeps as a tree has no whiteouts: it may be used by itself.
+    return Treatment.EXTRACT if how is Treatment.KEPT else how
+
+
+def _alone(tree: Opened, spec: Spec, mode: Mode, *, fuse: bool) -> Treatment:
     if tree.kind is TreeKind.EMPTY:
         return Treatment.EMPTY
     if tree.is_directory and not spec.cache:
@@ -112,11 +132,11 @@ def mounted_name(tree: Opened) -> Place:
 
 class Programs(Record):
     """What a plan may start: squashfuse_ll by its absolute path, and the argv that unpacks an archive, or copies a
-    directory, for a source's label.
+    directory, for a source's label. `extract` is also told whether the archive is a layer of a stack.
     """
 
     fuse: bytes
-    extract: Callable[[str], tuple[bytes, ...]]
+    extract: Callable[[str, bool], tuple[bytes, ...]]
     copy: Callable[[str], tuple[bytes, ...]]
 
 
@@ -132,6 +152,12 @@ class _Builder:
         self.tmpfs_size = spec.tmpfs_size or max(host.memory // 2, 1 << 20)
         self.upper: int | None = None
         self.cgroup: Source | None = None
+        # What lies beneath a slot that is the top of a stack, which an overlay is yet to make; and which of them are
+        # only read.
+        self.beneath: dict[int, tuple[int, ...]] = {}
+        self.static: set[int] = set()
+        # What an isolating level does to the mount of a layer.
+        self.shift: Callable[[Material, int], None] = lambda _material, _slot: None
 
     def slot(self) -> int:
         self.slots += 1
@@ -199,11 +225,26 @@ class _Builder:
 
     def ground(self, material: Material, *, writable: bool) -> tuple[int, bool]:
         """The slot of a mount that shows the tree, and whether it is yet to be covered by an overlay."""
+        if not material.above:
+            return self.layer(material, writable=writable)
+        slots = [self.layer(layer, writable=writable)[0] for layer in (material.replace(above=()), *material.above)]
+        self.beneath[slots[-1]] = tuple(slots[:-1])
+        if not writable:
+            self.static.add(slots[-1])
+        return slots[-1], True
+
+    def layer(self, material: Material, *, writable: bool) -> tuple[int, bool]:
+        """The same of one layer."""
         if material.treatment is Treatment.EMPTY:
             return self.tmpfs(), False
+        slot, overlay = self.mount(material, writable=writable)
+        self.shift(material, slot)
+        return slot, overlay
+
+    def mount(self, material: Material, *, writable: bool) -> tuple[int, bool]:
         source = self.source(material)
         if material.treatment is Treatment.EXTRACT:
-            return self.copied(source, self.programs.extract(material.tree.label)), False
+            return self.copied(source, self.programs.extract(material.tree.label, material.stacked)), False
         directory = material.treatment in (Treatment.DIRECTORY, Treatment.KEPT)
         if directory and writable and not self.overlays(material.tree):
             return self.copied(source, self.programs.copy(material.tree.label)), False
@@ -233,12 +274,17 @@ class _Builder:
         return not foreign and (self.upper is not None or self.host.kernel >= TMPFS_USER_XATTR)
 
     def overlay(self, lower: int) -> int:
+        lowers = (*self.beneath.get(lower, ()), lower)
+        if lower in self.static:
+            option = OverlayOption.USERXATTR if self.mode is Mode.USERNS else OverlayOption(0)
+            self.steps.append(Stack(slot := self.slot(), lowers, option))
+            return slot
         if self.upper is None:
             self.upper = self.tmpfs()
         # The kernel forbids redirect_dir together with userxattr: a rename of a lower directory is EXDEV there.
         redirect = OverlayOption.REDIRECT_DIR if self.host.redirects else OverlayOption(0)
         option = OverlayOption.USERXATTR if self.mode is Mode.USERNS else redirect
-        self.steps.append(Overlay(slot := self.slot(), (lower,), self.upper, option))
+        self.steps.append(Overlay(slot := self.slot(), lowers, self.upper, option))
         return slot
 
     def command(self, trees: list[Opened], cwd: bytes, covered: list[bytes]) -> None:

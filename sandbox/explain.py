@@ -40,6 +40,7 @@ from sandbox.plan import (
     Seccomp,
     SetPropagation,
     SourceKind,
+    Stack,
     Step,
     Timeout,
     Tmpfs,
@@ -122,6 +123,8 @@ def _line(plan: Plan, step: Step) -> str:  # noqa: C901  (one line per kind of s
             return f"unpack {_source(plan, source)} into [{slot}]"
         case Overlay(slot, lowers, upper):
             return f"[{slot}] overlay of {', '.join(f'[{n}]' for n in lowers)}, changes go to [{upper}]"
+        case Stack(slot, lowers):
+            return f"[{slot}] read-only overlay of {', '.join(f'[{n}]' for n in lowers)}"
         case Attach(slot, place, attrs):
             return f"mount [{slot}] on {_place(place)} ({_attrs(attrs)})"
         case Mkdir(place):

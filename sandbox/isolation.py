@@ -170,14 +170,16 @@ class Level:
 
     def ground(self, material: "Material", *, writable: bool) -> tuple[int, bool]:
         """Like the builder's, with what is the user's shown as the command's own."""
-        slot, overlay = self.builder.ground(material, writable=writable)
+        self.builder.shift = self.shift
+        return self.builder.ground(material, writable=writable)
+
+    def shift(self, material: "Material", slot: int) -> None:
         if self.where.ids is not None and isinstance(self.builder.steps[-1], CloneTree):
             assert material.tree.status is not None
             owner, group = material.tree.status.st_uid, material.tree.status.st_gid
             self.add(Idmap(slot, owner, self.where.ids[0], group, self.where.ids[1]))
         elif self.where.ids is not None and material.source is not None:
             self.add(Idmap(slot, self.builder.host.uid, self.where.ids[0], self.builder.host.gid, self.where.ids[1]))
-        return slot, overlay
 
     def workspace(self) -> tuple[int, bool] | None:
         if self.where.workspace is None:

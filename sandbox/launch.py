@@ -130,12 +130,7 @@ def prepare(
         machine = machine.replace(redirects=not setuid.shows_any_image())
     # Bad input leaves nothing behind, a home neither: it is opened first only where sources are in it.
     where = _home(environ, stack, say) if any(map(_names_image, spec.trees)) else None
-    opened = []
-    for tree in spec.trees:
-        item = _open_image(tree, where) if where and _names_image(tree) else sources.open_source(tree)
-        opened.append(item)
-        if item.fd >= 0:
-            stack.enter_context(fsops.closing(item.fd))
+    opened = [_open_tree(tree, where, stack) for tree in spec.trees]
     sources.refuse_repeated(opened)
     command_env = environment.build(spec, environ)
     targets = _targets(opened, spec)
@@ -168,20 +163,39 @@ def _home(environ: dict[bytes, bytes], stack: contextlib.ExitStack, say: Say) ->
 
 
 def _names_image(tree: Tree) -> bool:
-    return tree.kind is not TreeKind.EMPTY and sources.split(tree.text)[1].startswith(b"@")
+    if tree.kind is TreeKind.EMPTY:
+        return False
+    return any(layer.startswith(b"@") for layer in sources.layers_of(sources.split(tree.text)[1]))
 
 
-def _open_image(tree: Tree, where: Home) -> Opened:
-    """A tree whose SRC is @NAME or @sha256:PREFIX."""
+def _open_tree(tree: Tree, where: Home | None, stack: contextlib.ExitStack) -> Opened:
+    """Every layer of a tree; open as long as `stack`. Raises SourceError or UsageError with the way out."""
+    if tree.kind is TreeKind.EMPTY:
+        return Opened(tree.kind, tree.text, b"", -1, None, None)
+    name, path = sources.split(tree.text)
+    layers = []
+    for layer in sources.layers_of(path):
+        if layer.startswith(b"@"):
+            assert where is not None
+            item = _open_image(tree.kind, name, layer, where)
+        else:
+            item = sources.open_path(tree.kind, name, layer, option=f"--{tree.kind.value}")
+        stack.enter_context(fsops.closing(item.fd))
+        layers.append(item)
+        name = item.name
+    return layers[0].replace(above=tuple(layers[1:]))
+
+
+def _open_image(kind: TreeKind, name: bytes | None, reference: bytes, where: Home) -> Opened:
+    """A layer that is @NAME or @sha256:PREFIX."""
     from sandbox.images import names
     from sandbox.images.store import IMAGE, Store
 
-    name, reference = sources.split(tree.text)
     with Store(where.fd) as images:
         found = names.open_reference(images, reference)
     path = os.path.join(where.path, b"cache", found.digest + IMAGE)
-    name = check_name(name or found.name, option=f"--{tree.kind.value}")
-    return Opened(tree.kind, name, path, found.fd, os.fstat(found.fd), formats.Kind.SQUASHFS)
+    name = check_name(name or found.name, option=f"--{kind.value}")
+    return Opened(kind, name, path, found.fd, os.fstat(found.fd), formats.Kind.SQUASHFS)
 
 
 def _working_directory() -> bytes:
@@ -306,8 +320,14 @@ class _Maker:
         return bool(self.fuse_program)
 
     def material(self, tree: Opened) -> Material:
+        """What there is to mount of a tree, and of every layer stacked on it."""
+        stacked = bool(tree.above)
+        layers = [self.layer(layer, stacked=stacked).replace(stacked=stacked) for layer in tree.layers]
+        return layers[0].replace(above=tuple(layers[1:]))
+
+    def layer(self, tree: Opened, *, stacked: bool) -> Material:
         needs_fuse = self.mode is Mode.USERNS and (tree.format is not None or self.spec.cache)
-        how = compiler.treatment(tree, self.spec, self.mode, fuse=needs_fuse and self.fuse())
+        how = compiler.treatment(tree, self.spec, self.mode, fuse=needs_fuse and self.fuse(), stacked=stacked)
         if how is Treatment.EMPTY:
             return Material(tree, how, None, None)
         assert tree.status is not None
@@ -386,10 +406,11 @@ class _Maker:
                 hint="--tmpfs-size gives it more, --cache keeps the tree on disk",
             )
 
-    def extract_argv(self, label: str) -> tuple[bytes, ...]:
+    def extract_argv(self, label: str, stacked: bool) -> tuple[bytes, ...]:
         from sandbox.images import convert
 
-        return convert.worker_argv(sink="dir", max_unpacked=self.spec.max_unpacked, label=label)
+        limit = self.spec.max_unpacked
+        return convert.worker_argv(sink="dir", max_unpacked=limit, label=label, whiteouts=stacked)
 
     def copy_argv(self, label: str) -> tuple[bytes, ...]:
         from sandbox.images import convert
@@ -411,5 +432,6 @@ def explain(spec: Spec, environ: dict[bytes, bytes], *, say: Say) -> list[str]:
         prepared = prepare(spec, environ, stack, say=say, hint=say, build=False)
         from sandbox.explain import lines
 
-        converted = {sources.absolute(tree.path) for tree in prepared.trees if tree.format not in _AS_IT_IS}
+        layers = [layer for tree in prepared.trees for layer in tree.layers]
+        converted = {sources.absolute(layer.path) for layer in layers if layer.format not in _AS_IT_IS}
         return lines(prepared.compiled.plan, spec.command, converted)

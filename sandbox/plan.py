@@ -185,6 +185,14 @@ class Overlay(Record):
     options: U32
 
 
+class Stack(Record):
+    """A detached read-only overlay of at least two `lowers`, which are slots, the top one last; nothing is written."""
+
+    slot: U32
+    lowers: Slots
+    options: U32
+
+
 class Attach(Record):
     """Set attributes on a slot's mount, recursively, and move it onto a place."""
 
@@ -382,6 +390,7 @@ Step = (
     | Nice
     | Timeout
     | Cgroup
+    | Stack
 )
 
 OPCODES: dict[int, type[Any]] = {
@@ -421,6 +430,7 @@ OPCODES: dict[int, type[Any]] = {
     0x31: Nice,
     0x32: Timeout,
     0x33: Cgroup,
+    0x40: Stack,
 }
 OPCODE_OF: dict[type[Any], int] = {cls: code for code, cls in OPCODES.items()}
 

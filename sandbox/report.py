@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from sandbox import __version__, fsops
 from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, printable, reason
-from sandbox.plan import Attach, Attr, Base, Extract, Fuse, Image, Overlay, Plan, Scratch, Tmpfs, Tree
+from sandbox.plan import Attach, Attr, Base, Extract, Fuse, Image, Overlay, Plan, Scratch, Stack, Tmpfs, Tree
 from sandbox.sources import Opened
 
 SCHEMA = 1
@@ -71,7 +71,8 @@ class Reporter:
 
     def describe(self, plan: Plan, engine: str, level: str, trees: list[Opened], home_fd: int) -> None:
         """What the compiled plan says. Raises SourceError when an image changes while it is read."""
-        images = [_image(tree, home_fd) for tree in trees if tree.status is not None]
+        layers = [layer for tree in trees for layer in tree.layers]
+        images = [_image(layer, home_fd) for layer in layers if layer.status is not None]
         facts = {"mode": plan.mode.name.lower(), "engine": engine, "level": level}
         self.head |= {**facts, "images": images, "mounts": _mounts(plan)}
 
@@ -151,7 +152,7 @@ def _mounts(plan: Plan) -> list[dict[str, Any]]:
     mounts = []
     for step in plan.steps:
         match step:
-            case Overlay(slot, lowers):
+            case Overlay(slot, lowers) | Stack(slot, lowers):
                 made[slot] = ("overlay", made[lowers[-1]][1])
             case Tmpfs(slot):
                 made[slot] = ("tmpfs", b"")

@@ -9,13 +9,16 @@ from sandbox.errors import SourceError, UsageError, printable, reason
 from sandbox.images.formats import Kind, detect
 from sandbox.plan import Source, SourceKind
 from sandbox.record import Record
-from sandbox.spec import Tree, TreeKind, check_name
+from sandbox.spec import TreeKind, check_name
 
 _ARCHIVE_SUFFIXES = (b".gz", b".bz2", b".xz", b".zst", b".Z", b".lz4", b".lzma")
 
 
 class Opened(Record):
-    """A tree whose source is open. `fd` is -1 for an empty tree; `format` is None for a directory."""
+    """A tree whose source is open. `fd` is -1 for an empty tree; `format` is None for a directory.
+
+    `above` are the layers stacked on it, the top one last.
+    """
 
     kind: TreeKind
     name: bytes
@@ -23,11 +26,17 @@ class Opened(Record):
     fd: int
     status: os.stat_result | None
     format: Kind | None
+    above: tuple["Opened", ...] = ()
 
     @property
     def label(self) -> str:
         """The source as a person would name it."""
         return printable(self.path or self.name)
+
+    @property
+    def layers(self) -> "tuple[Opened, ...]":
+        """Itself and what is stacked on it, bottom first."""
+        return (self, *self.above)
 
     @property
     def is_directory(self) -> bool:
@@ -41,14 +50,6 @@ def default_name(path: bytes) -> bytes:
     if suffix in _ARCHIVE_SUFFIXES and stem.endswith(b".tar"):
         stem = stem[: -len(b".tar")]
     return stem or base
-
-
-def open_source(tree: Tree) -> Opened:
-    """Open the source of one tree. Raises SourceError or UsageError with the way out."""
-    if tree.kind is TreeKind.EMPTY:
-        return Opened(tree.kind, tree.text, b"", -1, None, None)
-    name, path = split(tree.text)
-    return open_path(tree.kind, name, path, option=f"--{tree.kind.value}")
 
 
 def open_path(kind: TreeKind, name: bytes | None, path: bytes, *, option: str) -> Opened:
@@ -83,6 +84,14 @@ def split(text: bytes) -> tuple[bytes | None, bytes]:
     if not name or not path:
         raise UsageError(f"{printable(text)!r}: an empty name or source", hint="[NAME:]SRC")
     return name, path
+
+
+def layers_of(path: bytes) -> tuple[bytes, ...]:
+    """The layers of a SRC, BASE[+LAYER...], bottom first. A file whose own name holds a plus is taken whole."""
+    if b"+" not in path or os.path.lexists(path):
+        return (path,)
+    parts = tuple(path.split(b"+"))
+    return parts if all(parts) else (path,)
 
 
 def _open(path: bytes, *, option: str, given_name: bytes | None) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import prctl
 
 from sandbox import fsops
-from sandbox.engine import Launch, isolation, loop, rlimits, trouble
+from sandbox.engine import Launch, isolation, loop, overlays, rlimits, trouble
 from sandbox.engine import syscalls as sys
 from sandbox.engine.account import Account
 from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, StepError, printable, reason
@@ -31,7 +31,6 @@ from sandbox.plan import (
     Nice,
     NoNewPrivs,
     Overlay,
-    OverlayOption,
     Place,
     PlaceEnv,
     Plan,
@@ -40,6 +39,7 @@ from sandbox.plan import (
     Scratch,
     SetPropagation,
     SourceKind,
+    Stack,
     Timeout,
     Tmpfs,
     Tree,
@@ -215,43 +215,6 @@ class Child:
                     message or f"unpacking {trouble.label(self, step)} failed: its program ended with {ended}"
                 )
 
-    def overlay(self, step: Overlay) -> None:
-        for slot in (*step.lowers, step.upper):
-            if slot not in self.attached:
-                self.attach_for_now(slot)
-        with contextlib.ExitStack() as stack:
-            upper = self.mounts[step.upper]
-            own = stack.enter_context(fsops.closing(fsops.make_new_dir(upper, b"%d" % step.slot)))
-            top = os.fstat(self.mounts[step.lowers[-1]])
-            data = stack.enter_context(fsops.closing(fsops.make_new_dir(own, b"upper")))
-            os.fchown(data, *self.owner)
-            os.fchmod(data, stat.S_IMODE(top.st_mode) & 0o777)
-            work = stack.enter_context(fsops.closing(fsops.make_new_dir(own, b"work")))
-            lowers = b":".join(_PROC_FD % self.mounts[slot] for slot in reversed(step.lowers))
-            options: list[tuple[bytes, bytes | None]] = [
-                (b"source", b"sandbox"),
-                (b"lowerdir", lowers),
-                (b"upperdir", _PROC_FD % data),
-                (b"workdir", _PROC_FD % work),
-            ]
-            if step.options & OverlayOption.USERXATTR:
-                options.append((b"userxattr", None))
-            if step.options & OverlayOption.REDIRECT_DIR:
-                options.append((b"redirect_dir", b"on"))
-            self.mounts[step.slot] = sys.make_mount(b"overlay", options, _SAFE)
-
-    def attach_for_now(self, slot: int) -> None:
-        """Kernels before 6.13, and all in a user namespace, refuse detached layers. Undone before the command starts:
-        an overlay keeps clones of its own.
-        """
-        name = b".layer%d" % slot
-        os.close(fsops.make_new_dir(self.procdir, name))
-        self.momentary.callback(fsops.remove_dir, self.procdir, name)
-        with fsops.closing(fsops.open_path(self.procdir, name)) as point:
-            sys.move_mount(self.mounts[slot], point)
-        self.momentary.callback(sys.unmount, self.mounts[slot])
-        self.attached.add(slot)
-
     # -- where things appear ----------------------------------------------------------------------------------
 
     def open_place(self, place: Place) -> int:
@@ -356,7 +319,8 @@ _DO: dict[type[Any], Any] = {
     Image: Child.image,
     Fuse: Child.fuse,
     Extract: Child.extract,
-    Overlay: Child.overlay,
+    Overlay: overlays.overlay,
+    Stack: overlays.stack,
     Attach: Child.attach,
     Mkdir: Child.mkdir,
     PlaceEnv: Child.place_env,

@@ -17,6 +17,7 @@ from sandbox.plan import (
     Scratch,
     SetPropagation,
     Source,
+    Stack,
     Tmpfs,
     Tree,
     Unshare,
@@ -64,7 +65,7 @@ def remedy(step: Any, error: OSError) -> str:
             return "create the directory, or let --mkdir do it"
         case Image(), errno.ENODEV:
             return "the kernel has no squashfs: modprobe squashfs, or use --mode userns"
-        case ((Overlay() | Tmpfs()), errno.ENODEV):
+        case ((Overlay() | Stack() | Tmpfs()), errno.ENODEV):
             return "the kernel has no such filesystem: modprobe overlay"
         case Image(), errno.EINVAL:
             return "is the image damaged, or compressed in a way that this kernel lacks?"

@@ -120,6 +120,11 @@ def new_symlink(parent: int, name: bytes, target: bytes, mtime_ns: int) -> None:
     os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=parent, follow_symlinks=False)
 
 
+def new_whiteout(parent: int, name: bytes) -> None:
+    """What hides a name of the layers beneath: a character device 0:0, which nobody needs privilege for (Linux 5.8)."""
+    os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
+
+
 def new_link(source_parent: int, source: bytes, parent: int, name: bytes) -> None:
     """A second name for a file, or for a symlink itself. Raises FileExistsError."""
     os.link(source, name, src_dir_fd=source_parent, dst_dir_fd=parent, follow_symlinks=False)

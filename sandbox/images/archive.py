@@ -2,7 +2,8 @@
 
 Refused with one line that names the entry: ways out of the tree, a name that is both file and directory, anything
 through a symlink, hard links to what the archive does not hold, more data or entries than allowed. Dropped: device
-nodes, fifos, sockets. Stripped: setuid and setgid, and sticky on files.
+nodes (but whiteouts are kept where they are asked for), fifos, sockets. Stripped: setuid and setgid, and sticky on
+files.
 """
 
 import enum
@@ -23,6 +24,7 @@ class Type(enum.Enum):
     DIRECTORY = "directory"
     SYMLINK = "symlink"
     HARDLINK = "hard link"
+    WHITEOUT = "whiteout"
 
 
 class Entry(NamedTuple):
@@ -75,8 +77,9 @@ def clean_name(raw: bytes, what: str = "") -> bytes:
 class Guard:
     """Judges the entries of one archive, in order. Raises ArchiveError without the source's name."""
 
-    def __init__(self, max_unpacked: int) -> None:
+    def __init__(self, max_unpacked: int, *, whiteouts: bool = False) -> None:
         self.max_unpacked = max_unpacked
+        self.whiteouts = whiteouts
         self.unpacked = 0
         self.dropped = 0
         self._types: dict[bytes, Type | None] = {b"": Type.DIRECTORY}  # None: dropped
@@ -98,6 +101,8 @@ class Guard:
             return entry
         if raw.filetype in (stat.S_IFREG, 0):
             return self._entry(name, Type.FILE, raw, raw.perm & 0o777 if raw.has_mode else 0o644)
+        if raw.whiteout and self.whiteouts:
+            return self._entry(name, Type.WHITEOUT, raw, 0)
         self._claim(name, None, raw.name)
         self.dropped += 1
         return None
@@ -112,6 +117,8 @@ class Guard:
         if known is None:
             self._claim(name, None, raw.name)
             return None
+        if known is Type.WHITEOUT:
+            return self._entry(name, Type.WHITEOUT, raw, 0)
         if known is Type.SYMLINK:
             text = self._symlinks[target]
             entry = self._entry(name, Type.SYMLINK, raw, 0o777, text)
@@ -172,9 +179,9 @@ class Guard:
         )
 
 
-def unpack(source: Source, sink: Sink, max_unpacked: int) -> Guard:
+def unpack(source: Source, sink: Sink, max_unpacked: int, *, whiteouts: bool = False) -> Guard:
     """All entries of `source` into `sink`. Raises ArchiveError; OSError is the sink's."""
-    guard = Guard(max_unpacked)
+    guard = Guard(max_unpacked, whiteouts=whiteouts)
     for raw in source:
         entry = guard.admit(raw)
         if entry is not None:
@@ -183,13 +190,13 @@ def unpack(source: Source, sink: Sink, max_unpacked: int) -> Guard:
     return guard
 
 
-def last_versions(source: Source, max_unpacked: int) -> dict[int, tuple[bytes, ...]]:
+def last_versions(source: Source, max_unpacked: int, *, whiteouts: bool = False) -> dict[int, tuple[bytes, ...]]:
     """For an archive that holds names more than once: which names each entry has once all are unpacked.
 
     Entries are counted from 0 as `source` yields them. A file whose names were all replaced is absent, and so are
     hard links: their names stand with the file they mean.
     """
-    guard = Guard(max_unpacked)
+    guard = Guard(max_unpacked, whiteouts=whiteouts)
     owner: dict[bytes, int] = {}
     for index, raw in enumerate(source):
         entry = guard.admit(raw)
@@ -201,9 +208,11 @@ def last_versions(source: Source, max_unpacked: int) -> dict[int, tuple[bytes, .
     return {index: tuple(found) for index, found in names.items()}
 
 
-def unpack_last(source: Source, sink: Sink, max_unpacked: int, versions: dict[int, tuple[bytes, ...]]) -> Guard:
+def unpack_last(
+    source: Source, sink: Sink, max_unpacked: int, versions: dict[int, tuple[bytes, ...]], *, whiteouts: bool = False
+) -> Guard:
     """As `unpack`, but each name once, as `last_versions` found it."""
-    guard = Guard(max_unpacked)
+    guard = Guard(max_unpacked, whiteouts=whiteouts)
     for index, raw in enumerate(source):
         entry = guard.admit(raw)
         names = versions.get(index, ())

@@ -37,9 +37,12 @@ class NoSpaceError(HostError):
         self.cause = cause
 
 
-def worker_argv(*, sink: str, max_unpacked: int, label: str = DEFAULT_LABEL) -> tuple[bytes, ...]:
+def worker_argv(
+    *, sink: str, max_unpacked: int, label: str = DEFAULT_LABEL, whiteouts: bool = False
+) -> tuple[bytes, ...]:
     """The command that unpacks descriptor 0 into descriptor 3; see worker.py. For the plan's Extract step."""
-    return tuple(os.fsencode(word) for word in _worker("unpack", sink=sink, max_unpacked=max_unpacked, label=label))
+    worker = _worker("unpack", sink=sink, max_unpacked=max_unpacked, label=label, whiteouts=whiteouts)
+    return tuple(os.fsencode(word) for word in worker)
 
 
 def copier_argv(*, max_unpacked: int, label: str) -> tuple[bytes, ...]:
@@ -96,7 +99,8 @@ def build_image(
     check_claims(fd, kind, label, max_unpacked)
     progress = progress or _bar(fd, label)
     with _reopened(fd) as source:
-        _build("unpack", source, out_fd, label, fast, max_unpacked, uid, gid, progress, max_image)
+        keep = kind is Kind.SQUASHFS  # it may be a layer
+        _build("unpack", source, out_fd, label, fast, max_unpacked, uid, gid, progress, max_image, whiteouts=keep)
 
 
 def build_image_from_dir(
@@ -142,9 +146,12 @@ def _build(
     gid: int,
     progress: "Progress | None",
     max_image: int,
+    *,
+    whiteouts: bool = False,
 ) -> None:
     packer = _packer(out_fd, fast, uid, gid, max_image)
     options = {"sink": "tar", "max_unpacked": max_unpacked, "uid": uid, "gid": gid, "label": label}
+    options["whiteouts"] = whiteouts
     for two_passes in (False, True):
         worker = _worker(job, **options, source=source, two_passes=two_passes, parent=os.getpid())
         status, said, packed, log = _pipeline(worker, source, packer, out_fd, progress)

@@ -6,6 +6,7 @@ Runs in the worker only. libarchive-c's own iteration decodes names and logs war
 import ctypes
 import locale
 import os
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ class Raw(NamedTuple):
     hardlink: bytes | None
     has_mode: bool
     data_map: tuple[tuple[int, int], ...]  # (offset, length) of what is not a hole; () for no holes
+    whiteout: bool = False  # a character device 0:0, by which a layer hides a name: overlayfs.rst
 
 
 Blocks = Callable[[], Iterator[tuple[int, memoryview]]]
@@ -75,6 +77,7 @@ class _Library:
         self.mode = bind("entry_mode", ctypes.c_uint, pointer)
         self.mtime = bind("entry_mtime", ctypes.c_int64, pointer)
         self.mtime_nsec = bind("entry_mtime_nsec", ctypes.c_long, pointer)
+        self.rdev = bind("entry_rdev", ctypes.c_uint64, pointer)
         self.size = bind("entry_size", ctypes.c_int64, pointer)
         self.size_is_set = bind("entry_size_is_set", ctypes.c_int, pointer)
         self.is_encrypted = bind("entry_is_encrypted", ctypes.c_int, pointer)
@@ -240,6 +243,7 @@ class Reader:
             hardlink,
             record is None or record.has_mode,
             () if record is not None or hardlink is not None else self._data_map(entry),
+            stat.S_ISCHR(mode) and library.rdev(entry) == 0,
         )
 
     def _data_map(self, entry: Any) -> tuple[tuple[int, int], ...]:

@@ -15,7 +15,7 @@ from sandbox.images.reader import Blocks
 _BLOCK = 512
 _ZEROS = bytes(1 << 16)
 _FLUSH_AT = 1 << 18
-_TYPE_FLAG = {Type.FILE: b"0", Type.HARDLINK: b"1", Type.SYMLINK: b"2", Type.DIRECTORY: b"5"}
+_TYPE_FLAG = {Type.FILE: b"0", Type.HARDLINK: b"1", Type.SYMLINK: b"2", Type.DIRECTORY: b"5", Type.WHITEOUT: b"3"}
 _MAX_TIME = (1 << 32) - 1  # squashfs keeps seconds in 32 bits
 
 
@@ -203,6 +203,8 @@ class DirSink:
             fsops.delete_file(parent, name)
         if entry.type is Type.SYMLINK:
             fsops.new_symlink(parent, name, entry.target, entry.mtime_ns)
+        elif entry.type is Type.WHITEOUT:
+            fsops.new_whiteout(parent, name)
         elif entry.type is Type.HARDLINK:
             target_parent, _, target = entry.target.rpartition(b"/")
             held = self._resolve(target_parent)

@@ -66,7 +66,8 @@ class TreeSource:
             link = self._first_name(path, status) if kind == stat.S_IFREG else None
             if link is not None or kind != stat.S_IFREG:
                 text = os.readlink(name, dir_fd=parent) if kind == stat.S_IFLNK else b""
-                yield Raw(path, kind, perm, mtime, 0, text, link, True, ())
+                whiteout = kind == stat.S_IFCHR and status.st_rdev == 0
+                yield Raw(path, kind, perm, mtime, 0, text, link, True, (), whiteout)
                 continue
             try:
                 fd = os.open(name, _FILE, dir_fd=parent)

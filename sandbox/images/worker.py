@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--parent", type=int, default=0)
     parser.add_argument("--two-passes", action="store_true")
     parser.add_argument("--sync", action="store_true")
+    parser.add_argument("--whiteouts", action="store_true")
     return parser
 
 
@@ -123,12 +124,12 @@ def _unpack(options: argparse.Namespace) -> int:
     try:
         if options.two_passes:
             with _source(kind, options.source) as source:
-                versions = archive.last_versions(source, options.max_unpacked)
+                versions = archive.last_versions(source, options.max_unpacked, whiteouts=options.whiteouts)
             with _source(kind, options.source) as source:
-                archive.unpack_last(source, sink, options.max_unpacked, versions)
+                archive.unpack_last(source, sink, options.max_unpacked, versions, whiteouts=options.whiteouts)
         else:
             with _source(kind, options.source) as source:
-                archive.unpack(source, sink, options.max_unpacked)
+                archive.unpack(source, sink, options.max_unpacked, whiteouts=options.whiteouts)
     except sinks.NeedsTwoPassesError:
         return TWO_PASSES
     except SandboxError as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance import isolation
+from tests.conformance import isolation, stacks
 from tests.conformance.cases import CASES, Case, make_inputs
 from tests.support import modes, reports
 
@@ -19,11 +19,12 @@ COMBINATIONS = [
 
 
 @pytest.fixture(scope="module")
-def inputs(session_area):
+def inputs(session_area, identities):
     """Read-only inputs of all cases, with a path of the same length everywhere."""
     where = session_area / "conformance"
     where.mkdir(mode=0o755)
     make_inputs(where)
+    stacks.make_inputs(where, identities[True].uid)
     return where
 
 
@@ -31,7 +32,7 @@ def supported(engine: str, mode: str, identities) -> bool:
     return (engine, mode) in modes.expected(identities[True])
 
 
-@pytest.mark.parametrize("case", [*CASES, *isolation.CASES], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, *isolation.CASES, *stacks.CASES], ids=lambda case: case.name)
 @pytest.mark.parametrize(("engine", "mode"), COMBINATIONS, ids=lambda value: value)
 def test_case(engine, mode, case: Case, inputs: Path, run_sandbox, area, identities, ran, request):
     if mode == "setuid":

@@ -17,7 +17,9 @@ from sandbox.sources import Opened
 from sandbox.spec import Spec, SymlinkPolicy, TreeKind
 
 HOME = Source(SourceKind.DIRECTORY, b"/h", 1, 2)
-PROGRAMS = Programs(b"/usr/bin/squashfuse_ll", lambda label: (b"/worker", label.encode()), lambda label: (b"/copier",))
+PROGRAMS = Programs(
+    b"/usr/bin/squashfuse_ll", lambda label, _stacked: (b"/worker", label.encode()), lambda label: (b"/copier",)
+)
 
 
 def host(kernel=(6, 12), uid=1000):

@@ -49,6 +49,7 @@ from sandbox.plan import (
     SetPropagation,
     Source,
     SourceKind,
+    Stack,
     Timeout,
     Tmpfs,
     Tree,
@@ -139,6 +140,8 @@ def good() -> Iterator[tuple[str, str, Plan]]:
     yield "every-step", "every kind of step and source, mode userns, the flag to leave processes running", FULL
     yield "isolation", "every kind of step of the isolating levels", plan(*ISOLATION)
     yield "limits", "every limit, nice value and a timeout", plan(*LIMITS, sources=(DIRECTORY,))
+    stacked = (Tmpfs(0, 1, 0, 0), Tmpfs(1, 1, 0, 0), Stack(2, (0, 1), 0), Stack(3, (1, 2, 0), 1))
+    yield "stacks", "stacks of two and three layers", plan(*stacked)
     odd = b"/a b/\xff\xfe/new\nline/\xe2\x80\xae/..//."
     yield (
         "odd-paths",
@@ -254,6 +257,9 @@ def bad_steps() -> Iterator[tuple[str, str, bytes]]:
     yield "slot-own-layer", "an overlay that is its own lower", with_steps(tmpfs, step(0x0B, u32(2, 1, 2, 1, 0)))
     yield "overlay-no-lower", "an overlay without lowers", with_steps(tmpfs, step(0x0B, u32(2, 0, 1, 0)))
     yield "overlay-upper", "an overlay whose upper was not made", with_steps(tmpfs, step(0x0B, u32(2, 1, 1, 9, 0)))
+    yield "stack-one", "a stack of one lower", with_steps(tmpfs, step(0x40, u32(2, 1, 1, 0)))
+    yield "stack-unmade", "a stack with a lower that was not made", with_steps(tmpfs, step(0x40, u32(2, 2, 1, 9, 0)))
+    yield "stack-options", "a stack with an option of writable ones", with_steps(tmpfs, step(0x40, u32(2, 2, 1, 1, 2)))
     yield "overlay-options", "an unknown overlay option", with_steps(tmpfs, step(0x0B, u32(2, 1, 1, 1, 4)))
     yield (
         "overlay-count",

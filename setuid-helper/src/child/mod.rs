@@ -171,6 +171,7 @@ impl<'p> Child<'p> {
             Step::Fuse { slot, source, program } => self.fuse(slot, source, program),
             Step::Extract { slot, source, argv } => self.extract(slot, source, argv),
             Step::Overlay { slot, lowers, upper, options } => self.overlay(slot, lowers, upper, options),
+            Step::Stack { slot, lowers, options } => self.stack(slot, lowers, options),
             Step::Attach { slot, ref place, attrs } => self.attach(slot, place, attrs),
             Step::Mkdir { ref place, mode } => self.mkdir(place, mode),
             Step::PlaceEnv { name, ref place } => {

@@ -33,14 +33,21 @@ impl Child<'_> {
             Mode::from_raw_mode(fstat(&self.mount(top)?.root).doing("look at the top layer", b"")?.st_mode & 0o777);
         let parts =
             make_parts(upper_fd.as_fd(), slot, mode, self.owner).doing("make upper and work directories", b"")?;
-        for layer in lowers.iter().chain([upper]) {
-            self.attach_for_now(layer)?;
-        }
+        self.attach_for_now(upper)?;
+        self.mount_layers(slot, lowers, Some(&parts), options)
+    }
+
+    pub fn stack(&mut self, slot: Slot, lowers: Slots, options: u32) -> Outcome<()> {
+        self.mount_layers(slot, lowers, None, options)
+    }
+
+    fn mount_layers(&mut self, slot: Slot, lowers: Slots, parts: Option<&[OwnedFd; 2]>, options: u32) -> Outcome<()> {
         let mut layers = Vec::with_capacity(lowers.len());
-        for lower in lowers.iter().rev() {
-            layers.push(proc_fd(&self.mount(lower)?.root));
+        for lower in lowers.iter() {
+            self.attach_for_now(lower)?;
+            layers.insert(0, proc_fd(&self.mount(lower)?.root));
         }
-        let root = mount_overlay(&layers, &parts, options, self.prepared.rights)?;
+        let root = mount_overlay(&layers, parts, options, self.prepared.rights)?;
         self.add_mount(slot, root, attr::NOSUID | attr::NODEV);
         Ok(())
     }
@@ -109,21 +116,24 @@ fn make_parts(upper: BorrowedFd, slot: Slot, mode: Mode, owner: Option<(u32, u32
     Ok(parts)
 }
 
-fn mount_overlay(layers: &[String], [upper, work]: &[OwnedFd; 2], options: u32, rights: Rights) -> Outcome<OwnedFd> {
-    let (joined, upper, work) = (layers.join(":"), proc_fd(upper), proc_fd(work));
+/// Without upper and work directories it is read-only.
+fn mount_overlay(layers: &[String], parts: Option<&[OwnedFd; 2]>, options: u32, rights: Rights) -> Outcome<OwnedFd> {
+    let joined = layers.join(":");
+    let writable = parts.map(|parts| parts.each_ref().map(proc_fd));
     let mut settings = vec![("source", Some("sandbox"))];
     if joined.len() <= LONGEST_OPTION {
         settings.push(("lowerdir", Some(&joined)));
     } else {
         settings.extend(layers.iter().map(|layer| ("lowerdir+", Some(layer.as_str())))); // Linux 6.7
     }
-    settings.extend([("upperdir", Some(upper.as_str())), ("workdir", Some(&work))]);
+    if let Some([upper, work]) = &writable {
+        settings.extend([("upperdir", Some(upper.as_str())), ("workdir", Some(work))]);
+    }
     if options & overlay::USERXATTR != 0 {
         settings.push(("userxattr", None));
-    }
-    if options & overlay::REDIRECT_DIR != 0 {
+    } else if options & overlay::REDIRECT_DIR != 0 {
         settings.push(("redirect_dir", Some("on")));
-    } else if rights.are_lent() {
+    } else {
         // The module's own default may be to follow what an image says.
         settings.extend([("redirect_dir", Some("nofollow")), ("metacopy", Some("off"))]);
     }

@@ -21,10 +21,10 @@ pub fn remedy(step: &Step, error: Errno) -> &'static str {
             "only root may mount images: use --mode userns, or install the setuid helper"
         }
         (Step::Image { .. }, Errno::INVAL) => "is the image damaged, or compressed in a way that this kernel lacks?",
-        (Step::Overlay { .. } | Step::Tmpfs { .. }, Errno::NODEV) => {
+        (Step::Overlay { .. } | Step::Stack { .. } | Step::Tmpfs { .. }, Errno::NODEV) => {
             "the kernel has no such filesystem: modprobe overlay"
         }
-        (Step::Overlay { .. }, Errno::PERM | Errno::INVAL) => {
+        (Step::Overlay { .. } | Step::Stack { .. }, Errno::PERM | Errno::INVAL) => {
             "overlays in a user namespace need Linux 5.11, with a tmpfs 6.6"
         }
         (Step::Fuse { .. }, Errno::ACCESS | Errno::NOENT | Errno::NXIO) => {

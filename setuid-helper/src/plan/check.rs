@@ -70,6 +70,13 @@ fn step_fault(step: &Step, sources: usize, defined: &mut Defined) -> Fault {
             defined.used(upper)?;
             defined.made(slot)
         }
+        Step::Stack { slot, lowers, options } => {
+            if lowers.len() < 2 || options & !overlay::USERXATTR != 0 {
+                return Err("less than two lowers, or unknown options");
+            }
+            lowers.iter().try_for_each(|lower| defined.used(lower))?;
+            defined.made(slot)
+        }
         Step::Attach { slot, attrs, .. } => {
             if attrs & !attr::ALL != 0 {
                 return Err("unknown attributes");

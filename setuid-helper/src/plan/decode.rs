@@ -138,6 +138,7 @@ fn body<'a>(opcode: u16, r: &mut Reader<'a>) -> Read<Step<'a>> {
         0x31 => Step::Nice { value: r.u8()? },
         0x33 => Step::Cgroup { source: r.u32()?, memory: r.u64()?, swap: r.u64()?, pids: r.u64()?, cpu_us: r.u64()? },
         0x32 => Step::Timeout { limit_ns: r.u64()?, kill_after_ns: r.u64()? },
+        0x40 => Step::Stack { slot: r.u32()?, lowers: r.slots()?, options: r.u32()? },
         _ => return Err(r.fail("unknown step")),
     })
 }

@@ -84,6 +84,11 @@ impl Writer {
                 self.0.extend(lowers.raw());
                 self.u32(upper).u32(options).code(0x0b)
             }
+            Step::Stack { slot, lowers, options } => {
+                self.u32(slot).u32(lowers.len() as u32);
+                self.0.extend(lowers.raw());
+                self.u32(options).code(0x40)
+            }
             Step::Attach { slot, ref place, attrs } => self.u32(slot).place(place).u32(attrs).code(0x0c),
             Step::Mkdir { ref place, mode } => self.place(place).u32(mode).code(0x0d),
             Step::PlaceEnv { name, ref place } => self.bytes(name).place(place).code(0x0e),

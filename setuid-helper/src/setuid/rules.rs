@@ -119,6 +119,12 @@ impl Rules<'_> {
                 self.overlay(lowers.iter(), upper, options)?;
                 self.slots.push((slot, Kind::Other));
             }
+            Step::Stack { slot, lowers, options } => {
+                if options != 0 || !lowers.iter().all(|lower| self.kind(lower) == Kind::Image) {
+                    return Err("only images are stacked, and without options");
+                }
+                self.slots.push((slot, Kind::Other));
+            }
             Step::Attach { slot, .. } => {
                 if self.attached.contains(&slot) || self.uppers.contains(&slot) {
                     return Err("a mount is attached once, and the upper layer of an overlay nowhere");

@@ -1,0 +1,71 @@
+"""Cases of stacked images, for the list in cases.py."""
+
+from pathlib import Path
+
+from tests.conformance.cases import Case
+from tests.support import archives
+from tests.support.archives import Entry
+
+
+def make_inputs(where: Path, uid: int) -> None:
+    """A base, and two layers that add, change, hide and replace. They belong to `uid`, whom setuid mode lets write."""
+
+    def own(*entries: Entry) -> list[Entry]:
+        return [entry._replace(uid=uid, gid=uid) for entry in entries]
+
+    def hidden(name: str) -> Entry:
+        return Entry(name, kind="chardev", device=(0, 0), mode=0)
+
+    files = [Entry(name, b"base\n") for name in ("f", "gone", "sub/a", "sub/b", "old/x", "old/y", "swap", "turn/z")]
+    directories = [Entry.directory(name) for name in ("sub", "old", "turn")]
+    archives.make_squashfs(where / "base.sfs", own(*directories, *files))
+    archives.make_tar(where / "base.tar", own(*directories, *files))
+    archives.make_tree(where / "base", [*directories, *files])
+    changes = [Entry("f", b"one\n"), hidden("gone"), Entry.directory("sub"), hidden("sub/a"), Entry("sub/c", b"one\n")]
+    replaced = [hidden("old/x"), hidden("old/y"), Entry("old/n", b"one\n"), Entry.directory("swap")]
+    turned = [Entry("swap/in", b"one\n"), Entry("turn", b"one\n")]
+    archives.make_squashfs(where / "one.sfs", own(*changes, Entry.directory("old"), *replaced, *turned))
+    archives.make_squashfs(
+        where / "two.sfs", own(Entry("gone", b"two\n"), Entry.directory("sub"), hidden("sub/b"), hidden("turn"))
+    )
+
+
+_LIST = "find . -mindepth 1 | LC_ALL=C sort | tr '\\n' ' ' && cat f"
+_ONE = "./f ./old ./old/n ./sub ./sub/b ./sub/c ./swap ./swap/in ./turn one\n"
+_TWO = "./f ./gone ./old ./old/n ./sub ./sub/c ./swap ./swap/in one\n"
+_READ = f'cd "$SANDBOX_STATIC/t" && {_LIST} && (touch x 2>/dev/null || echo kept)'
+_WRITE = f"""cd "$SANDBOX_DYNAMIC/t" && echo new > f && rm -r sub old && mkdir sub && echo n > sub/a && rm swap/in &&
+{_LIST}"""
+_WRITTEN = "./f ./gone ./sub ./sub/a ./swap new\n"
+
+CASES = [
+    Case("stack of two", _READ, ("-s", "t:{d}/base.sfs+{d}/one.sfs"), _ONE + "kept\n"),
+    Case("stack of three", _READ, ("-s", "t:{d}/base.sfs+{d}/one.sfs+{d}/two.sfs"), _TWO + "kept\n"),
+    Case("stack on a tar", _READ, ("-s", "t:{d}/base.tar+{d}/one.sfs"), _ONE + "kept\n"),
+    Case("stack on a cached tar", _READ, ("--cache", "-s", "t:{d}/base.tar+{d}/one.sfs"), _ONE + "kept\n"),
+    Case(
+        "stack on a directory",
+        _READ,
+        ("-s", "t:{d}/base+{d}/one.sfs"),
+        _ONE + "kept\n",
+        refused_in="setuid",
+        refusal="images only",
+    ),
+    Case("writable stack", _WRITE, ("-d", "t:{d}/base.sfs+{d}/one.sfs+{d}/two.sfs"), _WRITTEN),
+    Case("writable stack on a tar", _WRITE, ("-d", "t:{d}/base.tar+{d}/one.sfs+{d}/two.sfs"), _WRITTEN),
+    Case("job: stack", _READ, ("--isolation", "job", "-s", "t:{d}/base.sfs+{d}/one.sfs"), _ONE + "kept\n"),
+    Case(
+        "job: writable stack",
+        'cd "$SANDBOX_DYNAMIC/t" && echo new > f && rm tool && cat f && ls old && ls sub | tr "\\n" " "',
+        ("--isolation", "job", "-d", "t:{d}/base.tar+{d}/tree.zip"),
+        "new\nx\ny\na b g tool ",
+    ),
+    Case("name of a stack", 'ls "$SANDBOX_STATIC"', ("-s", "{d}/base.sfs+{d}/one.sfs"), "base\n"),
+    Case(
+        "stack with a missing layer",
+        "true",
+        ("-s", "t:{d}/base.sfs+{d}/none.sfs"),
+        code=125,
+        stderr="none.sfs: No such file",
+    ),
+]
