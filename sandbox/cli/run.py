@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 SRC is a squashfs image, a zip (also .whl, .jar), a tar (plain, gzip, bzip2, xz, zstd), a directory, an AppImage, or
-base64 text of a zip or squashfs; or several of them, BASE+LAYER..., stacked. The kind is told by content. Exit codes: 125 sandbox itself failed, 126 the command
-cannot be executed, 127 it was not found, otherwise the command's own."""
+base64 text of a zip or squashfs; or several of them, BASE+LAYER..., stacked. The kind is told by content. Exit codes:
+125 sandbox itself failed, 126 the command cannot be executed, 127 it was not found, otherwise the command's own."""
 _LIMITS = {
     "timeout": ("DURATION", "end the job after this long: 20m, 1h30m, 90s"),
     "kill_after": ("DURATION", "kill what is left this long after the end was asked for (default 10s)"),
