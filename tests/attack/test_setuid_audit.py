@@ -7,10 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.plan import Attach, Hide, Image, Mkdir, PlanFlag, Source, SourceKind, Tmpfs, Tree
+from sandbox.plan import (
+    Attach,
+    Hide,
+    Image,
+    Loopback,
+    Mkdir,
+    PlanFlag,
+    Source,
+    SourceKind,
+    Tmpfs,
+    Tree,
+    Unshare,
+)
 from sandbox.setuid import HELPER
 from tests.support.helper import IMAGES, TRUSTED, WITH_BUILDER, settled
-from tests.support.launcher import at, below, source, squashfs
+from tests.support.launcher import NEWNS, at, below, source, squashfs
+
+NEWNET = 0x40000000
 
 
 @pytest.mark.parametrize("cover", ["mount", "hide"])
@@ -86,7 +100,7 @@ def test_messages_do_not_go_to_files_of_roots(helper):
     started = helper.as_user("sh", "-c", script)
     assert started.wait(timeout=60) == 0
     locks = helper.private.inside(f"/run/sandbox/{helper.uid}").glob("builder-*")
-    assert [lock.read_bytes() for lock in locks] == [b""] * 2
+    assert {lock.read_bytes() for lock in locks} == {b""}
     assert helper.private.root("rm", "-r", place).returncode == 0
 
 
@@ -103,3 +117,22 @@ def test_only_what_was_handed_over_is_taken(helper):
             got = subprocess.run(["sh", "-c", script], capture_output=True, text=True, env={}, **helper.become())
             assert (got.returncode, got.stdout) == (125, "")
             assert number == 2 or "Bad file descriptor" in got.stderr
+
+
+def test_where_capabilities_are_withheld(helper):
+    """As a container does. Without the right to configure a network only what needs one fails, and says so."""
+    (helper.disk / "env").write_bytes(b"PATH=/usr/bin:/bin\0")
+    networked = [Unshare(NEWNS | NEWNET), *helper.start_steps()[1:], Loopback()]
+    for plan, withheld, expected in (
+        (helper.plan(), "net_admin", ""),
+        (helper.raw(*networked), "net_admin", "sandbox: Loopback: cannot bring up the loopback device"),
+        (helper.plan(), "sys_admin", "sandbox: cannot keep the capabilities that mounting needs"),
+    ):
+        (helper.disk / "plan").write_bytes(plan)
+        script = f"exec 3<{helper.disk}/plan 4<{helper.disk}/env; exec {HELPER} run 3 4 -- id -u"
+        enter = helper.private.command(["sh", "-c", script], who=helper.who, groups=(helper.group,))
+        at_last = enter.index("setpriv")
+        enter[at_last + 1 : at_last + 1] = ["--bounding-set", f"-{withheld}"]
+        got = subprocess.run(enter, capture_output=True, text=True, timeout=60)
+        assert got.stderr.startswith(expected)
+        assert (got.returncode, got.stdout) == ((125, "") if expected else (0, f"{helper.uid}\n")), got.stderr

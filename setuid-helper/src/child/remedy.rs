@@ -30,6 +30,9 @@ pub fn remedy(step: &Step, error: Errno) -> &'static str {
         (Step::Fuse { .. }, Errno::ACCESS | Errno::NOENT | Errno::NXIO) => {
             "/dev/fuse cannot be used here: let the image be unpacked instead"
         }
+        (Step::Loopback, Errno::PERM) => {
+            "a container may withhold the right to: give it CAP_NET_ADMIN, or use --net host"
+        }
         (_, Errno::NOSYS) => "the kernel is too old: Linux 5.12 is the oldest that works",
         (_, Errno::NOSPC) => "no space is left there, or a limit is reached",
         _ => "",

@@ -1,7 +1,7 @@
 //! The first act of a program that was started setuid-root: the caller's ids, and no effective capability.
 
 use super::limits::Limits;
-use super::rights::{ALL, Rights};
+use super::rights::{ALL, NETWORK, Rights};
 use crate::error::{Doing, Failure, Outcome};
 use crate::prelude::*;
 use crate::{Program, Start, sys};
@@ -24,8 +24,10 @@ pub fn close(program: Program, start: &Start) -> Outcome<Rights> {
     }
     let limits = Limits::raise();
     take_ids(uid, gid).doing("take the ids of the caller", b"")?;
-    let kept =
-        CapabilitySets { effective: CapabilitySet::empty(), permitted: ALL, inheritable: CapabilitySet::empty() };
+    // A container may withhold what few runs need.
+    let offered = capabilities(None).doing("read the capabilities", b"")?.permitted;
+    let permitted = ALL.difference(NETWORK.difference(offered));
+    let kept = CapabilitySets { effective: CapabilitySet::empty(), permitted, inheritable: CapabilitySet::empty() };
     set_capabilities(None, kept)
         .doing("keep the capabilities that mounting needs", b"")
         .map_err(|failure| failure.hint("a container may withhold them: use --mode userns"))?;
@@ -33,10 +35,10 @@ pub fn close(program: Program, start: &Start) -> Outcome<Rights> {
     // Every change of ids sets it anew. It stays 0 until exec: nobody may trace this process or read its memory.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).doing("hide the memory of the helper", b"")?;
     let now = capabilities(None).doing("read the capabilities", b"")?;
-    if sys::all_ids() != [uid, uid, uid, gid, gid, gid] || !now.effective.is_empty() || now.permitted != ALL {
+    if sys::all_ids() != [uid, uid, uid, gid, gid, gid] || !now.effective.is_empty() || now.permitted != permitted {
         return Err(Failure::new("root's rights could not be put away"));
     }
-    Ok(Rights::Lent { permitted: ALL, lifted: false, limits })
+    Ok(Rights::Lent { permitted, lifted: false, limits })
 }
 
 /// All ids become the real ones; the capabilities stay permitted, none is effective: capabilities(7), "Effect of user

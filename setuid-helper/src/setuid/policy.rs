@@ -9,7 +9,6 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::Errno;
 
-/// Where it is.
 const PATH: &str = "/etc/sandbox/policy.toml";
 /// The longest policy, in bytes.
 const LONGEST: usize = 65_536;

@@ -83,8 +83,7 @@ fn is_roots_way(mut directory: OwnedFd, policy: &Policy) -> Result<bool, Errno> 
     Ok(false)
 }
 
-/// Device, inode, and the mount that it was reached through: a user whose sandbox may gain privileges can have mounted
-/// anything of his inside a clone of the same directory.
+/// Device, inode and mount: inside a clone of the same directory a user may have mounted what he likes.
 fn identity(directory: &OwnedFd) -> Result<[u64; 3], Errno> {
     let (status, mount) = (fstat(directory)?, statx(directory, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?);
     Ok([status.st_dev, status.st_ino, mount.stx_mnt_id])
