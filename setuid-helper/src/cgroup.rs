@@ -2,7 +2,7 @@
 //! before its first step, read and removed by the supervisor.
 
 use crate::error::{Doing, Failure, Outcome};
-use crate::fsops::{make_new_dir, open_dir, open_parent, remove_dir};
+use crate::fsops::{make_new_dir, open_dir, open_parent, read_all, remove_dir};
 use crate::plan::{Plan, Step};
 use crate::prelude::*;
 use crate::report::Peaks;
@@ -112,10 +112,7 @@ fn is_cgroup(fd: BorrowedFd) -> bool {
 
 fn read(fd: BorrowedFd, file: &str) -> Option<String> {
     let file = openat(fd, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let mut text = vec![0u8; 4096];
-    let length = rustix::io::read(&file, text.as_mut_slice()).ok()?;
-    text.truncate(length);
-    String::from_utf8(text).ok()
+    String::from_utf8(read_all(file, 4096).ok()?).ok()
 }
 
 fn kill(fd: BorrowedFd) -> Result<(), Errno> {

@@ -44,6 +44,18 @@ pub fn remove_dir(parent: impl AsFd, name: &[u8]) -> Result<(), Errno> {
     unlinkat(parent, name, AtFlags::REMOVEDIR)
 }
 
+/// What can be read from here to the end, or until it is at least `limit` bytes.
+pub fn read_all(fd: impl AsFd, limit: usize) -> Result<Vec<u8>, Errno> {
+    let mut text = Vec::with_capacity(4096);
+    loop {
+        text.reserve(4096);
+        let count = rustix::io::read(&fd, rustix::buffer::spare_capacity(&mut text))?;
+        if count == 0 || text.len() >= limit {
+            return Ok(text);
+        }
+    }
+}
+
 /// Whether two descriptions are of one inode.
 pub fn same_inode(one: &Stat, other: &Stat) -> bool {
     (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)

@@ -1,6 +1,6 @@
 //! What the dead left behind. Only who holds the lock of a record may clean up after its run.
 
-use crate::fsops::{remove_dir, same_inode};
+use crate::fsops::{read_all, remove_dir, same_inode};
 use crate::home::Home;
 use crate::json::{self, Value};
 use crate::prelude::*;
@@ -124,15 +124,4 @@ fn member(proc: &OwnedFd, pid: Pid, markers: &[String], own_namespace: u64) -> R
     let text = read_all(&mounts, MAX_RECORD)?;
     let found = markers.iter().any(|marker| text.windows(marker.len()).any(|window| window == marker.as_bytes()));
     Ok(found.then_some(process))
-}
-
-fn read_all(fd: &OwnedFd, limit: usize) -> Result<Vec<u8>, Errno> {
-    let mut text = Vec::with_capacity(4096);
-    loop {
-        text.reserve(4096);
-        let count = rustix::io::read(fd, rustix::buffer::spare_capacity(&mut text))?;
-        if count == 0 || text.len() >= limit {
-            return Ok(text);
-        }
-    }
 }

@@ -2,7 +2,7 @@
 
 use super::Child;
 use crate::error::{Doing, Failure, LAUNCHER_FAILED, Outcome};
-use crate::fsops::open_path;
+use crate::fsops::{open_path, read_all};
 use crate::plan::Propagation;
 use crate::prelude::*;
 use crate::setuid::{MOUNT, Rights};
@@ -57,21 +57,13 @@ pub fn set_propagation(kind: Propagation, rights: Rights) -> Outcome<()> {
 /// An unbindable mount would be left out of every clone, and what it hides would show. A private one is bindable.
 fn set_propagation_by_descriptor(kind: Propagation, rights: Rights) -> Outcome<()> {
     let root = open_path(CWD, b"/").doing("open", b"/")?;
-    let hides = read_text("/proc/self/mountinfo")?.windows(UNBINDABLE.len()).any(|window| window == UNBINDABLE);
+    let path = "/proc/self/mountinfo";
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let mounts = openat(CWD, path, flags, Mode::empty()).and_then(|fd| read_all(fd, usize::MAX));
+    let hides = mounts.doing("read", path.as_bytes())?.windows(UNBINDABLE.len()).any(|window| window == UNBINDABLE);
     let propagation = if hides || kind == Propagation::Private { libc::MS_PRIVATE } else { libc::MS_SLAVE };
     let raised = rights.raise(MOUNT);
     raised.and_then(|_raised| sys::set_propagation(root.as_fd(), propagation)).doing("set the propagation of", b"/")
-}
-
-fn read_text(path: &str) -> Outcome<Vec<u8>> {
-    let fd = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).doing("open", path.as_bytes())?;
-    let mut text = Vec::new();
-    loop {
-        text.reserve(1 << 16);
-        if rustix::io::read(&fd, rustix::buffer::spare_capacity(&mut text)).doing("read", path.as_bytes())? == 0 {
-            return Ok(text);
-        }
-    }
 }
 
 pub fn no_new_privs() -> Outcome<()> {

@@ -4,6 +4,7 @@ use super::ground;
 use super::refused;
 use super::toml::{Value, parse};
 use crate::error::{Doing, Failure, Outcome};
+use crate::fsops::read_all;
 use crate::prelude::*;
 use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, openat};
@@ -75,9 +76,12 @@ impl Policy {
     pub fn load() -> Outcome<Policy> {
         match open_root_owned(PATH.as_bytes())? {
             None => Ok(STRICT),
-            Some(file) => Policy::parse(&read(&file)?).map_err(|line| {
-                refused(format!("{PATH}: line {line} is not understood")).hint("ask the administrator")
-            }),
+            Some(file) => match read_all(file, LONGEST).doing("read", PATH.as_bytes())? {
+                text if text.len() >= LONGEST => Err(refused(format!("{PATH} is too long"))),
+                text => Policy::parse(&text).map_err(|line| {
+                    refused(format!("{PATH}: line {line} is not understood")).hint("ask the administrator")
+                }),
+            },
         }
     }
 
@@ -158,17 +162,6 @@ fn open_root_owned(path: &[u8]) -> Outcome<Option<OwnedFd>> {
     let status = fstat(&file).doing("look at", path)?;
     let is_file = FileType::from_raw_mode(status.st_mode) == FileType::RegularFile;
     if is_file && is_roots(&status) { Ok(Some(file)) } else { Err(ground::unsafe_owner(path)) }
-}
-
-fn read(file: &OwnedFd) -> Outcome<Vec<u8>> {
-    let mut text = Vec::with_capacity(LONGEST);
-    loop {
-        match rustix::io::read(file, rustix::buffer::spare_capacity(&mut text)).doing("read", PATH.as_bytes())? {
-            0 => return Ok(text),
-            _ if text.len() >= LONGEST => return Err(refused(format!("{PATH} is too long"))),
-            _ => {}
-        }
-    }
 }
 
 #[cfg(test)]
