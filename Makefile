@@ -1,4 +1,4 @@
-# make setup | run [ARGS='...'] | test [PYTEST='...'] | test-vm [VM='...'] | test-all | lint | bench [BENCH='...'] | soak [SOAK=N] | clean
+# make setup | run [ARGS='...'] | test [PYTEST='...'] | test-vm [VM='...'] | test-all | lint | bench [BENCH='...'] | soak [SOAK=N] | fuzz [FUZZ=SECONDS] | clean
 VENV := .venv
 BIN := $(VENV)/bin
 export VENV
@@ -6,7 +6,7 @@ export VENV
 CRATE := setuid-helper/Cargo.toml
 HAS_CARGO := $(and $(wildcard $(CRATE)),$(shell command -v cargo))
 
-.PHONY: help setup run test test-vm test-all lint bench soak clean
+.PHONY: help setup run test test-vm test-all lint bench soak fuzz clean
 help:
 	@sed -n 1p Makefile
 
@@ -53,6 +53,11 @@ SOAK ?= 40
 soak: setup
 	SANDBOX_SOAK=$(SOAK) $(BIN)/python -m pytest tests/attack -k 'swapped or setuid_races or fsops or fifty' -rP -o timeout=0
 
+# The parsers of hostile bytes under a coverage-guided fuzzer, FUZZ seconds each.
+FUZZ ?= 60
+fuzz:
+	@setuid-helper/fuzz/run.sh $(FUZZ)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info setuid-helper/target sandbox/bin/sandbox-*
+	rm -rf $(VENV) build dist *.egg-info setuid-helper/target setuid-helper/fuzz/target sandbox/bin/sandbox-*
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -51,10 +51,9 @@ from sandbox.plan import (
     UnsetEnv,
     Words,
 )
+from sandbox.versions import FIRST, LAST, lowered, version_of
 
 MAGIC = b"SBXPLAN\x00"
-FIRST_VERSION, VERSION = 1, 2
-_FIRST_FLAGS = int(PlanFlag.LEAVE_RUNNING)
 MAX_BYTES = 1 << 20
 MAX_ITEMS = 4096
 MAX_STRING = 65536
@@ -95,16 +94,15 @@ _PACK: dict[Any, Callable[[Any], bytes]] = {
 }
 
 
-def version_of(plan: Plan) -> int:
-    """The oldest version of the encoding that can say it."""
-    return VERSION if plan.flags & ~_FIRST_FLAGS else FIRST_VERSION
-
-
-def encode(plan: Plan) -> bytes:
-    """The plan as bytes. Raises PlanError when it breaks a limit of the format."""
+def encode(plan: Plan, version: int = LAST) -> bytes:
+    """The plan as bytes of a version. Raises PlanError when it breaks a limit of the format, TooNewError when the
+    version has not all that the plan says; nothing is left out.
+    """
+    if lowered(plan, version) != plan:
+        raise PlanError(f"a flag of this plan is newer than version {version}")
     out = [
         MAGIC,
-        struct.pack("<HBBII", version_of(plan), plan.mode, plan.flags, plan.uid, plan.gid),
+        struct.pack("<HBBII", version, plan.mode, plan.flags, plan.uid, plan.gid),
         _pack_record(plan.home),
         _pack_list(_pack_record)(plan.sources),
         struct.pack("<I", len(plan.steps)),
@@ -185,13 +183,13 @@ def decode(data: bytes) -> Plan:
     reader = _Reader(data)
     if reader.take(len(MAGIC)) != MAGIC:
         raise PlanError("cannot decode the plan: it does not start with the magic bytes")
-    if not FIRST_VERSION <= (version := reader.number(2)) <= VERSION:
-        raise PlanError(f"cannot decode the plan: version {version}, this program takes {FIRST_VERSION} to {VERSION}")
+    if not FIRST <= (version := reader.number(2)) <= LAST:
+        raise PlanError(f"cannot decode the plan: version {version}, this program takes {FIRST} to {LAST}")
     mode, flags, uid, gid = reader.number(1), reader.number(1), reader.number(4), reader.number(4)
     if mode not in Mode.__members__.values():
         raise reader.fail(f"unknown mode {mode}")
     # ~ of an IntFlag keeps only its known bits (enum, Python 3.11): the complement is taken of the number.
-    if flags & ~(_FIRST_FLAGS if version == FIRST_VERSION else int(sum(PlanFlag))):
+    if flags & ~int(sum(PlanFlag)):
         raise reader.fail(f"unknown flags {flags:#x}")
     home = reader.record(Source)
     sources = reader.items(lambda: reader.record(Source))
@@ -199,6 +197,8 @@ def decode(data: bytes) -> Plan:
     if reader.at != len(data):
         raise reader.fail("trailing bytes")
     plan = Plan(Mode(mode), PlanFlag(flags), uid, gid, home, sources, steps)
+    if version_of(plan) > version:
+        raise PlanError("cannot decode the plan: it holds something that its version has not")
     _check(plan)
     return plan
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sandbox import compiler, environment, fsops, home, host, sources
+from sandbox import compiler, environment, fsops, home, host, sources, versions
 from sandbox.compiler import Compiled, Material, Programs, Target, Treatment
 from sandbox.engine import Launch, Result
 from sandbox.errors import HostError, SourceError, UsageError, printable, reason, warn
@@ -72,12 +72,14 @@ def _run(spec: Spec, environ: dict[bytes, bytes], reporter: "Reporter | None", *
         if engine == "native":
             from sandbox.engine import native
 
+            # The program of this package is as new as the package.
+            version = versions.LAST
             if plan.mode is Mode.SETUID:
                 from sandbox import setuid
 
-                plan = setuid.acceptable(plan, prepared.home.fd)
+                plan, version = setuid.acceptable(plan, prepared.home.fd)
             _start_reaper(spec, prepared.home)
-            native.run(plan, launch)
+            native.run(plan, launch, version)
         from sandbox.engine import python
 
         home.clean_stale(prepared.home, say=say)

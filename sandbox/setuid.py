@@ -6,7 +6,7 @@ import stat
 
 from sandbox import fsops
 from sandbox.errors import HostError
-from sandbox.plan import Plan, PlanFlag
+from sandbox.plan import Plan
 from sandbox.record import Record
 
 # Where `sandbox setuid install` and the packages put it. Never looked for elsewhere.
@@ -90,28 +90,29 @@ def shows_any_image() -> bool:
     return False
 
 
-def acceptable(plan: Plan, home_fd: int) -> Plan:
-    """The plan as the installed helper takes it: one that keeps no images is not told to. Raises HostError."""
-    from sandbox.codec import version_of
-
-    if version_of(plan) > remembered(home_fd).last:
-        plan = plan.replace(flags=plan.flags & ~PlanFlag.KEEP_IMAGES)
-    require_plans(home_fd, version_of(plan))
-    return plan
-
-
-def require_plans(home_fd: int, wanted: int) -> None:
-    """Raises HostError unless the helper takes plans of this version. Asks it once, and again when it is another file.
+def acceptable(plan: Plan, home_fd: int) -> tuple[Plan, int]:
+    """The plan as the installed helper takes it, and the version to encode it in. Raises HostError when it takes none
+    that says the same. Asks the helper once, and again when it is another file.
 
     Nothing depends on the memory for safety: the helper itself refuses what it does not know.
     """
-    version = remembered(home_fd)
-    if not version.first <= wanted <= version.last:
-        raise HostError(
-            f"the setuid helper {version.text} takes plans of version {version.first} to {version.last}, "
-            f"this sandbox makes version {wanted}",
-            hint=f"update the older of the two (as root: sandbox setuid install), or {_ELSEWHERE}",
-        )
+    from sandbox import versions
+
+    helper = remembered(home_fd)
+    takes = f"{helper.text} takes plans {helper.first}-{helper.last}"
+    install = f"as root: sandbox setuid install, or {_ELSEWHERE}"
+    if helper.first > versions.LAST:
+        why = f"this sandbox is too old for the setuid helper: {takes}, this makes {versions.FIRST}-{versions.LAST}"
+        raise HostError(why, hint=f"update sandbox, or {_ELSEWHERE}")
+    version = min(versions.LAST, helper.last)
+    if version < versions.FIRST:
+        why = f"setuid mode needs a newer sandbox-helper: {takes}, this makes {versions.FIRST}-{versions.LAST}"
+        raise HostError(why, hint=install)
+    try:
+        return versions.lowered(plan, version), version
+    except versions.TooNewError as error:
+        why = f"{error.feature} in setuid mode needs a newer sandbox-helper: {takes}"
+        raise HostError(why, hint=install) from None
 
 
 def remembered(home_fd: int) -> Version:

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from sandbox import __version__, codec, policy, setuid
+from sandbox import __version__, policy, setuid, versions
 from sandbox.doctor import Check, packaged_program
 from sandbox.errors import reason
 from sandbox.remedies import distribution, install, run_as_root
@@ -85,7 +85,7 @@ def _version() -> Check:
     if version is None:
         return Check("version", False, f"{HELPER} does not say its version", run_as_root(_INSTALL))
     about = f"{version.text}, takes plans {version.first} to {version.last}"
-    if version.text != __version__ or not version.first <= codec.VERSION <= version.last:
+    if version.text != __version__ or not version.first <= versions.LAST <= version.last:
         return Check("version", False, f"{about}; this package is {__version__}", run_as_root(_INSTALL))
     ours, theirs = _digest(packaged_program("sandbox-helper")), _digest(Path(HELPER))
     if ours and theirs and ours != theirs:

@@ -3,7 +3,7 @@
 use std::env::var;
 
 fn main() {
-    println!("cargo::rustc-check-cfg=cfg(freestanding)");
+    println!("cargo::rustc-check-cfg=cfg(freestanding, fuzzing)");
     println!("cargo::rerun-if-changed=build.rs");
     let is = |name: &str, value: &str| var(name).is_ok_and(|found| found == value);
     if is("PROFILE", "release") && is("CARGO_CFG_TARGET_ARCH", "x86_64") && is("CARGO_CFG_TARGET_OS", "linux") {

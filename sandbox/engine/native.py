@@ -17,9 +17,9 @@ def available() -> bool:
     return os.access(_PROGRAM, os.X_OK)
 
 
-def run(plan: Plan, launch: Launch) -> NoReturn:
+def run(plan: Plan, launch: Launch, version: int) -> NoReturn:
     """Become the engine, which launches, supervises, cleans up and ends like the command. Raises HostError."""
-    plan_fd = _memory("sandbox-plan", encode(plan))
+    plan_fd = _memory("sandbox-plan", encode(plan, version))
     env_fd = _memory("sandbox-env", b"".join(b"%s=%s\0" % item for item in launch.env.items()))
     privileged = plan.mode is Mode.SETUID
     program = _installed_helper() if privileged else _PROGRAM

@@ -17,6 +17,8 @@ mod home;
 mod json;
 pub mod plan;
 mod prelude;
+#[cfg(any(test, fuzzing))]
+pub mod probe;
 mod record;
 mod report;
 mod scratch;

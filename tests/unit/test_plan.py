@@ -124,7 +124,7 @@ def test_a_changed_byte_is_refused_or_another_plan(value, data):
         other = decode(changed)
     except PlanError:
         return
-    assert encode(other) == changed
+    assert encode(other, changed[8]) == changed
 
 
 def _plan(*steps, sources=()):

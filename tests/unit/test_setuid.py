@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from sandbox import apparmor, fsops, host, journal, policy, setuid, setuid_status
+from sandbox import apparmor, codec, fsops, host, journal, policy, setuid, setuid_status, versions
 from sandbox.errors import HostError, UsageError
-from sandbox.plan import Mode
+from sandbox.plan import Mode, Plan, PlanFlag, Source, SourceKind, Timeout
 from sandbox.spec import Spec, validate
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -119,27 +119,76 @@ def test_version_line(line, expected):
     assert (None if version is None else tuple(version)) == expected
 
 
-def test_the_helper_is_asked_once_and_again_when_it_is_another_file(helper, tmp_path, monkeypatch):
-    asked = []
-    ask = setuid.ask_version
-    monkeypatch.setattr(setuid, "ask_version", lambda program: asked.append(program) or ask(program))
+HOME = Source(SourceKind.DIRECTORY, b"/home", 1, 2)
+
+
+def a_plan(*steps):
+    return Plan(Mode.SETUID, PlanFlag.LEAVE_RUNNING, 0, 0, HOME, (), steps)
+
+
+@pytest.fixture
+def home_fd(tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     with fsops.closing(os.open(home, os.O_RDONLY | os.O_DIRECTORY)) as fd:
-        for _ in range(3):
-            setuid.require_plans(fd, 2)
-        assert len(asked) == 1
-        with pytest.raises(HostError, match=r"takes plans of version 2 to 3, this sandbox makes version 1 "):
-            setuid.require_plans(fd, 1)
-        os.utime(helper, (1, 1))
-        setuid.require_plans(fd, 3)
-        assert len(asked) == 2
-        (home / "helper-version").write_bytes(b"rubbish")
-        setuid.require_plans(fd, 3)
-        assert len(asked) == 3
-        helper.write_text("#!/bin/sh\nexit 1\n")
-        with pytest.raises(HostError, match="does not say which plans"):
-            setuid.require_plans(fd, 3)
+        yield fd
+
+
+def takes(helper, versions):
+    helper.write_text(f"#!/bin/sh\necho sandbox-helper 7.8 plans {versions}\n")
+
+
+def test_the_helper_is_asked_once_and_again_when_it_is_another_file(helper, home_fd, tmp_path, monkeypatch):
+    asked = []
+    ask = setuid.ask_version
+    monkeypatch.setattr(setuid, "ask_version", lambda program: asked.append(program) or ask(program))
+    for _ in range(3):
+        setuid.acceptable(a_plan(), home_fd)
+    assert len(asked) == 1
+    os.utime(helper, (1, 1))
+    setuid.acceptable(a_plan(), home_fd)
+    assert len(asked) == 2
+    (tmp_path / "home/helper-version").write_bytes(b"rubbish")
+    setuid.acceptable(a_plan(), home_fd)
+    assert len(asked) == 3
+    helper.write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(HostError, match="does not say which plans"):
+        setuid.acceptable(a_plan(), home_fd)
+
+
+@pytest.mark.parametrize(("said", "version"), [("1-1", 1), ("1-2", 2), ("2-2", 2), ("2-9", 2), ("0-1", 1)])
+def test_a_plan_is_written_for_the_helper(helper, home_fd, said, version):
+    takes(helper, said)
+    assert setuid.acceptable(a_plan(), home_fd) == (a_plan(), version)
+    assert codec.encode(a_plan(), version)[8:10] == bytes([version, 0])
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("1-1", "--timeout in setuid mode needs a newer sandbox-helper: 7.8 takes plans 1-1 (as root: "),
+        ("0-0", "setuid mode needs a newer sandbox-helper: 7.8 takes plans 0-0, this makes 1-2 (as root: "),
+        ("3-4", "this sandbox is too old for the setuid helper: 7.8 takes plans 3-4, this makes 1-2 (update sandbox"),
+    ],
+)
+def test_who_is_too_old_is_said_in_one_line(helper, home_fd, said, words):
+    takes(helper, said)
+    with pytest.raises(HostError) as error:
+        setuid.acceptable(a_plan(Timeout(1, 1)), home_fd)
+    assert str(error.value).startswith(words)
+    assert "\n" not in str(error.value)
+
+
+def test_an_old_helper_does_without_what_is_optional(helper, home_fd, monkeypatch):
+    takes(helper, "1-1")
+    monkeypatch.setattr(versions, "SINCE", (versions.Since(PlanFlag.LEAVE_RUNNING, 2, "it", optional=True),))
+    plan, version = setuid.acceptable(a_plan(), home_fd)
+    assert (plan, version) == (a_plan().replace(flags=PlanFlag(0)), 1)
+    with pytest.raises(codec.PlanError):
+        codec.encode(a_plan(), 1)
+    monkeypatch.setattr(versions, "SINCE", (versions.Since(PlanFlag.LEAVE_RUNNING, 2, "it"),))
+    with pytest.raises(HostError, match="it in setuid mode needs a newer"):
+        setuid.acceptable(a_plan(), home_fd)
 
 
 # -- the policy -----------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from sandbox.codec import MAX_ITEMS, MAX_PATH, MAX_STRING, PlanError, decode, encode
+from sandbox import codec
+from sandbox.codec import MAX_ITEMS, MAX_PATH, MAX_STRING, PlanError, decode
 from sandbox.plan import (
     Attach,
     Base,
@@ -56,6 +57,7 @@ from sandbox.plan import (
     UnsetEnv,
     Unshare,
 )
+from sandbox.versions import version_of
 
 HOME = Source(SourceKind.DIRECTORY, b"/home/u/.sandbox", 2049, 77)
 FILE = Source(SourceKind.FILE, b"/srv/image.sfs", 2049, 12, 4096, 1_700_000_000_000_000_001, 1_700_000_000_000_000_002)
@@ -113,6 +115,8 @@ def plan(
     return Plan(mode, PlanFlag(flags), 1000, 1000, home, sources, steps)  # type: ignore[arg-type]
 
 
+# Plans of version 1 that stand in version 2 as well.
+AGAIN = ("minimal", "every-step", "odd-names")
 SOURCES = (FILE, DIRECTORY, MEMORY)
 FULL = plan(*EVERY_STEP, mode=Mode.USERNS, flags=1, sources=SOURCES)
 
@@ -162,14 +166,19 @@ def good() -> Iterator[tuple[str, str, Plan]]:
     )
 
 
+def encode(value: Plan, version: int | None = None) -> bytes:
+    """In the oldest version that has it: the vectors of version 1 stay what they are."""
+    return codec.encode(value, version or version_of(value))
+
+
 def swapped(data: bytes, old: bytes, new: bytes) -> bytes:
     if data.count(old) != 1:
         raise ValueError(f"{old!r} occurs {data.count(old)} times")
     return data.replace(old, new)
 
 
-def with_steps(*steps: bytes, count: int | None = None, sources: tuple[Source, ...] = ()) -> bytes:
-    head = encode(plan(sources=sources))[:-4]
+def with_steps(*steps: bytes, count: int | None = None, sources: tuple[Source, ...] = (), version: int = 1) -> bytes:
+    head = encode(plan(sources=sources), version)[:-4]
     return head + struct.pack("<I", len(steps) if count is None else count) + b"".join(steps)
 
 
@@ -196,6 +205,10 @@ def bad_head() -> Iterator[tuple[str, str, bytes]]:
     yield "magic", "another magic", b"SBXPLAM\0" + data[8:]
     yield "version-0", "version 0", data[:8] + b"\0\0" + data[10:]
     yield "version-3", "version 3", data[:8] + b"\3\0" + data[10:]
+    newer = encode(plan(*LIMITS, sources=(DIRECTORY,)))
+    yield "version-1-limits", "version 1 with steps of version 2", newer[:8] + b"\1\0" + newer[10:]
+    for code, body in ((0x30, b"\1" + bytes(16)), (0x31, b"\0"), (0x32, bytes(16))):
+        yield f"version-1-{code:x}", f"version 1 with step {code:#x}", with_steps(step(code, body))
     yield "mode-0", "mode 0", data[:10] + b"\0" + data[11:]
     yield "mode-4", "mode 4", data[:10] + b"\4" + data[11:]
     yield "flags", "a flag that version 1 has not", data[:11] + b"\2" + data[12:]
@@ -257,9 +270,17 @@ def bad_steps() -> Iterator[tuple[str, str, bytes]]:
     yield "slot-own-layer", "an overlay that is its own lower", with_steps(tmpfs, step(0x0B, u32(2, 1, 2, 1, 0)))
     yield "overlay-no-lower", "an overlay without lowers", with_steps(tmpfs, step(0x0B, u32(2, 0, 1, 0)))
     yield "overlay-upper", "an overlay whose upper was not made", with_steps(tmpfs, step(0x0B, u32(2, 1, 1, 9, 0)))
-    yield "stack-one", "a stack of one lower", with_steps(tmpfs, step(0x40, u32(2, 1, 1, 0)))
-    yield "stack-unmade", "a stack with a lower that was not made", with_steps(tmpfs, step(0x40, u32(2, 2, 1, 9, 0)))
-    yield "stack-options", "a stack with an option of writable ones", with_steps(tmpfs, step(0x40, u32(2, 2, 1, 1, 2)))
+    yield "stack-one", "a stack of one lower", with_steps(tmpfs, step(0x40, u32(2, 1, 1, 0)), version=2)
+    yield (
+        "stack-unmade",
+        "a stack with a lower that was not made",
+        with_steps(tmpfs, step(0x40, u32(2, 2, 1, 9, 0)), version=2),
+    )
+    yield (
+        "stack-options",
+        "a stack with an option of writable ones",
+        with_steps(tmpfs, step(0x40, u32(2, 2, 1, 1, 2)), version=2),
+    )
     yield "overlay-options", "an unknown overlay option", with_steps(tmpfs, step(0x0B, u32(2, 1, 1, 1, 4)))
     yield (
         "overlay-count",
@@ -293,14 +314,18 @@ def bad_steps() -> Iterator[tuple[str, str, bytes]]:
     yield "env-equals", "PlaceEnv of a name with =", with_steps(step(0x0E, text(b"A=B") + place(2, b"")))
     yield "unset-empty", "UnsetEnv without a name", with_steps(step(0x0F, text(b"")))
     yield "unset-equals", "UnsetEnv of a name with =", with_steps(step(0x0F, text(b"=")))
-    yield "limit-resource-0", "resource 0", with_steps(step(0x30, b"\0" + bytes(16)))
-    yield "limit-resource-9", "an unknown resource", with_steps(step(0x30, b"\x09" + bytes(16)))
-    yield "limit-soft", "a soft limit above the hard one", with_steps(step(0x30, b"\1" + struct.pack("<QQ", 2, 1)))
-    yield "cgroup-source", "a cgroup in a source beyond the list", with_steps(step(0x33, bytes(36)))
+    yield "limit-resource-0", "resource 0", with_steps(step(0x30, b"\0" + bytes(16)), version=2)
+    yield "limit-resource-9", "an unknown resource", with_steps(step(0x30, b"\x09" + bytes(16)), version=2)
+    yield (
+        "limit-soft",
+        "a soft limit above the hard one",
+        with_steps(step(0x30, b"\1" + struct.pack("<QQ", 2, 1)), version=2),
+    )
+    yield "cgroup-source", "a cgroup in a source beyond the list", with_steps(step(0x33, bytes(36)), version=2)
     cgroup = step(0x33, bytes(36))
-    yield "cgroup-twice", "two cgroups", with_steps(cgroup, cgroup, sources=(DIRECTORY,))
-    yield "nice-40", "a nice value of 20", with_steps(step(0x31, b"\x28"))
-    yield "timeout-twice", "two timeouts", with_steps(step(0x32, bytes(16)), step(0x32, bytes(16)))
+    yield "cgroup-twice", "two cgroups", with_steps(cgroup, cgroup, sources=(DIRECTORY,), version=2)
+    yield "nice-40", "a nice value of 20", with_steps(step(0x31, b"\x28"), version=2)
+    yield "timeout-twice", "two timeouts", with_steps(step(0x32, bytes(16)), step(0x32, bytes(16)), version=2)
     yield (
         "string-too-long",
         f"a string of {MAX_STRING + 1} bytes",
@@ -330,25 +355,25 @@ def bad_places() -> Iterator[tuple[str, str, bytes]]:
 
 
 def bad_isolation() -> Iterator[tuple[str, str, bytes]]:
-    yield "init-2", "as_pid_1 is 2", with_steps(step(0x14, b"\2"))
-    yield "lock-attrs", "an unknown attribute of the tree", with_steps(step(0x15, u32(32)))
-    yield "hide-relative", "Hide of a relative path", with_steps(step(0x19, text(b"x")))
-    yield "hostname-empty", "an empty host name", with_steps(step(0x1B, text(b"")))
-    yield "hostname-long", "a host name of 65 bytes", with_steps(step(0x1B, text(b"x" * 65)))
-    yield "idmap-slot", "Idmap of a slot that was not made", with_steps(step(0x1E, u32(1, 0, 0, 0, 0)))
-    yield "fds-over", "more descriptors than a list may hold", with_steps(step(0x1F, u32(MAX_ITEMS + 1)))
-    yield "fds-short", "fewer descriptors than promised", with_steps(step(0x1F, u32(2, 3)))
-    yield "filter-empty", "an empty filter", with_steps(step(0x20, u32(0)))
-    yield "filter-short", "half an instruction", with_steps(step(0x20, u32(1, 6)))
+    yield "init-2", "as_pid_1 is 2", with_steps(step(0x14, b"\2"), version=2)
+    yield "lock-attrs", "an unknown attribute of the tree", with_steps(step(0x15, u32(32)), version=2)
+    yield "hide-relative", "Hide of a relative path", with_steps(step(0x19, text(b"x")), version=2)
+    yield "hostname-empty", "an empty host name", with_steps(step(0x1B, text(b"")), version=2)
+    yield "hostname-long", "a host name of 65 bytes", with_steps(step(0x1B, text(b"x" * 65)), version=2)
+    yield "idmap-slot", "Idmap of a slot that was not made", with_steps(step(0x1E, u32(1, 0, 0, 0, 0)), version=2)
+    yield "fds-over", "more descriptors than a list may hold", with_steps(step(0x1F, u32(MAX_ITEMS + 1)), version=2)
+    yield "fds-short", "fewer descriptors than promised", with_steps(step(0x1F, u32(2, 3)), version=2)
+    yield "filter-empty", "an empty filter", with_steps(step(0x20, u32(0)), version=2)
+    yield "filter-short", "half an instruction", with_steps(step(0x20, u32(1, 6)), version=2)
 
 
 def main() -> None:
     here = Path(__file__).parent
     for old in (*here.glob("*.plan"), *here.glob("*.txt")):
         old.unlink()
-    for name, what, value in good():
-        data = encode(value)
-        assert decode(data) == value
+    older = [(f"{name}-2", f"{what}, in version 2", encode(value, 2)) for name, what, value in good() if name in AGAIN]
+    for name, what, data in (*((name, what, encode(value)) for name, what, value in good()), *older):
+        assert codec.encode(decode(data), data[8]) == data
         write(here / f"good-{name}", what, data)
     accepted = []
     for name, what, data in (*bad_head(), *bad_steps(), *bad_places(), *bad_isolation()):

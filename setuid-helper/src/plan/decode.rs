@@ -2,9 +2,10 @@
 
 use super::check::check;
 use super::reader::{Invalid, Read, Reader};
+use super::version::version_of;
 use super::{
-    Base, FIRST_FLAGS, FIRST_VERSION, FLAGS, LAST_VERSION, MAGIC, MAX_BYTES, Mode, Place, Plan, Propagation, Resource,
-    Source, SourceKind, Step,
+    Base, FIRST_VERSION, FLAGS, LAST_VERSION, MAGIC, MAX_BYTES, Mode, Place, Plan, Propagation, Resource, Source,
+    SourceKind, Step,
 };
 
 const SMALLEST_SOURCE: usize = 1 + 4 + 5 * 8;
@@ -25,8 +26,7 @@ pub fn decode(data: &[u8]) -> Result<Plan<'_>, Invalid> {
     }
     let mode = mode(&mut r)?;
     let flags = r.u8()?;
-    let known = if version == FIRST_VERSION { FIRST_FLAGS } else { FLAGS };
-    if flags & !known != 0 {
+    if flags & !FLAGS != 0 {
         return Err(r.fail("unknown flags"));
     }
     let (uid, gid) = (r.u32()?, r.u32()?);
@@ -37,6 +37,9 @@ pub fn decode(data: &[u8]) -> Result<Plan<'_>, Invalid> {
         return Err(r.fail("trailing bytes"));
     }
     let plan = Plan { mode, flags, uid, gid, home, sources, steps };
+    if version_of(&plan) > version {
+        return Err(Invalid { why: "it holds something that its version has not", at: MAGIC.len() });
+    }
     check(&plan)?;
     Ok(plan)
 }

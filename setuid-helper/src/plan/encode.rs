@@ -1,13 +1,11 @@
 //! Plan to bytes. Nothing is checked here: `decode` knows the limits, and tests compare the two.
 
-use super::{FIRST_FLAGS, FIRST_VERSION, LAST_VERSION, MAGIC, Place, Plan, Source, Step};
+use super::{MAGIC, Place, Plan, Source, Step};
 use crate::prelude::*;
 
-/// The plan as bytes.
-pub fn encode(plan: &Plan) -> Vec<u8> {
+/// The plan as bytes of a version that has all it says (`version_of`).
+pub fn encode(plan: &Plan, version: u16) -> Vec<u8> {
     let mut out = Writer(MAGIC.to_vec());
-    // The oldest version that can say it.
-    let version = if plan.flags & !FIRST_FLAGS == 0 { FIRST_VERSION } else { LAST_VERSION };
     out.u16(version).u8(plan.mode as u8).u8(plan.flags).u32(plan.uid).u32(plan.gid).source(&plan.home);
     out.u32(plan.sources.len() as u32);
     for source in &plan.sources {

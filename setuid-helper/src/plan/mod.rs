@@ -6,10 +6,12 @@ mod check;
 mod decode;
 mod encode;
 mod reader;
+mod version;
 
 pub use decode::decode;
 pub use encode::encode;
 pub use reader::{Invalid, Slots, Strings, Words};
+pub use version::version_of;
 
 /// The first version of the encoding that this program takes.
 pub const FIRST_VERSION: u16 = 1;
@@ -164,8 +166,6 @@ pub const LEAVE_RUNNING: u8 = 1;
 pub const KEEP_IMAGES: u8 = 2;
 /// Bit of `Plan::flags`, since version 2: in setuid mode the command may gain privileges, if the policy allows it.
 pub const ALLOW_NEW_PRIVS: u8 = 4;
-/// The flags that version 1 has.
-pub const FIRST_FLAGS: u8 = LEAVE_RUNNING;
 /// All of them.
 pub const FLAGS: u8 = LEAVE_RUNNING | KEEP_IMAGES | ALLOW_NEW_PRIVS;
 

@@ -20,6 +20,8 @@ pub use ground::{image_lock, lock, lock_file};
 pub use policy::{Images, Policy};
 pub use refusal::refused;
 pub use rights::{MOUNT, NETWORK, NODE, OVERLAY, Rights};
+#[cfg(any(test, fuzzing))]
+pub use rules::judge;
 pub use rules::{Tally, check_plan, check_target, is_proc};
 
 use crate::cli::complain;

@@ -53,16 +53,21 @@ pub fn check_plan(plan: &Plan, policy: &Policy) -> Outcome<Tally> {
     if !is_proc(proc.as_fd())? {
         return Err(refused("setuid mode needs a /proc that the kernel serves"));
     }
+    judge(plan, policy).map_err(|why| refused(format!("setuid mode: {why}")))
+}
+
+/// What the plan's words alone say; nothing is asked of the system.
+pub fn judge(plan: &Plan, policy: &Policy) -> Result<Tally, String> {
     let mut rules =
         Rules { plan, policy, slots: Vec::new(), uppers: Vec::new(), reachable: Vec::new(), attached: Vec::new() };
     for (index, step) in plan.steps.iter().enumerate() {
-        rules.step(index, step).map_err(|why| refused(format!("setuid mode: {}: {why}", step.name())))?;
+        rules.step(index, step).map_err(|why| format!("{}: {why}", step.name()))?;
     }
     if plan.steps.len() < 2 {
-        return Err(refused("setuid mode: the plan makes no namespace"));
+        return Err("the plan makes no namespace".to_string());
     }
     if plan.flags & ALLOW_NEW_PRIVS != 0 {
-        may_lift(plan, policy).map_err(|why| refused(format!("setuid mode: {why}")))?;
+        may_lift(plan, policy)?;
     }
     let count = plan.steps.iter().filter(|step| matches!(step, Step::Tmpfs { .. })).count() as u64;
     Ok(Tally { tmpfs_bytes: (policy.tmpfs_bytes / count.max(1)).max(SMALLEST_TMPFS) })

@@ -26,6 +26,10 @@ pub type Entry<'a> = (String, Value<'a>, usize);
 pub fn parse(text: &[u8]) -> Result<Vec<Entry<'_>>, usize> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut tables: Vec<String> = Vec::new();
+    // A carriage return belongs to the newline behind it.
+    if text.ends_with(b"\r") {
+        return Err(text.split(|byte| *byte == b'\n').count());
+    }
     for (number, line) in text.split(|byte| *byte == b'\n').enumerate().map(|(index, line)| (index + 1, line)) {
         let line = trim(line.strip_suffix(b"\r").unwrap_or(line));
         if line.iter().any(|byte| *byte != b'\t' && byte.is_ascii_control()) || core::str::from_utf8(line).is_err() {
@@ -37,7 +41,8 @@ pub fn parse(text: &[u8]) -> Result<Vec<Entry<'_>>, usize> {
         if let Some(rest) = line.strip_prefix(b"[") {
             let (name, rest) = word(rest).ok_or(number)?;
             let rest = rest.strip_prefix(b"]").ok_or(number)?;
-            if !is_end(rest) || tables.contains(&name) {
+            // A key that has a value is no table.
+            if !is_end(rest) || tables.contains(&name) || entries.iter().any(|(key, ..)| *key == name) {
                 return Err(number);
             }
             tables.push(name);

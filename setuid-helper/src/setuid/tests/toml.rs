@@ -44,6 +44,8 @@ fn anything_else_is_refused() {
         "a = \"\x07\"",
         "a = \"\"\"x\"\"\"",
         "[t] x",
+        "a = 1\r",
+        "t = 1\n[t]",
     ] {
         assert!(parse(text.as_bytes()).is_err(), "{text}");
     }

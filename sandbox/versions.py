@@ -1,0 +1,113 @@
+"""The versions of the plan's encoding: what each one brought. One line for each addition here, one in
+`setuid-helper/src/plan/version.rs`.
+"""
+
+import enum
+from typing import Any
+
+from sandbox.errors import SandboxError
+from sandbox.plan import (
+    Attach,
+    Attr,
+    Cgroup,
+    Dev,
+    DropCapabilities,
+    Hide,
+    Hostname,
+    Identity,
+    Idmap,
+    Init,
+    KeepDescriptors,
+    Limit,
+    LockTree,
+    Loopback,
+    Nice,
+    Overlay,
+    OverlayOption,
+    Plan,
+    PlanFlag,
+    Proc,
+    Procdir,
+    Seccomp,
+    Stack,
+    Timeout,
+)
+from sandbox.record import Record
+
+FIRST, LAST = 1, 2
+
+
+class Since(Record):
+    """Something that version 1 had not: a kind of step, or one bit of the flags, attributes or overlay options.
+
+    `feature` is what the user asked for. A plan flag may be `optional`: without it the run is the same, if slower.
+    """
+
+    what: type[Any] | enum.IntFlag
+    version: int
+    feature: str
+    optional: bool = False
+
+
+_ISOLATION = (
+    Init,
+    LockTree,
+    Procdir,
+    Proc,
+    Dev,
+    Hide,
+    Loopback,
+    Hostname,
+    Identity,
+    DropCapabilities,
+    Idmap,
+    KeepDescriptors,
+    Seccomp,
+)
+
+SINCE = (
+    Since(PlanFlag.KEEP_IMAGES, 2, "--cache", optional=True),
+    Since(PlanFlag.ALLOW_NEW_PRIVS, 2, "--allow-new-privs"),
+    *(Since(step, 2, "--isolation") for step in _ISOLATION),
+    Since(Limit, 2, "a limit on processor time, files or descriptors"),
+    Since(Nice, 2, "--nice"),
+    Since(Timeout, 2, "--timeout"),
+    Since(Cgroup, 2, "--memory, --pids or --cpus"),
+    Since(Stack, 2, "a tree of several layers"),
+)
+
+
+class TooNewError(SandboxError):
+    """A plan that says something its version has not; `feature` is what the user asked for."""
+
+    def __init__(self, since: Since, version: int) -> None:
+        super().__init__(f"{since.feature} needs plans of version {since.version}, not {version}")
+        self.feature = since.feature
+
+
+def version_of(plan: Plan) -> int:
+    """The oldest version that has all that the plan says."""
+    return max((since.version for since in SINCE if _holds(plan, since.what)), default=FIRST)
+
+
+def lowered(plan: Plan, version: int) -> Plan:
+    """The plan without what is optional and newer than `version`. Raises TooNewError for what is not optional."""
+    for since in SINCE:
+        if since.version <= version or not _holds(plan, since.what):
+            continue
+        if not since.optional:
+            raise TooNewError(since, version)
+        plan = plan.replace(flags=plan.flags & ~PlanFlag(since.what))  # type: ignore[arg-type]
+    return plan
+
+
+def _holds(plan: Plan, what: Any) -> bool:
+    match what:
+        case PlanFlag():
+            return bool(plan.flags & what)
+        case Attr():
+            return any(isinstance(step, Attach) and step.attrs & what for step in plan.steps)
+        case OverlayOption():
+            return any(isinstance(step, Overlay) and step.options & what for step in plan.steps)
+        case _:
+            return any(type(step) is what for step in plan.steps)
