@@ -75,7 +75,11 @@ pub fn printable(raw: &[u8]) -> String {
     for chunk in raw.utf8_chunks() {
         for c in chunk.valid().chars() {
             match c {
-                _ if c.is_control() || ('\u{202a}'..='\u{2069}').contains(&c) => line.extend(c.escape_default()),
+                // What ends a line, turns it around or does not show.
+                '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => {
+                    line.extend(c.escape_default());
+                }
+                _ if c.is_control() => line.extend(c.escape_default()),
                 _ => line.push(c),
             }
         }

@@ -136,3 +136,11 @@ def test_where_capabilities_are_withheld(helper):
         got = subprocess.run(enter, capture_output=True, text=True, timeout=60)
         assert got.stderr.startswith(expected)
         assert (got.returncode, got.stdout) == ((125, "") if expected else (0, f"{helper.uid}\n")), got.stderr
+
+
+def test_a_name_cannot_make_a_line_of_its_own(helper):
+    """The line for the user is the one for the system's log."""
+    helper.policy('images = "trusted"\n')
+    evil = helper.disk / "a\n<82>b\x1b[2J\u2028c\u202ed\u200be.sfs"
+    os.rename(helper.own_image(), evil)
+    helper.refused(helper.image_plan(source(evil)), r"a\n<82>b\u{1b}[2J\u{2028}c\u{202e}d\u{200b}e.sfs")
