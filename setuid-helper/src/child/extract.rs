@@ -1,7 +1,7 @@
 //! Extract: a program unpacks a source into a mount.
 
 use super::Child;
-use super::spawn::{c_strings, spawn};
+use super::spawn::{c_strings, last_words, spawn};
 use crate::error::{Doing, Failure, Outcome, printable};
 use crate::plan::{Slot, SourceKind, Strings};
 use crate::prelude::*;
@@ -43,9 +43,7 @@ impl Child<'_> {
 }
 
 fn failed(label: &[u8], output: &impl AsFd, signal: Option<i32>) -> Failure {
-    let mut message = [0u8; MESSAGE];
-    let length = rustix::io::pread(output, &mut message, 0).unwrap_or(0);
-    let said = printable(message[..length].trim_ascii());
+    let said = last_words(output, MESSAGE);
     let why = match signal {
         Some(signal) => format!("its program was killed by signal {signal}"),
         None if said.is_empty() => "its program failed without a word".to_owned(),

@@ -17,7 +17,7 @@ mod spawn;
 mod world;
 
 pub use loopdev::{Bounds, Devices};
-pub use spawn::{c_strings, open_null, spawn};
+pub use spawn::{c_strings, last_words, open_null, spawn};
 
 use crate::cgroup::Cgroup;
 use crate::environment::Environment;

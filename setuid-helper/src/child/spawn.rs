@@ -1,7 +1,7 @@
 //! Programs that steps start: a clean environment, and chosen descriptors under chosen numbers.
 
 use crate::errno::error_text;
-use crate::error::{Doing, Outcome};
+use crate::error::{Doing, Outcome, printable};
 use crate::prelude::*;
 use crate::setuid::Rights;
 use crate::sys::{self, CStrings, Forked};
@@ -42,6 +42,13 @@ fn place(fds: &[(BorrowedFd, i32)]) -> Result<(), rustix::io::Errno> {
     let moved: Vec<(OwnedFd, i32)> =
         fds.iter().map(|(fd, number)| Ok((fcntl_dupfd_cloexec(fd, ABOVE)?, *number))).collect::<Result<_, _>>()?;
     moved.iter().try_for_each(|(fd, number)| sys::place_at(fd.as_fd(), *number))
+}
+
+/// The start of what programs wrote into a file, on one line.
+pub fn last_words(said: impl AsFd, most: usize) -> String {
+    let mut text = vec![0; most];
+    let length = rustix::io::pread(said, text.as_mut_slice(), 0).unwrap_or(0);
+    printable(text[..length].trim_ascii())
 }
 
 /// `/dev/null`, to be written to.

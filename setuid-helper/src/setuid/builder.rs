@@ -4,7 +4,7 @@
 use super::policy::is_roots;
 use super::rights::{IDENTITY, MOUNT, Rights};
 use super::{Policy, copy, refused};
-use crate::child::{c_strings, open_null, spawn};
+use crate::child::{c_strings, last_words, open_null, spawn};
 use crate::error::{Doing, Failure, Outcome, printable};
 use crate::prelude::*;
 use crate::sys::{self, Forked};
@@ -14,8 +14,7 @@ use rustix::fs::{AtFlags, CWD, MemfdFlags, Mode, memfd_create, statat};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, WaitOptions, getrlimit, pidfd_open, set_dumpable_behavior,
-    setrlimit, umask, waitpid,
+    DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, set_dumpable_behavior, setrlimit, umask,
 };
 use rustix::thread::{Gid, Timespec, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
@@ -68,7 +67,11 @@ pub fn rebuild(image: &OwnedFd, path: &[u8], policy: &Policy, limit: u64, rights
     let status = watch(middle, &output, image, path)?;
     drop(held);
     if !status {
-        return Err(refused(format!("{} cannot be rebuilt: {}", shown(path), last_words(&said))));
+        let mut why = last_words(&said, MESSAGE);
+        if why.is_empty() {
+            "its programs failed, or needed more than they may use".clone_into(&mut why);
+        }
+        return Err(refused(format!("{} cannot be rebuilt: {why}", shown(path))));
     }
     copy::seal(&output)?;
     Ok(output)
@@ -164,19 +167,5 @@ fn watch(builder: Pid, output: &OwnedFd, image: &OwnedFd, path: &[u8]) -> Outcom
 
 /// Whether it exited with 0.
 fn wait_for(pid: Pid) -> Outcome<bool> {
-    loop {
-        match waitpid(Some(pid), WaitOptions::empty()) {
-            Err(Errno::INTR) => {}
-            Ok(Some((_, status))) => return Ok(status.exit_status() == Some(0)),
-            other => return other.map(|_| false).doing("wait for the builder", b""),
-        }
-    }
-}
-
-/// The start of what the programs said, on one line.
-fn last_words(said: &OwnedFd) -> String {
-    let mut text = [0; MESSAGE];
-    let length = rustix::io::pread(said, &mut text, 0).unwrap_or(0);
-    let words = printable(text[..length].trim_ascii());
-    if words.is_empty() { "its programs failed, or needed more than they may use".to_owned() } else { words }
+    Ok(sys::wait_for(pid).doing("wait for the builder", b"")?.exit_code() == Some(0))
 }

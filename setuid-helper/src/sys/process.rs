@@ -128,7 +128,12 @@ pub fn wait_any(stopped: bool) -> Result<Option<Waited>, Errno> {
 
 /// The end of this child, which is waited for. wait4(2).
 pub fn wait_for(pid: Pid) -> Result<Waited, Errno> {
-    wait4(pid.as_raw_nonzero().get() as usize, 0)?.ok_or(Errno::CHILD)
+    loop {
+        match wait4(pid.as_raw_nonzero().get() as usize, 0) {
+            Err(Errno::INTR) => {}
+            other => return other?.ok_or(Errno::CHILD),
+        }
+    }
 }
 
 fn wait4(pid: usize, options: i32) -> Result<Option<Waited>, Errno> {
