@@ -50,15 +50,20 @@ def make_dirs(start: int, path: bytes, mode: int, *, owner: tuple[int, int]) -> 
 
     What is made belongs to `owner`.
     """
+    ours = (os.geteuid(), os.getegid())
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = start
     for part in filter(None, path.split(b"/")):
         with closing(fd):
-            with contextlib.suppress(FileExistsError):
+            try:
                 os.mkdir(part, mode, dir_fd=fd)
-                if owner != (os.geteuid(), os.getegid()):
-                    os.chown(part, *owner, dir_fd=fd, follow_symlinks=False)
-            fd = os.open(part, flags, dir_fd=fd)
+                made = owner != ours
+            except FileExistsError:
+                made = False
+            fd = os.open(part, flags if not made else flags & ~os.O_PATH, dir_fd=fd)
+            # Somebody may have put another directory there since: only one of ours is given away.
+            if made and os.fstat(fd).st_uid == ours[0]:
+                os.fchown(fd, *owner)
     os.close(fd)
 
 

@@ -286,15 +286,31 @@ class Cache(Store):
 
 
 def _open_tree(cache: int, name: bytes) -> int:
-    import fcntl
-
+    """With a lock that keeps its content. Raises FileNotFoundError, too, for one that is being removed."""
     try:
         fd = os.open(name, os.O_RDONLY | _OPEN_TREE, dir_fd=cache)
     except PermissionError:  # a root directory that its owner may not list
         return os.open(name, os.O_PATH | _OPEN_TREE, dir_fd=cache)
-    with contextlib.suppress(OSError):  # the reaper is at it, or no locks here: the caller holds what it opened
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    if _is_going(cache, name, fd):
+        os.close(fd)
+        raise FileNotFoundError(name)
     return fd
+
+
+def _is_going(cache: int, name: bytes, fd: int) -> bool:
+    """Whether this tree is being emptied; if not it is locked, and stays. Its name is looked at after that."""
+    import fcntl
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no locks here
+        return False
+    try:
+        return not fsops.same_file(os.fstat(fd), os.stat(name, dir_fd=cache, follow_symlinks=False))
+    except FileNotFoundError:
+        return True
 
 
 def _derive(digest: bytes, parameters: bytes) -> bytes:

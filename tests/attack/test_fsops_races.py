@@ -35,6 +35,10 @@ NOREPLACE, EXCHANGE = 1, 2
 # -- what is attacked: how each attempt begins, what is done, and which names the attacker goes for ---------------
 
 
+def ours() -> tuple[int, int]:
+    return os.geteuid(), os.getegid()
+
+
 def a_file(fd, path=b"f"):
     above, _, name = path.rpartition(b"/")
     with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
@@ -45,7 +49,7 @@ def a_file(fd, path=b"f"):
 
 def a_tree(fd, name=b"d"):
     with contextlib.suppress(OSError):
-        fsops.make_dirs(os.dup(fd), name + b"/a/b", 0o777)
+        fsops.make_dirs(os.dup(fd), name + b"/a/b", 0o777, owner=ours())
     for part in (name + b"/x", name + b"/a/y", name + b"/a/b/z"):
         a_file(fd, part)
 
@@ -117,7 +121,7 @@ def reap(fd):
 def reap_begin(fd):
     for name in (b"cache", b"digests", b"locks", b"procdirs/7", b"records"):
         with contextlib.suppress(OSError):
-            fsops.make_dirs(os.dup(fd), name, 0o777)
+            fsops.make_dirs(os.dup(fd), name, 0o777, owner=ours())
     a_file(fd, b"cache/" + KEY + b".sfs")
     a_tree(fd, b"cache/" + KEY + b".tree")
     a_file(fd, b"cache/.tmp-x")
@@ -132,7 +136,7 @@ def catalog_remove(fd):
 
 
 def a_kept_tree(fd):
-    fsops.make_dirs(os.dup(fd), b"cache", 0o777, follow=False)
+    fsops.make_dirs(os.dup(fd), b"cache", 0o777, owner=ours())
     a_tree(fd, b"cache/" + KEY + b".tree")
 
 
@@ -153,7 +157,7 @@ CASES = {
     "remove_tree": (a_tree, lambda fd: fsops.remove_tree(fd, b"d"), [b"d", b"d/a", b"d/a/b", b"d/a/y"]),
     "remove_drafts": (lambda fd: a_tree(fd, b".tmp-t"), lambda fd: fsops.remove_drafts(fd, before=4e9), [b".tmp-t/a"]),
     "remove_scratch": (lambda fd: a_tree(fd, b"sandbox-" + KEY[:32]), scratch, [b"sandbox-" + KEY[:32]]),
-    "make_dirs": (a_tree, lambda fd: fsops.make_dirs(os.dup(fd), b"d/a/n/m", 0o700), [b"d", b"d/a"]),
+    "make_dirs": (a_tree, lambda fd: fsops.make_dirs(os.dup(fd), b"d/a/n/m", 0o700, owner=ours()), [b"d", b"d/a"]),
     "make_dir and its mode": (nothing, a_new_dir, [b"d"]),
     "append": (a_file, lambda fd: fsops.append(fd, b"f", b"."), [b"f"]),
     "open_lock": (a_file, lock, [b"f"]),

@@ -172,7 +172,7 @@ class Launcher:
         assert (code, out, err.count("\n")) == (125, "", 1), err
         assert err.startswith("sandbox: ")
         for text in texts:
-            assert text in err
+            assert text in err, err
 
     # -- afterwards -------------------------------------------------------------------------------------------
 
