@@ -76,9 +76,9 @@ def _directory_name(path: bytes, option: str) -> bytes:
     return name
 
 
-def split(text: bytes) -> tuple[bytes | None, bytes]:
+def split(text: bytes, *, base: bytes = b"") -> tuple[bytes | None, bytes]:
     """NAME and path. A file whose own name holds a colon is taken whole, an image of the store (@...) as well."""
-    if b":" not in text or text.startswith(b"@") or os.path.lexists(text):
+    if b":" not in text or text.startswith(b"@") or os.path.lexists(os.path.join(base, text)):
         return None, text
     name, _, path = text.partition(b":")
     if not name or not path:
@@ -86,9 +86,9 @@ def split(text: bytes) -> tuple[bytes | None, bytes]:
     return name, path
 
 
-def layers_of(path: bytes) -> tuple[bytes, ...]:
+def layers_of(path: bytes, *, base: bytes = b"") -> tuple[bytes, ...]:
     """The layers of a SRC, BASE[+LAYER...], bottom first. A file whose own name holds a plus is taken whole."""
-    if b"+" not in path or os.path.lexists(path):
+    if b"+" not in path or os.path.lexists(os.path.join(base, path)):
         return (path,)
     parts = tuple(path.split(b"+"))
     return parts if all(parts) else (path,)

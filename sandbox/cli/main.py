@@ -12,6 +12,7 @@ from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, print
 _COMMANDS = {
     "run": "run a command in a sandbox",
     "image": "build, name, roll back, verify and carry images",
+    "job": "list and check the jobs of a sandbox.toml",
     "cache": "list and clean converted images",
     "report": "show what a run reported about itself",
     "setuid": "install, look at and remove the setuid helper",
@@ -101,7 +102,7 @@ def _other(name: str, argv: list[str]) -> int:
     parser = Parser(prog="sandbox", allow_abbrev=False)
     module.register(parser.add_subparsers(parser_class=Parser, required=True))
     args: argparse.Namespace = parser.parse_args([name, *argv])
-    if name in ("doctor", "report", "setuid"):
+    if name in ("doctor", "job", "report", "setuid"):
         return int(module.main(args))
     from sandbox.home import open_home
 

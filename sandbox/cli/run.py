@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 SRC is a squashfs image, a zip (also .whl, .jar), a tar (plain, gzip, bzip2, xz, zstd), a directory, an AppImage, or
-base64 text of a zip or squashfs; or several of them, BASE+LAYER..., stacked. The kind is told by content. Exit codes:
-125 sandbox itself failed, 126 the command cannot be executed, 127 it was not found, otherwise the command's own."""
-_LIMITS = {
+base64 text of a zip or squashfs; or several of them, BASE+LAYER..., stacked. The kind is told by content. What a job
+switches on, --no-OPTION switches off. Exit codes: 125 sandbox itself failed, 126 the command cannot be executed, 127
+it was not found, otherwise the command's own."""
+LIMITS = {
     "timeout": ("DURATION", "end the job after this long: 20m, 1h30m, 90s"),
     "kill_after": ("DURATION", "kill what is left this long after the end was asked for (default 10s)"),
     "cpu_time": ("DURATION", "processor time of each process"),
@@ -55,7 +56,7 @@ class _AddTree(argparse.Action):
         namespace.trees = [*namespace.trees, Tree(self.const, os.fsencode(values))]
 
 
-def _parser() -> tuple[Parser, list[argparse.Action]]:
+def make_parser() -> tuple[Parser, list[argparse.Action]]:
     parser = Parser(
         prog="sandbox run",
         usage="sandbox run [options] [--] COMMAND [ARGUMENT ...]",
@@ -66,7 +67,9 @@ def _parser() -> tuple[Parser, list[argparse.Action]]:
     add, actions = parser.add_argument, []
 
     def option(*names: str, **settings: Any) -> None:
-        actions.append(add(*names, **settings))
+        actions.append(action := add(*names, **settings))
+        if settings.get("action") == "store_true":  # What a job file switches on, the command line can switch off.
+            add(f"--no-{names[-1][2:]}", action="store_false", dest=action.dest, default=False, help=argparse.SUPPRESS)
 
     tree = {"action": _AddTree, "dest": "trees", "default": []}
     option(
@@ -120,11 +123,13 @@ def _parser() -> tuple[Parser, list[argparse.Action]]:
     )
     option("--leave-running", action="store_true", help="do not end what the command leaves behind")
     _isolation_options(option)
-    for name, (metavar, text) in _LIMITS.items():
+    for name, (metavar, text) in LIMITS.items():
         option("--" + name.replace("_", "-"), metavar=metavar, help=text)
     option("--report", metavar="FILE|-|fd:N", help="an account of the run as JSON, written when it is over")
     option("--trace", metavar="FILE|-|fd:N", help="the phases of the launch, in the Chrome trace format")
     option("--allow-new-privs", action="store_true", help="let setuid programs work (setuid mode: if its policy does)")
+    option("--job", metavar="NAME", help="start with the options and the command of this job of sandbox.toml")
+    option("--job-file", metavar="FILE", help="where that job is (default: sandbox.toml here or above)")
     option("--explain", action="store_true", help="print the plan and run nothing")
     option("-v", "--verbose", action="store_true", help="say what is being done")
     return parser, actions
@@ -140,7 +145,7 @@ def _isolation_options(option: Callable[..., None]) -> None:
     option("--pass-fd", metavar="N", action="append", default=[], help="a descriptor that an isolated command gets")
     option("--user", metavar="UID[:GID]", help="who an isolated command of root's is (default: nobody else)")
     option("--hostname", metavar="NAME", help="the host name of an isolated command (default sandbox)")
-    option("--seccomp", metavar="FILE", default="default", help="another filter of system calls (BPF), or none")
+    option("--seccomp", metavar="FILE|none", default="default", help="another filter of system calls (BPF), or none")
     option("--allow-syscall", metavar="NAME", action="append", default=[], help="a system call to allow as well")
     option("--as-pid-1", action="store_true", help="without an init: the command is pid 1")
 
@@ -168,12 +173,16 @@ def split_command(argv: Sequence[str], actions: Sequence[argparse.Action]) -> tu
 
 def parse(argv: list[bytes]) -> tuple[Spec, argparse.Namespace]:
     """The spec of a command line. Raises UsageError."""
-    parser, actions = _parser()
+    parser, actions = make_parser()
     options, command = split_command([os.fsdecode(word) for word in argv], actions)
     args = parser.parse_args(options)
     words = tuple(map(os.fsencode, command))
     try:
-        return _spec(args, words), args
+        if args.job is not None or args.job_file is not None:
+            from sandbox.cli import job
+
+            args, words = job.with_job(parser, actions, args, options, words)
+        return make_spec(args, words), args
     except SandboxError as error:
         _report_failure(args, words, error)
         raise
@@ -189,7 +198,7 @@ def _report_failure(args: argparse.Namespace, command: tuple[bytes, ...], error:
             reporter.failed(error)
 
 
-def _spec(args: argparse.Namespace, command: tuple[bytes, ...]) -> Spec:
+def make_spec(args: argparse.Namespace, command: tuple[bytes, ...]) -> Spec:
     raw = os.fsencode
     return Spec(
         command=command,
@@ -229,7 +238,7 @@ def _spec(args: argparse.Namespace, command: tuple[bytes, ...]) -> Spec:
 
 def _limits(args: argparse.Namespace) -> "Limits | None":
     """Only who limits something pays for knowing how."""
-    texts = {name: text for name in _LIMITS if (text := getattr(args, name)) is not None}
+    texts = {name: text for name in LIMITS if (text := getattr(args, name)) is not None}
     if not texts:
         return None
     from sandbox import limits

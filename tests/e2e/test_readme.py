@@ -11,11 +11,19 @@ from tests.support.archives import Entry
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 EXAMPLES = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)
-EXPECTED = ["hi from C\n", "0.", "Makefile\nbuilt\n", "stdio.h\n", "hello from a zip\n", "hello from a zip\n"]
+EXPECTED = [
+    "hi from C\n",
+    "0.",
+    "Makefile\nbuilt\n",
+    "stdio.h\n",
+    "hello from a zip\n",
+    "hello from a zip\n",
+    "no mistake found\n",
+]
 
 
-def test_there_are_six_examples():
-    assert len(EXAMPLES) == len(EXPECTED) == 6
+def test_there_are_seven_examples():
+    assert len(EXAMPLES) == len(EXPECTED) == 7
 
 
 @pytest.mark.big
@@ -27,6 +35,7 @@ def test_examples(run_sandbox, who, area, zig_wheel):
     source = [Entry("Makefile", b"all:\n\ttouch built\n"), Entry("docs/manual", b"x")]
     archives.make_tar(where / "src.tar.gz", source, compression="gzip")
     archives.make_zip(where / "tool.zip", [Entry.program("hello", "echo hello from a zip")])
+    (where / "sandbox.toml").write_text("".join(re.findall(r"```toml\n(.*?)```", README.read_text(), re.DOTALL)))
     env = run_sandbox.environment(who.as_user)
     env["PATH"] = f"{run_sandbox.command.parent}:{env['PATH']}"
     env["ZIG_GLOBAL_CACHE_DIR"] = env["ZIG_LOCAL_CACHE_DIR"] = str(where / "zig-cache")
