@@ -156,6 +156,11 @@ class _Builder:
         # only read.
         self.beneath: dict[int, tuple[int, ...]] = {}
         self.static: set[int] = set()
+        # The directory for uppers that are saved, its slot once there is one, and the slots that they are made for.
+        self.saving: Source | None = None
+        self.saving_slot: int | None = None
+        self.to_save: dict[int, bytes] = {}
+        self.saved: dict[bytes, int] = {}
         # What an isolating level does to the mount of a layer.
         self.shift: Callable[[Material, int], None] = lambda _material, _slot: None
 
@@ -225,6 +230,23 @@ class _Builder:
 
     def ground(self, material: Material, *, writable: bool) -> tuple[int, bool]:
         """The slot of a mount that shows the tree, and whether it is yet to be covered by an overlay."""
+        slot, overlay = self.stacked(material, writable=writable)
+        if any(save.tree == material.tree.name for save in self.spec.saves):
+            self.prepare_saving(material.tree, slot)
+            return slot, True
+        return slot, overlay
+
+    def prepare_saving(self, tree: Opened, slot: int) -> None:
+        """What changes in this tree goes to the directory that outlives the run, opened before it is covered."""
+        if self.saving_slot is None:
+            assert self.saving is not None
+            self.sources.append(self.saving)
+            self.steps.append(CloneTree(saving := self.slot(), len(self.sources) - 1, 0))
+            self.saving_slot = saving
+        self.to_save[slot] = tree.name
+
+    def stacked(self, material: Material, *, writable: bool) -> tuple[int, bool]:
+        """The top slot of all layers, and whether it is yet to be covered by an overlay."""
         if not material.above:
             return self.layer(material, writable=writable)
         slots = [self.layer(layer, writable=writable)[0] for layer in (material.replace(above=()), *material.above)]
@@ -279,6 +301,13 @@ class _Builder:
             option = OverlayOption.USERXATTR if self.mode is Mode.USERNS else OverlayOption(0)
             self.steps.append(Stack(slot := self.slot(), lowers, option))
             return slot
+        if lower in self.to_save:
+            # Without redirects: a directory that was renamed is copied, and the upper says all there is to say.
+            option = OverlayOption.USERXATTR if self.mode is Mode.USERNS else OverlayOption(0)
+            assert self.saving_slot is not None
+            self.steps.append(Overlay(slot := self.slot(), lowers, self.saving_slot, option))
+            self.saved[self.to_save[lower]] = slot
+            return slot
         if self.upper is None:
             self.upper = self.tmpfs()
         # The kernel forbids redirect_dir together with userxattr: a rename of a lower directory is EXDEV there.
@@ -312,6 +341,7 @@ class Compiled(Record):
 
     plan: Plan
     fds: dict[int, int]
+    saved: dict[bytes, int] = {}  # noqa: RUF012
 
 
 def compile_plan(
@@ -327,6 +357,7 @@ def compile_plan(
     programs: Programs,
     cwd: bytes,
     where: "Surroundings | None" = None,
+    saving: Source | None = None,
 ) -> Compiled:
     """The plan for one launch. Pure: everything it needs to know is in its arguments."""
     builder = _Builder(spec, host, mode, programs)
@@ -337,6 +368,13 @@ def compile_plan(
     policies = {policy.name: policy.deny for policy in spec.symlinks}
     for name in policies.keys() - {tree.name for tree in trees} - {b""}:
         raise UsageError(f"--symlinks: no tree is named {printable(name)!r}", hint=f"one of: {_names(trees)}")
+    for save in spec.saves:
+        if not any(tree.name == save.tree and tree.kind is TreeKind.DYNAMIC for tree in trees):
+            raise UsageError(
+                f"--save: no dynamic tree is named {printable(save.tree)!r}",
+                hint="--dynamic NAME:SRC --save NAME=IMAGE",
+            )
+    builder.saving = saving
     deny = {tree.name: policies.get(tree.name, policies.get(b"", False)) for tree in trees}
     if where is not None:
         from sandbox.isolation import Level
@@ -357,7 +395,7 @@ def compile_plan(
         flags |= PlanFlag.KEEP_IMAGES if spec.cache and materials else PlanFlag(0)
         flags |= PlanFlag.ALLOW_NEW_PRIVS if spec.allow_new_privs else PlanFlag(0)
     plan = Plan(mode, flags, host.uid, host.gid, home, tuple(builder.sources), tuple(builder.steps))
-    return Compiled(plan, builder.fds)
+    return Compiled(plan, builder.fds, builder.saved)
 
 
 def find_in_trees(path: bytes, trees: list[Opened], *, option: str) -> tuple[Place, bytes]:

@@ -19,6 +19,7 @@ from sandbox.sources import Opened
 from sandbox.spec import Spec, Tree, TreeKind, check_name, validate
 
 if TYPE_CHECKING:
+    from sandbox import saving
     from sandbox.isolation import Surroundings
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class Prepared(Record):
     launch: Launch
     home: Home
     trees: list[Opened]
+    materials: list[Material]
+    draft: "saving.Draft | None" = None
 
 
 def run(spec: Spec, environ: dict[bytes, bytes], *, say: Say, hint: Say) -> Result:
@@ -79,13 +82,27 @@ def _run(spec: Spec, environ: dict[bytes, bytes], reporter: "Reporter | None", *
 
                 plan, version = setuid.acceptable(plan, prepared.home.fd)
             _start_reaper(spec, prepared.home)
-            native.run(plan, launch, version)
+            if prepared.draft is None:
+                native.run(plan, launch, version)
+            from sandbox import saving
+
+            return _saved(spec, prepared, saving.run_native(plan, launch, version))
         from sandbox.engine import python
 
         home.clean_stale(prepared.home, say=say)
-        result = python.run(plan, launch, prepared.home)
+        result = _saved(spec, prepared, python.run(plan, launch, prepared.home))
         _start_reaper(spec, prepared.home)
         return result
+
+
+def _saved(spec: Spec, prepared: Prepared, result: Result) -> Result:
+    """The same result, after what is to be kept of the run was. Raises SandboxError."""
+    if prepared.draft is not None:
+        from sandbox import saving
+
+        compiled = prepared.compiled
+        saving.finish(spec, compiled.plan, result, prepared.home, prepared.draft, compiled.saved, prepared.materials)
+    return result
 
 
 def _engine(wanted: str, mode: Mode) -> str:
@@ -120,7 +137,9 @@ def prepare(
     validate(spec)
     machine = host.probe()
     # What the helper refuses for its power, a user namespace may still do.
-    mode = host.choose_mode(spec.mode, machine, helper=spec.engine != "python" and spec.scratch is None)
+    mode = host.choose_mode(
+        spec.mode, machine, helper=spec.engine != "python" and spec.scratch is None and not spec.saves
+    )
     if spec.allow_new_privs and mode is Mode.USERNS:
         raise UsageError(
             "--allow-new-privs: in a user namespace setuid programs gain nothing",
@@ -144,6 +163,11 @@ def prepare(
         surroundings = _surroundings(spec, mode, where, environ, stack)
         command_env[b"HOME"] = surroundings.home
     maker.show_hint()
+    draft = None
+    if spec.saves:
+        from sandbox import saving
+
+        draft = saving.draft(spec, where, stack)
     compiled = compiler.compile_plan(
         spec,
         machine,
@@ -156,8 +180,10 @@ def prepare(
         programs=Programs(maker.fuse_program, maker.extract_argv, maker.copy_argv),
         cwd=_working_directory(),
         where=surroundings,
+        saving=None if draft is None else draft.source,
     )
-    return Prepared(compiled, Launch(spec.command, command_env, compiled.fds), where, opened)
+    launch = Launch(spec.command, command_env, compiled.fds)
+    return Prepared(compiled, launch, where, opened, materials, draft)
 
 
 def _home(environ: dict[bytes, bytes], stack: contextlib.ExitStack, say: Say) -> Home:
@@ -185,6 +211,10 @@ def _open_tree(tree: Tree, where: Home | None, stack: contextlib.ExitStack) -> O
         stack.enter_context(fsops.closing(item.fd))
         layers.append(item)
         name = item.name
+    if len(layers) > 1 and where is not None:
+        from sandbox import saving
+
+        saving.check_bases(where, layers)
     return layers[0].replace(above=tuple(layers[1:]))
 
 

@@ -38,6 +38,14 @@ class SymlinkPolicy(Record):
     deny: bool
 
 
+class Save(Record):
+    """--save TREE=IMAGE: the changes to a dynamic tree become an image; `full`: with what they were made to."""
+
+    tree: bytes
+    image: bytes
+    full: bool
+
+
 class Spec(Record):
     """One `sandbox run`. Sizes are bytes; `command` may be empty only with `run`; `limits` None: as inherited."""
 
@@ -71,6 +79,7 @@ class Spec(Record):
     report: bytes | None = None
     trace: bytes | None = None
     allow_new_privs: bool = False
+    saves: tuple[Save, ...] = ()
 
 
 OUR_VARIABLES = (b"SANDBOX_TMPDIR", b"SANDBOX_STATIC", b"SANDBOX_DYNAMIC")
@@ -88,6 +97,7 @@ def validate(spec: Spec) -> Spec:
     if spec.command and spec.command[0] == b"" and spec.run is None:
         raise UsageError("the command's name is empty", hint="sandbox run [options] -- COMMAND")
     _check_choices(spec)
+    _check_saves(spec)
     _check_isolation(spec)
     for item in spec.env:
         _check_variable(item.partition(b"=")[0], "--env")
@@ -144,6 +154,18 @@ def _check_isolation(spec: Spec) -> None:
             raise UsageError(f"{option} needs a level that isolates", hint="--isolation job")
 
 
+def _check_saves(spec: Spec) -> None:
+    if spec.saves and spec.leave_running:
+        raise UsageError("--save: with --leave-running a tree may still change", hint="leave one of them out")
+    if spec.saves and spec.mode == "setuid":
+        raise UsageError(
+            "--save: the setuid helper keeps changes where nobody can read them",
+            hint="use --mode userns, or --mode root as root",
+        )
+    if len({save.image for save in spec.saves}) != len(spec.saves):
+        raise UsageError("--save: two trees cannot become one image", hint="give each an image of its own")
+
+
 def _check_variable(name: bytes, option: str) -> None:
     if not name or b"=" in name:
         raise UsageError(f"{option}: {printable(name)!r} is not a variable name", hint="NAME=VALUE, or NAME alone")
@@ -171,6 +193,15 @@ def parse_size(text: str, *, option: str) -> int:
     if not match or (size := int(match[1]) * _UNITS[match[2].upper()]) == 0 or size > MAX_SIZE:
         raise UsageError(f"{option}: {text!r} is not a size", hint="a number of bytes, or with K, M, G, T, as in 512M")
     return size
+
+
+def parse_save(text: bytes, *, full: bool) -> Save:
+    """NAME=IMAGE. Raises UsageError."""
+    option = "--save-full" if full else "--save"
+    tree, _, image = text.rpartition(b"=")
+    if not tree or not image:
+        raise UsageError(f"{option}: {printable(text)!r} is not a tree and an image", hint="NAME=IMAGE")
+    return Save(tree, image.removeprefix(b"@"), full)
 
 
 def parse_symlinks(text: bytes) -> SymlinkPolicy:

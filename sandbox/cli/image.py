@@ -54,6 +54,9 @@ def register(subparsers: Any) -> None:
     verifying = command("verify", "read images, and compare them with their digests", listing=True)
     verifying.add_argument("images", nargs="*", **_IMAGE)
     verifying.add_argument("--all", action="store_true", help="every image there is")
+    differing = command("diff", "what differs between two images, or stacks: @base and @base+@delta", listing=True)
+    differing.add_argument("one", **_IMAGE)
+    differing.add_argument("other", **_IMAGE)
     exporting = command("export", "write an image and what is known of it to a new file")
     exporting.add_argument("image", **_IMAGE)
     exporting.add_argument("file", metavar="FILE")
@@ -80,6 +83,7 @@ def main(args: argparse.Namespace, home: Home) -> int:
         "history": _history,
         "rm": _remove,
         "verify": _verify,
+        "diff": _diff,
         "export": _export,
         "import": _import,
         "cat": _cat,
@@ -221,6 +225,18 @@ def _verdict(verdict: Any) -> str:
         return "ok"
     after = "evicted" if verdict.evicted else "a name keeps it, or a sandbox uses it: build it again, or roll back"
     return f"DAMAGED: {verdict.problem} ({after})"
+
+
+def _diff(args: argparse.Namespace, images: Store) -> int:
+    """Exit code 0, whether or not anything differs."""
+    from sandbox.images import diff
+
+    found = diff.images(images, _raw(args.one), _raw(args.other), max_unpacked=DEFAULT_MAX_UNPACKED)
+    if args.json:
+        return _print_json([change._asdict() for change in found])
+    for change in found:
+        print(change.change.ljust(8), change.path, f"({', '.join(change.what)})" if change.what else "")
+    return 0
 
 
 def _export(args: argparse.Namespace, images: Store) -> int:

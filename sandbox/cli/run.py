@@ -22,6 +22,7 @@ from sandbox.spec import (
     TreeKind,
     parse_descriptor,
     parse_hostname,
+    parse_save,
     parse_size,
     parse_symlinks,
     parse_user,
@@ -89,6 +90,8 @@ def make_parser() -> tuple[Parser, list[argparse.Action]]:
         **tree,
     )
     option("--dynamic-empty", metavar="NAME", const=TreeKind.EMPTY, help="an empty writable tree", **tree)
+    option("--save", metavar="NAME=IMAGE", action="append", default=[], help="keep the changes of a dynamic tree")
+    option("--save-full", metavar="NAME=IMAGE", action="append", default=[], help="the same with all that is in it")
     option("--cache", action="store_true", help="keep converted images in $SANDBOX_HOME/cache")
     option("--run", metavar="NAME/PATH", help="start this executable of a mounted tree; COMMAND is then its arguments")
     option("--mode", choices=MODES, default="auto", help="where the right to mount comes from")
@@ -233,6 +236,10 @@ def make_spec(args: argparse.Namespace, command: tuple[bytes, ...]) -> Spec:
         report=None if args.report is None else raw(args.report),
         trace=None if args.trace is None else raw(args.trace),
         allow_new_privs=args.allow_new_privs,
+        saves=(
+            *(parse_save(raw(text), full=False) for text in args.save),
+            *(parse_save(raw(text), full=True) for text in args.save_full),
+        ),
     )
 
 

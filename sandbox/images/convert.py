@@ -119,6 +119,59 @@ def build_image_from_dir(
         _build("pack", source, out_fd, label, fast, max_unpacked, uid, gid, None, max_image)
 
 
+def build_from_layers(
+    layers: Sequence[int],
+    upper: int | None,
+    out_fd: int,
+    *,
+    flat: bool,
+    opaque: str = "",
+    label: str,
+    max_unpacked: int,
+    uid: int,
+    gid: int,
+) -> None:
+    """A squashfs of what files or directories stacked show together, with an overlay's upper directory on top; not
+    `flat`: of what that changes. `opaque` is the upper's attribute of that meaning. Raises SandboxError.
+    """
+    packer = _packer(out_fd, True, uid, gid, 0)
+    options = {"sink": "tar", "max_unpacked": max_unpacked, "uid": uid, "gid": gid, "label": label, "opaque": opaque}
+    source = layers[0] if upper is None else upper
+    worker = _layers_worker("flatten" if flat else "delta", layers, source=source, **options)
+    status, said, packed, log = _pipeline(worker, source, packer, out_fd, None, more=layers)
+    if status == _FAILED and said:
+        raise ArchiveError(said)
+    if packed != 0:
+        raise _packing_failed(label, log, out_fd, 0)
+    if status != 0:
+        raise ArchiveError(f"cannot read {label}: the reading process {_ended(status)}", hint=said)
+
+
+def _layers_worker(job: str, layers: Sequence[int], **options: object) -> list[str]:
+    return _worker(job, layers=",".join(map(str, layers)), parent=os.getpid(), **options)
+
+
+def list_layers(layers: Sequence[int], *, label: str, max_unpacked: int) -> list[bytes]:
+    """What ListSink writes of files or directories stacked, without the NULs. Raises SandboxError."""
+    import subprocess
+
+    with words() as said, fsops.closing(os.memfd_create("sandbox-listing", os.MFD_CLOEXEC)) as out:
+        worker = _layers_worker("flatten", layers, sink="list", out=out, max_unpacked=max_unpacked, label=label)
+        child = subprocess.Popen(
+            worker,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            pass_fds=(out, *layers),
+            env=ENVIRONMENT,
+            cwd="/",
+        )
+        with ending(child):
+            if (status := child.wait()) != 0:
+                raise ArchiveError(text(said) or f"cannot read {label}: the reading process {_ended(status)}")
+        return os.pread(out, os.fstat(out).st_size, 0).split(b"\0")[:-1]
+
+
 def _bar(fd: int, label: str) -> "Progress | None":
     from sandbox.images import progress
 
@@ -182,7 +235,13 @@ def _packer(out_fd: int, fast: bool, uid: int, gid: int, max_image: int) -> list
 
 
 def _pipeline(
-    worker: Sequence[str], source: int, packer: Sequence[str], out_fd: int, progress: "Progress | None"
+    worker: Sequence[str],
+    source: int,
+    packer: Sequence[str],
+    out_fd: int,
+    progress: "Progress | None",
+    *,
+    more: Sequence[int] = (),
 ) -> tuple[int, str, int, str]:
     """Run worker | packer. The worker's status and words, the packer's status and words."""
     import subprocess
@@ -200,10 +259,10 @@ def _pipeline(
             children = [stack.enter_context(ending(child))]
             child = subprocess.Popen(
                 [*worker, f"--out={write}"],
-                stdin=subprocess.DEVNULL if "pack" in worker else source,
+                stdin=source if "unpack" in worker else subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
-                pass_fds=(write, source),
+                pass_fds=(write, source, *more),
                 env=ENVIRONMENT,
                 cwd="/",
             )

@@ -5,12 +5,16 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from sandbox import fsops
 from sandbox.engine import syscalls as sys
 from sandbox.errors import ArchiveError, printable
 from sandbox.images.archive import Entry, Type
 from sandbox.images.reader import Blocks
+
+if TYPE_CHECKING:
+    import hashlib
 
 _BLOCK = 512
 _ZEROS = bytes(1 << 16)
@@ -177,6 +181,49 @@ class TarSink:
             view = view[os.write(self._fd, view) :]
         view.release()
         self._buffer = bytearray()
+
+
+class ListSink:
+    """Lists instead of unpacking: per entry `type mode digest`, its name and a link's target, each ended by NUL."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lines = bytearray()
+        self._files: dict[bytes, tuple[int, bytes]] = {}
+
+    def add(self, entry: Entry, blocks: Blocks) -> None:
+        mode, digest, kind = entry.mode, b"-", entry.type
+        if kind is Type.HARDLINK:
+            kind, (mode, digest) = Type.FILE, self._files[entry.target]
+        elif kind is Type.FILE:
+            digest = _digest(entry, blocks).encode()
+            self._files[entry.name] = (mode, digest)
+        target = entry.target if kind is Type.SYMLINK else b""
+        self._lines += b"%s %o %s\0%s\0%s\0" % (kind.value.encode(), mode, digest, entry.name, target)
+
+    def finish(self) -> None:
+        view = memoryview(self._lines)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+
+def _digest(entry: Entry, blocks: Blocks) -> str:
+    """The SHA-256 of a file with its holes, and as long as it says."""
+    import hashlib
+
+    digest, at = hashlib.sha256(), 0
+    for offset, view in blocks() if entry.size != 0 else ():
+        _hash_zeros(digest, offset - at)
+        digest.update(view)
+        at = offset + len(view)
+    _hash_zeros(digest, (entry.size or at) - at)
+    return digest.hexdigest()
+
+
+def _hash_zeros(digest: "hashlib._Hash", count: int) -> None:
+    while count > 0:
+        digest.update(memoryview(_ZEROS)[:count])
+        count -= min(count, len(_ZEROS))
 
 
 class DirSink:

@@ -40,7 +40,8 @@ class DamagedError(SandboxError):
 class About(NamedTuple):
     """The note beside an image or a tree. `created` is ISO 8601, in UTC; sizes are bytes.
 
-    `files` counts inodes. What is not known is empty or 0.
+    `files` counts inodes. `base` are the digests of the layers that it was made on, bottom first, `-` for a directory.
+    What is not known is empty or 0.
     """
 
     source: str = ""
@@ -49,6 +50,7 @@ class About(NamedTuple):
     compression: str = ""
     files: int = 0
     digest: str = ""
+    base: str = ""
 
 
 class Store:
@@ -161,12 +163,14 @@ class Store:
 
     # -- publishing -----------------------------------------------------------------------------------------------
 
-    def publish(self, draft: fsops.Draft, source: str, *, told: Told = None, created: str = "") -> bytes:
+    def publish(
+        self, draft: fsops.Draft, source: str, *, told: Told = None, created: str = "", base: str = ""
+    ) -> bytes:
         """Give a finished squashfs its place; its digest. What is there already stays, unless it is damaged."""
         digest = digests.of_file(draft.fd, source, told)[0]
         hold(draft.fd, shared=True)
         about = describe(draft.fd, source, digest)
-        self.note(digest, about._replace(created=created or about.created))
+        self.note(digest, about._replace(created=created or about.created, base=base))
         for _ in range(2):
             try:
                 draft.publish(digest + IMAGE)
@@ -288,7 +292,7 @@ def read_about(cache: int, key: bytes) -> About:
         numbers = int(known["size"]), int(known["files"])
         texts = (str(known[name]) for name in ("source", "created", "compression", "digest"))
         source, created, compression, digest = texts
-        return About(source, created, numbers[0], compression, numbers[1], digest)
+        return About(source, created, numbers[0], compression, numbers[1], digest, str(known.get("base", "")))
     except (OSError, ValueError, TypeError, KeyError):
         return About()
 

@@ -1,6 +1,6 @@
 """The builder process: hostile parsing happens here, apart from the launcher.
 
-Started by path (`python -I .../worker.py unpack|pack|exec ...`): -I keeps the caller's directory and PYTHONPATH out.
+Started by path (`python -I .../worker.py JOB ...`): -I keeps the caller's directory and PYTHONPATH out.
 Descriptor 0 is the source (`--source` for a directory: Python does not start on one); descriptor 3, or `--out`, takes
 the tree or the tar. On failure the exit status is 1 and
 descriptor 1 has exactly one line. Status 3: a name came twice and the stream needs `--two-passes`; 4: whoever read
@@ -19,9 +19,11 @@ import errno
 import gc
 import resource
 import signal
+import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from sandbox import fsops
 from sandbox.engine import syscalls
 from sandbox.errors import ArchiveError, HostError, SandboxError, reason
 from sandbox.images.formats import Kind, detect
@@ -55,7 +57,7 @@ def main(argv: list[str]) -> int:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (options.max_file, options.max_file))
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # EFBIG, which the program reports, instead of death
             os.execv(program[0], program)
-        return _unpack(options)
+        return _stacked(options) if options.job in ("flatten", "delta") else _unpack(options)
     except BrokenPipeError:
         return READER_GONE
     except SandboxError as error:
@@ -71,8 +73,8 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sandbox-worker")
-    parser.add_argument("job", choices=("unpack", "pack", "exec"))
-    parser.add_argument("--sink", choices=("dir", "tar"))
+    parser.add_argument("job", choices=("unpack", "pack", "exec", "flatten", "delta"))
+    parser.add_argument("--sink", choices=("dir", "tar", "list"))
     parser.add_argument("--source", type=int, default=0)
     parser.add_argument("--out", type=int, default=3)
     parser.add_argument("--max-unpacked", type=int, default=0)
@@ -84,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--two-passes", action="store_true")
     parser.add_argument("--sync", action="store_true")
     parser.add_argument("--whiteouts", action="store_true")
+    parser.add_argument("--layers", default="")
+    parser.add_argument("--opaque", default="")
     return parser
 
 
@@ -139,38 +143,83 @@ def _unpack(options: argparse.Namespace) -> int:
     return 0
 
 
+def _stacked(options: argparse.Namespace) -> int:
+    """`flatten`: what all layers show together, as one tree. `delta`: what the upper directory adds to them."""
+    from sandbox.images import archive, layers, sinks
+
+    gc.disable()
+    kinds = [(fd, _kind_of(fd)) for fd in map(int, filter(None, options.layers.split(",")))]
+    below: list[layers.Layer] = [lambda fd=fd, kind=kind: _source(kind, fd) for fd, kind in kinds]  # type: ignore[misc]
+    sink: Sink = (
+        sinks.ListSink(options.out)
+        if options.sink == "list"
+        else sinks.TarSink(options.out, uid=options.uid, gid=options.gid)
+    )
+
+    def upper() -> "Source":
+        return layers.Upper(options.source, lambda: layers.Stacked(below, options.max_unpacked), options.opaque)
+
+    try:
+        if options.opaque:
+            _see_all()
+        if options.job == "delta":
+            archive.unpack(upper(), sink, options.max_unpacked, whiteouts=True)
+            return 0
+        shown: list[layers.Layer] = [*below, lambda: contextlib.nullcontext(upper())] if options.opaque else below
+        layers.Stacked(shown, options.max_unpacked).write(sink)
+    except SandboxError as error:
+        raise ArchiveError(f"cannot read {options.label}: {error.message}", hint=error.hint) from None
+    return 0
+
+
+def _see_all() -> None:
+    """In a user namespace of its own a process reads its user's files whatever their modes say."""
+    uid, gid = os.geteuid(), os.getegid()
+    if uid == 0:
+        return
+    with contextlib.suppress(OSError):  # without one, an unreadable file is told by its name
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+        for name, line in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            with fsops.closing(os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)) as fd:
+                os.write(fd, line.encode())
+
+
+def _kind_of(fd: int) -> Kind | None:
+    return None if stat.S_ISDIR(os.fstat(fd).st_mode) else detect(fd, "the layer")
+
+
 @contextlib.contextmanager
-def _source(kind: Kind | None, directory: int) -> "Iterator[Source]":
+def _source(kind: Kind | None, fd: int) -> "Iterator[Source]":
     if kind is None:
         from sandbox.images.tree import TreeSource
 
-        yield TreeSource(directory)
+        yield TreeSource(fd)
         return
     from sandbox.images.reader import Reader
 
     if kind is Kind.SQUASHFS:
-        with _sqfs2tar() as stream:
-            reader = Reader(0, Kind.TAR, stream=stream)
+        with _sqfs2tar(fd) as stream:
+            reader = Reader(fd, Kind.TAR, stream=stream)
             with contextlib.closing(reader):
                 yield reader
         return
     if kind not in (Kind.ZIP, Kind.TAR):
         raise ArchiveError(f"{kind.value} sources are unwrapped before they get here")
-    os.lseek(0, 0, os.SEEK_SET)
-    with contextlib.closing(Reader(0, kind)) as reader:
+    os.lseek(fd, 0, os.SEEK_SET)
+    with contextlib.closing(Reader(fd, kind)) as reader:
         yield reader
 
 
 @contextlib.contextmanager
-def _sqfs2tar() -> Iterator[Iterator[bytes]]:
-    """The content of the squashfs at descriptor 0 as a tar stream, by a process of its own."""
+def _sqfs2tar(fd: int) -> Iterator[Iterator[bytes]]:
+    """The content of the squashfs `fd` as a tar stream, by a process of its own."""
     import subprocess
 
     program = find_program("sqfs2tar", "squashfs-tools-ng")
     command = [sys.executable, "-I", __file__, "exec", "--parent", str(os.getpid()), "--", program]
     with open(os.memfd_create("sandbox-words", os.MFD_CLOEXEC), "w+b") as said:
         child = subprocess.Popen(
-            [*command, "--no-xattr", "/proc/self/fd/0"], stdin=0, stdout=subprocess.PIPE, stderr=said
+            [*command, "--no-xattr", "/proc/self/fd/0"], stdin=fd, stdout=subprocess.PIPE, stderr=said
         )
         assert child.stdout is not None
 

@@ -19,11 +19,12 @@ EXPECTED = [
     "hello from a zip\n",
     "hello from a zip\n",
     "no mistake found\n",
+    "patched\n",
 ]
 
 
-def test_there_are_seven_examples():
-    assert len(EXAMPLES) == len(EXPECTED) == 7
+def test_there_are_eight_examples():
+    assert len(EXAMPLES) == len(EXPECTED) == 8
 
 
 @pytest.mark.big

@@ -1,0 +1,170 @@
+"""--save and --save-full: what a command changed in a dynamic tree becomes an image when the command has succeeded.
+
+The overlay's upper directory is then in a private directory of the store, not on a tmpfs: it outlives the run's mount
+namespace, and whoever packs it is the process that launched, with the user's rights and nobody else left alive in it.
+A crash leaves a draft of the store, which the reaper removes like any other.
+"""
+
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from sandbox import fsops, sources
+from sandbox.engine import Launch, Result
+from sandbox.errors import SandboxError, SourceError, printable, reason, warn
+from sandbox.home import Home
+from sandbox.images import digests, names, store
+from sandbox.images.store import Store
+from sandbox.plan import Mode, Plan, Source
+from sandbox.record import Record
+from sandbox.spec import Save, Spec
+
+if TYPE_CHECKING:
+    from sandbox.compiler import Material
+    from sandbox.sources import Opened
+
+# What an overlay marks a directory with that hides all beneath it: overlayfs.rst, "userxattr".
+_OPAQUE = {Mode.ROOT: "trusted.overlay.opaque", Mode.USERNS: "user.overlay.opaque"}
+
+
+class Draft(Record):
+    """The private directory that uppers are made in, open, and as a source of the plan."""
+
+    fd: int
+    source: Source
+
+
+def draft(spec: Spec, where: Home, stack: contextlib.ExitStack) -> Draft:
+    """A new one, removed when `stack` ends. Raises SandboxError, also for names that no image can have."""
+    for save in spec.saves:
+        names.check_name(save.image)
+    images = stack.enter_context(Store(where.fd))
+    name = fsops.temporary_name()
+    try:
+        stack.callback(fsops.remove_tree, images.cache, name)
+        fd = stack.enter_context(fsops.closing(fsops.make_new_dir(images.cache, name)))
+    except OSError as error:
+        raise SandboxError(f"--save: cannot make a directory in the sandbox home: {reason(error)}") from None
+    store.hold(fd, shared=False)
+    return Draft(fd, sources.describe(os.path.join(where.path, b"cache", name), os.fstat(fd)))
+
+
+def finish(
+    spec: Spec,
+    plan: Plan,
+    result: Result,
+    where: Home,
+    made: Draft,
+    saved: dict[bytes, int],
+    materials: "list[Material]",
+) -> None:
+    """Pack and name what is to be saved: all of it, or on failure nothing is named. Raises SandboxError."""
+    if result.exit_code or result.signal or result.timed_out:
+        warn(f"the command failed: {', '.join('@' + printable(s.image) for s in spec.saves)} is not saved")
+        return
+    by_name = {material.tree.name: material for material in materials}
+    with Store(where.fd) as images, contextlib.ExitStack() as held:
+        done = []
+        for save in spec.saves:
+            image = _pack(images, save, plan, made, saved[save.tree], by_name[save.tree], spec.max_unpacked)
+            # Held until it has its name: the reaper takes what nobody uses.
+            if (fd := images.open_image(image, "@" + printable(save.image))) is not None:
+                held.callback(os.close, fd)
+            done.append((save.image, image))
+        for name, image in done:
+            names.tag(images, name, image)
+
+
+def _pack(images: Store, save: Save, plan: Plan, made: Draft, slot: int, material: "Material", limit: int) -> bytes:
+    from sandbox.images import convert
+
+    label = f"the changes of {printable(save.tree)}"
+    layers = [layer.tree.fd if layer.fd is None else layer.fd for layer in (material, *material.above)]
+    try:
+        with contextlib.ExitStack() as stack:
+            upper = stack.enter_context(fsops.closing(fsops.open_path(made.fd, b"%d/upper" % slot)))
+            out = stack.enter_context(fsops.Draft(images.cache))
+            store.hold(out.fd, shared=False)
+            convert.build_from_layers(
+                layers,
+                upper,
+                out.fd,
+                flat=save.full,
+                opaque=_OPAQUE[plan.mode],
+                label=label,
+                max_unpacked=limit,
+                uid=plan.uid,
+                gid=plan.gid,
+            )
+            base = "" if save.full else " ".join(_digest(images, fd, material.tree.label) for fd in layers)
+            return images.publish(out, "saved: " + material.tree.label, base=base)
+    except OSError as error:
+        raise SandboxError(f"cannot save @{printable(save.image)}: {reason(error)}") from None
+    except SandboxError as error:
+        raise SourceError(f"cannot save @{printable(save.image)}: {error.message}", hint=error.hint) from None
+
+
+def _digest(images: Store, fd: int, label: str) -> str:
+    """What a layer is known by; a directory by nothing, and an image as the store has it."""
+    import stat
+
+    status = os.fstat(fd)
+    if stat.S_ISDIR(status.st_mode):
+        return "-"
+    known = digests.recall(images.digests, status)
+    return (known.digest if known else digests.of_file(fd, label)[0]).decode()
+
+
+def check_bases(where: Home, layers: "list[Opened]") -> None:
+    """A warning for each layer that was saved on others than it is stacked on now."""
+    with Store(where.fd) as images:
+        beneath: list[str] = []
+        for layer in layers:
+            base = ""
+            if layer.status is not None and (known := digests.recall(images.digests, layer.status)) is not None:
+                base, digest = images.about(known.digest).base, known.digest.decode()
+            else:
+                digest = "-"
+            if base and base.split() != beneath:
+                warn(f"the layer sha256:{digest[:12]} was saved on other images than it is stacked on here")
+            beneath.append(digest)
+
+
+def run_native(plan: Plan, launch: Launch, version: int) -> Result:
+    """The native engine as a child, with this process before it as the supervisor is before a command."""
+    from sandbox.engine import init, supervisor
+    from sandbox.engine.account import Account
+
+    inherited = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    parent = os.getpid()
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        child = os.fork()
+        if child == 0:
+            _become_engine(plan, launch, version, inherited, parent)
+        account = Account(plan, wanted=False)
+        return supervisor.supervise(child, None, init.Reports(reader), account)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, inherited)
+        os.close(reader)
+        os.close(writer)
+
+
+def _become_engine(
+    plan: Plan, launch: Launch, version: int, inherited: "set[signal.Signals] | set[int]", parent: int
+) -> None:
+    """Never returns."""
+    import prctl
+
+    from sandbox.engine import native
+
+    try:
+        prctl.set_pdeathsig(signal.SIGKILL)
+        if os.getppid() == parent:
+            signal.pthread_sigmask(signal.SIG_SETMASK, inherited)
+            native.run(plan, launch, version)
+    except SandboxError as error:
+        os.write(2, f"sandbox: {error}\n".encode("utf-8", "backslashreplace"))
+    finally:
+        os._exit(125)
