@@ -2,6 +2,7 @@
 
 use super::{MAX_ITEMS, MAX_PATH, MAX_STRING};
 use crate::prelude::*;
+use core::fmt;
 
 /// Why bytes are not a plan, and where that was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +17,7 @@ pub struct Invalid {
 pub type Read<T> = Result<T, Invalid>;
 
 /// A list of slots, still encoded; its length was checked when it was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Slots<'a>(&'a [u8]);
 
 impl<'a> Slots<'a> {
@@ -40,8 +41,14 @@ impl<'a> Slots<'a> {
     }
 }
 
+impl fmt::Debug for Slots<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
 /// A list of 64-bit numbers, still encoded; its length was checked when it was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Words<'a>(&'a [u8]);
 
 impl<'a> Words<'a> {
@@ -65,8 +72,14 @@ impl<'a> Words<'a> {
     }
 }
 
+impl fmt::Debug for Words<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
 /// A list of strings, still encoded; every one was checked when the list was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Strings<'a> {
     count: u32,
     raw: &'a [u8],
@@ -85,6 +98,12 @@ impl<'a> Strings<'a> {
 
     pub(super) fn raw(self) -> &'a [u8] {
         self.raw
+    }
+}
+
+impl fmt::Debug for Strings<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
     }
 }
 

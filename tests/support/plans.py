@@ -1,0 +1,94 @@
+"""Arbitrary valid plans, as a hypothesis strategy built from the fields of the steps."""
+
+from hypothesis import strategies as st
+
+from sandbox import plan
+from sandbox.codec import MAX_HOSTNAME
+from sandbox.plan import Attr, Base, Mode, OverlayOption, Place, Plan, PlanFlag, Resource, Source, SourceKind
+from sandbox.versions import SINCE
+
+HOME = Source(SourceKind.DIRECTORY, b"/home", 1, 2)
+_U32, _U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
+_bytes = st.binary(max_size=40).map(lambda raw: raw.replace(b"\0", b"\xff"))
+_component = _bytes.map(lambda raw: raw.replace(b"/", b"\n")).filter(lambda raw: raw not in (b"", b".", b".."))
+_absolute = _bytes.map(lambda raw: b"/" + raw)
+_name = _component.map(lambda raw: raw.replace(b"=", b"_"))
+_places = st.one_of(
+    st.builds(Place, st.just(Base.ROOT), _absolute, _U64, _U64),
+    st.builds(Place, st.just(Base.PROCDIR), st.lists(_component, max_size=3).map(b"/".join), _U64, _U64),
+)
+_sources = st.one_of(
+    st.builds(Source, st.sampled_from([SourceKind.FILE, SourceKind.DIRECTORY]), _absolute, *[_U64] * 5),
+    st.builds(Source, st.just(SourceKind.MEMORY), st.just(b""), *[_U64] * 5),
+)
+_KINDS = {
+    plan.U32: _U32,
+    plan.U64: _U64,
+    plan.Path: _absolute,
+    plan.String: _name,
+    plan.Strings: st.builds(lambda program, more: (program, *more), _absolute, st.lists(_bytes, max_size=3)),
+    plan.Place: _places,
+    plan.Slots: st.lists(_U32, max_size=3).map(tuple),
+    plan.Words: st.lists(_U64, min_size=1, max_size=3).map(tuple),
+}
+# What the kind of the field does not say.
+_FIELDS = {
+    (plan.SetPropagation, "kind"): st.sampled_from([int(kind) for kind in plan.Propagation]),
+    (plan.Tree, "recursive"): st.integers(0, 1),
+    (plan.Init, "as_pid_1"): st.integers(0, 1),
+    (plan.Nice, "value"): st.integers(0, 39),
+    (plan.Limit, "resource"): st.sampled_from([int(resource) for resource in Resource]),
+    (plan.Attach, "attrs"): st.integers(0, int(sum(Attr))),
+    (plan.LockTree, "attrs"): st.integers(0, int(sum(Attr))),
+    (plan.Overlay, "options"): st.integers(0, int(sum(OverlayOption))),
+    (plan.Stack, "options"): st.integers(0, int(OverlayOption.USERXATTR)),
+    (plan.Run, "path"): _bytes,
+    (plan.Hostname, "name"): st.binary(min_size=1, max_size=MAX_HOSTNAME).map(lambda raw: raw.replace(b"\0", b".")),
+}
+_ONCE = (plan.Timeout, plan.Cgroup)
+_USES = (plan.Extract, plan.Attach, plan.Idmap)
+_NEWER = tuple(since.what for since in SINCE if isinstance(since.what, type))
+_CLASSES = sorted(plan.OPCODES.values(), key=str)
+
+
+def _step(draw, cls, sources, made):
+    """A step of this kind after those that made the slots in `made`; its own are added."""
+    values, makes = {}, []
+    for name, kind in cls.__annotations__.items():
+        if name == "overlay_slot" or (name == "slot" and cls not in _USES):
+            values[name] = draw(_U32.filter(lambda slot: slot not in made and slot not in makes))
+            makes.append(values[name])
+        elif name in ("slot", "upper"):
+            values[name] = draw(st.sampled_from(made))
+        elif name == "lowers":
+            fewest = 2 if cls is plan.Stack else 1
+            values[name] = tuple(draw(st.lists(st.sampled_from(made), min_size=fewest, max_size=3)))
+        elif name == "source":
+            values[name] = draw(st.integers(0, sources - 1))
+        else:
+            values[name] = draw(_FIELDS[cls, name] if (cls, name) in _FIELDS else _KINDS[kind])
+    if cls is plan.Limit:
+        values["soft"], values["hard"] = sorted((values["soft"], values["hard"]))
+    made += makes
+    return cls(**values)
+
+
+def _steps(draw, classes, sources):
+    steps, made = [], []
+    for cls in draw(st.lists(st.sampled_from(classes), max_size=12)):
+        needs_slot = cls in (*_USES, plan.Overlay, plan.Stack) and not made
+        if not needs_slot and not (cls in _ONCE and any(isinstance(step, cls) for step in steps)):
+            steps.append(_step(draw, cls, sources, made))
+    return tuple(steps)
+
+
+@st.composite
+def plans(draw, version=2):
+    """A valid plan that `version` has all of; every kind of step occurs."""
+    sources = (draw(_sources), *draw(st.lists(_sources, max_size=3)))
+    flags = PlanFlag(draw(st.integers(0, int(sum(PlanFlag)) if version > 1 else 1)))
+    home = draw(st.builds(Source, st.just(SourceKind.DIRECTORY), _absolute, *[_U64] * 5))
+    classes = _CLASSES if version > 1 else [cls for cls in _CLASSES if cls not in _NEWER]
+    return Plan(
+        draw(st.sampled_from(Mode)), flags, draw(_U32), draw(_U32), home, sources, _steps(draw, classes, len(sources))
+    )
