@@ -74,7 +74,10 @@ def _processes(uid: int | None) -> frozenset[str]:
     """Children of this process (it is a subreaper, so orphans too), and all of the test account."""
     found = dict(processes_of(uid)) if uid else {}
     for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
+        children = ""
+        with contextlib.suppress(OSError):  # a thread that ends
+            children = (task / "children").read_text()
+        for pid in children.split():
             with contextlib.suppress(OSError):
                 if Path("/proc", pid, "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
                     command = Path("/proc", pid, "cmdline").read_bytes().replace(b"\0", b" ")
