@@ -280,7 +280,7 @@ env > {show}; echo "$@" >> {show}
         done = place.as_user("run", "--mode", "setuid", "--", "printf", "a b", member=True)
         assert done.returncode == code, done.stderr
         if code:
-            assert "too old for the setuid helper: sandbox-helper 0.1.0 takes plans 3-4, this makes 1-2" in done.stderr
+            assert "too old for the setuid helper: 0.1.0 takes plans 3-4, this makes 1-2" in done.stderr
             assert len(done.stderr.splitlines()) == 1
     text = show.read_text()
     assert "SANDBOX_HOME" not in text
