@@ -13,6 +13,8 @@ TIMED_OUT = "the command was ended: its time was up (--timeout)"
 def printable(raw: bytes | str) -> str:
     """One line for a terminal: bytes that are not printable text appear as backslash escapes."""
     text = raw if isinstance(raw, str) else raw.decode("utf-8", "surrogateescape")
+    if text.isprintable():
+        return text
     return "".join(
         c
         if c.isprintable()

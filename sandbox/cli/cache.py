@@ -89,14 +89,15 @@ def size(count: float) -> str:
 def _remove(images: Store, args: argparse.Namespace) -> int:
     if bool(args.names) == args.all:
         raise UsageError("nothing to remove" if not args.all else "both names and --all", hint="give NAME..., or --all")
-    wanted = args.names
     if args.all:
         kept = names.kept(images)
-        found = [image.name for image in catalog.list_images(images.cache)]
-        wanted = [name for name in found if name.partition(".")[0].encode() not in kept]
+        found = [entry.name for entry in catalog.usage(images.cache)]
+        wanted = [name.decode() for name in found if name.partition(b".")[0] not in kept]
         if len(wanted) < len(found):
             print(f"{len(found) - len(wanted)} images stay: names keep them (sandbox image rm)")
-    for name in [catalog.find(images.cache, name) for name in wanted]:
+    else:
+        wanted = [catalog.find(images.cache, name) for name in args.names]
+    for name in wanted:
         catalog.remove(images, name, now=time.time())
         print(f"removed {name}")
     return 0

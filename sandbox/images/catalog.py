@@ -16,8 +16,18 @@ RECENT_SECONDS = 60  # whoever was handed an image or tree this recently may not
 _SHORTEST_PREFIX = 4
 
 
+class Used(NamedTuple):
+    """An image or kept tree, by what its inodes say. Sizes are bytes on disk, times are seconds since 1970."""
+
+    name: bytes
+    size: int
+    changed: float
+    last_used: float
+    uses: int
+
+
 class CachedImage(NamedTuple):
-    """An image or kept tree. Sizes are bytes on disk, times are seconds since 1970."""
+    """An image or kept tree, and what its note says. Units as above."""
 
     name: str
     size: int
@@ -38,27 +48,36 @@ def _is_entry(name: bytes) -> bool:
 
 def list_images(cache: int) -> list[CachedImage]:
     """Everything in the open directory `cache/`, most recently used first."""
+    return [_describe(cache, entry) for entry in usage(cache)]
+
+
+def _describe(cache: int, entry: Used) -> CachedImage:
+    about = store.read_about(cache, entry.name.partition(b".")[0])
+    created = seconds(about.created) or entry.changed
+    return CachedImage(entry.name.decode(), entry.size, about.source, created, entry.last_used, entry.uses)
+
+
+def usage(cache: int) -> list[Used]:
+    """The same without the notes, which are a file to read each."""
     found = []
     for name in fsops.names(cache):
         if _is_entry(name):
             with contextlib.suppress(FileNotFoundError):
-                found.append(_describe(cache, name))
-    return sorted(found, key=lambda image: image.last_used, reverse=True)
+                found.append(_used(cache, name))
+    return sorted(found, key=lambda entry: entry.last_used, reverse=True)
 
 
-def _describe(cache: int, name: bytes) -> CachedImage:
+def _used(cache: int, name: bytes) -> Used:
     status = os.stat(name, dir_fd=cache, follow_symlinks=False)
     key = name.partition(b".")[0]
-    about = store.read_about(cache, key)
     size = status.st_blocks * 512
     if name.endswith(TREE):
-        size = about.size or tree_size(cache, name)
+        size = store.read_about(cache, key).size or tree_size(cache, name)
     uses, last_used = 0, status.st_mtime if name.endswith(IMAGE) else status.st_ctime
     with contextlib.suppress(FileNotFoundError):
         used = os.stat(key + USES, dir_fd=cache, follow_symlinks=False)
         uses, last_used = used.st_size, used.st_mtime
-    created = seconds(about.created) or status.st_ctime
-    return CachedImage(name.decode(), size, about.source, created, last_used, uses)
+    return Used(name, size, status.st_ctime, last_used, uses)
 
 
 def seconds(timestamp: str) -> float:
@@ -180,11 +199,13 @@ def _check_idle(cache: int, key: bytes, now: float, idle_for: float) -> None:
 def remove_leftovers(images: Store, *, before: float) -> int:
     """Half-built things, and notes without an image, not touched since `before`. Their number."""
     cache, locks = images.cache, images.locks
-    removed = names.remove_orphans(images, before=before)
-    present = {name.partition(b".")[0] for name in fsops.names(cache) if _is_entry(name)}
+    listed = fsops.names(cache)  # what comes while we are at it is not older than `before`
+    there = {name.removesuffix(IMAGE) for name in listed if name.endswith(IMAGE)}
+    removed = names.remove_orphans(images, there, before=before)
+    present = {name.partition(b".")[0] for name in listed if _is_entry(name)}
     for directory in (cache, locks):
         removed += fsops.remove_drafts(directory, before=before)
-    for name in fsops.names(cache):
+    for name in listed:
         if name.endswith((USES, ABOUT)) and name.partition(b".")[0] not in present:
             removed += fsops.remove_abandoned(cache, name, before=before)
     for name in fsops.names(locks):

@@ -25,9 +25,10 @@ class Listed(NamedTuple):
 def images(where: Store) -> list[Listed]:
     """All of them: those with names first, by name, then the newest."""
     by_digest: dict[bytes, list[str]] = {}
-    for name, digest in names.all_names(where).items():
+    meant = names.all_names(where)
+    for name, digest in meant.items():
         by_digest.setdefault(digest, []).append(name.decode())
-    kept = names.kept(where)
+    kept = names.kept(where, meant)
     digests = [name.removesuffix(IMAGE) for name in fsops.names(where.cache) if name.endswith(IMAGE)]
     found = [one for digest in digests if (one := _listed(where, digest, by_digest.get(digest, []), kept))]
     found.sort(key=lambda image: image.created, reverse=True)
@@ -36,8 +37,9 @@ def images(where: Store) -> list[Listed]:
 
 def image(where: Store, digest: bytes) -> Listed:
     """One of them. Raises SourceError when it is gone."""
-    called = [name.decode() for name, meant in names.all_names(where).items() if meant == digest]
-    found = _listed(where, digest, called, names.kept(where))
+    meant = names.all_names(where)
+    called = [name.decode() for name, other in meant.items() if other == digest]
+    found = _listed(where, digest, called, names.kept(where, meant))
     if found is None:
         raise SourceError(f"there is no image sha256:{digest.decode()[:12]}", hint="see sandbox image ls")
     return found

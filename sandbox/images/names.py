@@ -19,6 +19,7 @@ GENERATIONS = 3  # that are kept, the current one among them
 _BY_DIGEST = b"sha256:"
 _NAME = re.compile(rb"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _SHORTEST_PREFIX = 4
+_LONGEST_HISTORY = 4096
 _ATTEMPTS = 3  # a name may be switched, and the old image evicted, between reading the one and opening the other
 
 
@@ -166,7 +167,7 @@ def _position(lines: list[tuple[bytes, bytes]], digest: bytes) -> int:
 def _lines(images: Store, name: bytes) -> list[tuple[bytes, bytes]]:
     """Digest and time of each generation; damaged lines are none."""
     try:
-        text = fsops.read_file(images.history, name)
+        text = fsops.read_file(images.history, name, _LONGEST_HISTORY)
     except OSError:
         return []
     pairs = [line.partition(b" ") for line in text.split(b"\n")]
@@ -182,23 +183,28 @@ def all_names(images: Store) -> dict[bytes, bytes]:
     return found
 
 
-def kept(images: Store) -> set[bytes]:
-    """The digests of all images that a name means or may be rolled back to: they are never evicted."""
+def kept(images: Store, meant: dict[bytes, bytes] | None = None) -> set[bytes]:
+    """The digests of all images that a name means or may be rolled back to: they are never evicted.
+
+    `meant` spares whoever has read `all_names` the second time.
+    """
     found: set[bytes] = set()
-    for name, digest in all_names(images).items():
+    for name, digest in (all_names(images) if meant is None else meant).items():
         found.add(digest)
         found.update(line[0] for line in _lines(images, name))
     return found
 
 
-def remove_orphans(images: Store, *, before: float) -> int:
-    """Histories without a name, keys without an image, and leftovers, not touched since `before`. Their number."""
+def remove_orphans(images: Store, there: set[bytes], *, before: float) -> int:
+    """Histories without a name, keys without an image, and leftovers, not touched since `before`. Their number.
+
+    `there` are the digests of all images.
+    """
     removed = sum(fsops.remove_drafts(parent, before=before) for parent in (images.names, images.history, images.keys))
     names = set(fsops.names(images.names))
     for name in fsops.names(images.history):
         if name not in names:
             removed += fsops.remove_abandoned(images.history, name, before=before)
-    there = {name.removesuffix(IMAGE) for name in fsops.names(images.cache) if name.endswith(IMAGE)}
     for key in fsops.names(images.keys):
         with contextlib.suppress(SandboxError):
             if store.read_link(images.keys, key) not in there:

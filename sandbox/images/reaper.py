@@ -179,7 +179,7 @@ def _evict(images: "Store", now: float, max_age_days: float, max_bytes: int | No
     """First what is too old, then the least recently used until the rest fits; never what a name keeps."""
     from sandbox.images import catalog, names
 
-    found = catalog.list_images(images.cache)
+    found = catalog.usage(images.cache)
     total = sum(image.size for image in found)
     evicted: list[str] = []
     doomed: list[bytes | None] = []
@@ -190,15 +190,16 @@ def _evict(images: "Store", now: float, max_age_days: float, max_bytes: int | No
             too_old = max_age_days > 0 and now - image.last_used > max_age_days * 86400
             too_much = max_bytes is not None and total - freed > max_bytes
             recent = now - image.last_used < catalog.RECENT_SECONDS
-            if not (too_old or too_much) or recent or image.name.partition(".")[0].encode() in kept:
+            if not (too_old or too_much) or recent or image.name.partition(b".")[0] in kept:
                 continue
             with contextlib.suppress(SandboxError, OSError):
-                doomed.append(catalog.detach(images, image.name, now=now, idle_for=catalog.RECENT_SECONDS))
-                evicted.append(image.name)
+                name = image.name.decode()
+                doomed.append(catalog.detach(images, name, now=now, idle_for=catalog.RECENT_SECONDS))
+                evicted.append(name)
                 freed += image.size
     # Nobody who names an image waits for the removal of large files.
-    for name in doomed:
-        catalog.dispose(images, name)
+    for one in doomed:
+        catalog.dispose(images, one)
     return tuple(evicted), freed
 
 

@@ -27,6 +27,7 @@ from sandbox.images.formats import Kind
 
 IMAGE, TREE, USES, ABOUT = b".sfs", b".tree", b".uses", b".json"
 DIGEST_LENGTH = 64
+_LONGEST_NOTE = 1 << 16
 _TARGET = b"../cache/%s.sfs"
 _OPEN_IMAGE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _HEX = frozenset(b"0123456789abcdef")
@@ -288,7 +289,7 @@ def read_about(cache: int, key: bytes) -> About:
     import json
 
     try:
-        known: dict[str, Any] = json.loads(fsops.read_file(cache, key + ABOUT))
+        known: dict[str, Any] = json.loads(fsops.read_file(cache, key + ABOUT, _LONGEST_NOTE))
         numbers = int(known["size"]), int(known["files"])
         texts = (str(known[name]) for name in ("source", "created", "compression", "digest"))
         source, created, compression, digest = texts
