@@ -67,7 +67,7 @@ def remedy(step: Any, error: OSError) -> str:
             return "the kernel has no squashfs: modprobe squashfs, or use --mode userns"
         case ((Overlay() | Stack() | Tmpfs()), errno.ENODEV):
             return "the kernel has no such filesystem: modprobe overlay"
-        case Image(), errno.EINVAL:
-            return "is the image damaged, or compressed in a way that this kernel lacks?"
+        case Image(), errno.EINVAL | errno.EIO:
+            return "is the image damaged (sandbox image verify --all), or compressed in a way that this kernel lacks?"
         case _:
             return ""

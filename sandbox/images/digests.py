@@ -31,7 +31,8 @@ class Remembered(NamedTuple):
     key: bytes
 
 
-def _state(status: os.stat_result) -> bytes:
+def state_of(status: os.stat_result) -> bytes:
+    """What must be the same for a memory to hold."""
     return b"%s %d %d %d" % (_FORMAT, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
@@ -45,7 +46,7 @@ def recall(digests: int, status: os.stat_result, *, suffix: bytes = b"", state: 
         lines = fsops.read_file(digests, _name(status, suffix), 4096).split(b"\n")
     except OSError:
         return None
-    if len(lines) != 5 or lines[0] != (state or _state(status)):
+    if len(lines) != 5 or lines[0] != (state or state_of(status)):
         return None
     return Remembered(lines[1], lines[2], lines[3])
 
@@ -54,7 +55,7 @@ def remember(
     digests: int, status: os.stat_result, known: Remembered, *, suffix: bytes = b"", state: bytes = b""
 ) -> None:
     """A memory that cannot be written is none: the next run hashes again."""
-    data = b"\n".join((state or _state(status), known.digest, known.parameters, known.key, b""))
+    data = b"\n".join((state or state_of(status), known.digest, known.parameters, known.key, b""))
     with contextlib.suppress(OSError):
         fsops.replace_file(digests, _name(status, suffix), data)
 
@@ -81,7 +82,7 @@ def of_file(fd: int, label: str, told: Told = None) -> tuple[bytes, os.stat_resu
                 told(at)
     except OSError as error:
         raise SourceError(f"cannot read {label}: {reason(error)}") from None
-    if _state(os.fstat(fd)) != _state(status) or at != status.st_size:
+    if state_of(os.fstat(fd)) != state_of(status) or at != status.st_size:
         raise SourceError(f"cannot use {label}: it changes while it is read", hint="try again when it is complete")
     return digest.hexdigest().encode(), status, is_settled(status, began)
 

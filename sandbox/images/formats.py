@@ -29,6 +29,7 @@ _TAR_FILTERS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
 _ELF_SLACK = 1 << 20
 _BASE64_LINE = re.compile(rb"[A-Za-z0-9+/]*={0,2}\Z")
 _MAX_LINE = 1 << 20
+_TABLES = 1 << 16  # all metadata of a small image; of a large one the tables by which the rest is found
 
 
 class Kind(enum.Enum):
@@ -90,6 +91,14 @@ class Superblock(NamedTuple):
     inodes: int
     block_size: int
     compression: str
+
+
+def checksum_of_ends(fd: int) -> int:
+    """Of what a mount of a squashfs reads first: the superblock, and the tables at the end. OSError on a bad disk."""
+    import zlib
+
+    head, size = os.pread(fd, 96, 0), os.fstat(fd).st_size
+    return zlib.crc32(os.pread(fd, _TABLES, max(size - _TABLES, 0)), zlib.crc32(head))
 
 
 _COMPRESSIONS = ("unknown", "gzip", "lzma", "lzo", "xz", "lz4", "zstd")

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 
 from sandbox import fsops
-from sandbox.errors import ArchiveError, HostError, SandboxError, reason, warn
+from sandbox.errors import ArchiveError, HostError, SandboxError, SourceError, reason, warn
 from sandbox.images import digests, formats
 from sandbox.images.digests import Told
 from sandbox.images.formats import Kind
@@ -28,6 +28,7 @@ from sandbox.images.formats import Kind
 IMAGE, TREE, USES, ABOUT = b".sfs", b".tree", b".uses", b".json"
 DIGEST_LENGTH = 64
 _LONGEST_NOTE = 1 << 16
+_OWN = b"-image"  # a memory apart from that of a source, which the same file may be
 _TARGET = b"../cache/%s.sfs"
 _OPEN_IMAGE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _HEX = frozenset(b"0123456789abcdef")
@@ -140,22 +141,28 @@ class Store:
         return fd
 
     def is_intact(self, fd: int, digest: bytes, label: str) -> bool:
-        """Whether the file has the content that its name says, as remembered of a file that was not touched since."""
-        status = os.fstat(fd)
-        known = digests.recall(self.digests, status)
-        if known is not None:
-            return known.digest == digest
-        with contextlib.suppress(ArchiveError):
+        """Whether the file has the content that its name says, as remembered of a file that was not touched since.
+
+        A disk that rots touches no times: what a mount would stumble over is compared each time.
+        """
+        with contextlib.suppress(OSError):
+            state = _state(fd)
+            known = digests.recall(self.digests, os.fstat(fd), suffix=_OWN, state=state)
+            if known is not None:
+                return known.digest == digest
+        with contextlib.suppress(ArchiveError, SourceError):
             if formats.detect(fd, label) is Kind.SQUASHFS:
-                found, status, settled = digests.of_file(fd, label)
+                found, _, settled = digests.of_file(fd, label)
                 if found == digest and settled:
-                    self.remember(status, digest)
+                    self.remember(fd, digest)
                 return found == digest
         return False
 
-    def remember(self, status: os.stat_result, digest: bytes) -> None:
-        """That the file of this status was read, and is what it should be."""
-        digests.remember(self.digests, status, digests.Remembered(digest, b"image", digest))
+    def remember(self, fd: int, digest: bytes) -> None:
+        """That the file was read, and is what it should be."""
+        with contextlib.suppress(OSError):
+            known = digests.Remembered(digest, b"image", digest)
+            digests.remember(self.digests, os.fstat(fd), known, suffix=_OWN, state=_state(fd))
 
     def count_use(self, key: bytes) -> None:
         # Full disk, read-only home: a use that is not counted must not stop the run.
@@ -175,7 +182,7 @@ class Store:
         for _ in range(2):
             try:
                 draft.publish(digest + IMAGE)
-                self.remember(os.fstat(draft.fd), digest)
+                self.remember(draft.fd, digest)
                 return digest
             except FileExistsError:
                 if self._replaceable(digest):
@@ -271,6 +278,10 @@ def hold(fd: int, *, shared: bool) -> None:
 
     with contextlib.suppress(OSError):
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+
+
+def _state(fd: int) -> bytes:
+    return b"%s %08x" % (digests.state_of(os.fstat(fd)), formats.checksum_of_ends(fd))
 
 
 def describe(fd: int, source: str, digest: bytes) -> About:

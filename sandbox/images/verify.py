@@ -27,7 +27,7 @@ def verify(images: Store, digest: bytes) -> Verdict | None:
     try:
         problem = check(fd, digest, f"sha256:{digest.decode()[:12]}")
         if not problem:
-            images.remember(os.fstat(fd), digest)
+            images.remember(fd, digest)
     finally:
         os.close(fd)
     evicted = bool(problem) and _evict(images, digest)

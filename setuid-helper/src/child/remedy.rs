@@ -20,7 +20,9 @@ pub fn remedy(step: &Step, error: Errno) -> &'static str {
         (Step::Image { .. }, Errno::PERM) => {
             "only root may mount images: use --mode userns, or install the setuid helper"
         }
-        (Step::Image { .. }, Errno::INVAL) => "is the image damaged, or compressed in a way that this kernel lacks?",
+        (Step::Image { .. }, Errno::INVAL | Errno::IO) => {
+            "is the image damaged (sandbox image verify --all), or compressed in a way that this kernel lacks?"
+        }
         (Step::Overlay { .. } | Step::Stack { .. } | Step::Tmpfs { .. }, Errno::NODEV) => {
             "the kernel has no such filesystem: modprobe overlay"
         }
