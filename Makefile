@@ -52,7 +52,7 @@ bench: setup
 SOAK ?= 40
 soak: setup
 	SANDBOX_SOAK=$(SOAK) $(BIN)/python -m pytest tests/attack tests/unit/test_plan_both.py \
-		-k 'swapped or setuid_races or fsops or fifty or mutants' -rP -o timeout=0
+		-k 'swapped or setuid_races or fsops or image_crashes or fifty or mutants' -rP -o timeout=0
 
 # The parsers of hostile bytes under a coverage-guided fuzzer, FUZZ seconds each.
 FUZZ ?= 60

@@ -1,5 +1,6 @@
 """Kill a process at its N-th system call, before the call is done: seccomp user notification, seccomp_unotify(2)."""
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -32,6 +33,8 @@ class Ending(NamedTuple):
 
 def run(act: Callable[[], object], *, kill_at: int, before: Callable[[], None] = lambda: None) -> Ending:
     """`act` in a forked child that dies at its `kill_at`-th system call, counted from 1 after `before`.
+
+    What it starts may go on, and is not counted.
 
     Raises AssertionError when it fails by itself.
     """
@@ -104,8 +107,10 @@ def _count(child: int, listener: int, kill_at: int) -> Ending:
             if error.errno == errno.ENOENT:
                 continue
             raise
-        identity, _, _, number = struct.unpack_from("=QIIi", notice)
-        calls.append(number)
-        if len(calls) == kill_at:
-            return Ending(True, tuple(calls))
-        fcntl.ioctl(listener, _SEND, bytearray(struct.pack("=QqiI", identity, 0, 0, _CONTINUE)))
+        identity, thread, _, number = struct.unpack_from("=QIIi", notice)
+        if thread == child:
+            calls.append(number)
+            if len(calls) == kill_at:
+                return Ending(True, tuple(calls))
+        with contextlib.suppress(FileNotFoundError):  # whoever asked was killed meanwhile
+            fcntl.ioctl(listener, _SEND, bytearray(struct.pack("=QqiI", identity, 0, 0, _CONTINUE)))
