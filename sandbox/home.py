@@ -18,7 +18,7 @@ from typing import Any
 
 from sandbox import fsops
 from sandbox.engine import syscalls as sys
-from sandbox.errors import SandboxError, printable, reason
+from sandbox.errors import HostError, SandboxError, printable, reason
 from sandbox.plan import Source, SourceKind
 from sandbox.record import Record
 
@@ -193,7 +193,11 @@ class RunRecord:
 
     def _claim(self) -> bytes:
         with fsops.Draft(self.records_fd) as draft:
-            fcntl.flock(draft.fd, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(draft.fd, fcntl.LOCK_EX)
+            except OSError as error:
+                what = f"cannot lock a run record in the sandbox home: {reason(error)}"
+                raise HostError(what, hint="SANDBOX_HOME on a local file system has locks") from None
             import json
 
             os.write(draft.fd, json.dumps(self.facts).encode() + b"\n")

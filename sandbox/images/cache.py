@@ -148,20 +148,20 @@ class Cache(Store):
             digests.remember(self.digests, status, digests.Remembered(digest, parameters, key))
         return key
 
-    def _hit(self, job: _Job, *, hit: bool = True) -> Cached | None:
+    def _hit(self, job: _Job, *, hit: bool = True, quiet: bool = False) -> Cached | None:
         name = job.key + TREE
         if job.suffix == IMAGE:
             digest = store.read_link(self.keys, job.key)
             if digest is None:
                 return None
             name = digest + IMAGE
-        fd = self._open_entry(job, name)
+        fd = self._open_entry(job, name, quiet=quiet)
         if fd is None:
             return None
         self.count_use(name.partition(b".")[0])
         return Cached(fd, name, hit)
 
-    def _open_entry(self, job: _Job, name: bytes) -> int | None:
+    def _open_entry(self, job: _Job, name: bytes, *, quiet: bool) -> int | None:
         """None when it is not there, or is damaged: then it is to be made anew."""
         try:
             if job.suffix == TREE:
@@ -170,7 +170,8 @@ class Cache(Store):
         except FileNotFoundError:
             return None
         except store.DamagedError:
-            store.warn_damaged(job.label)
+            if not quiet:
+                store.warn_damaged(job.label)
             return None
         except OSError as error:
             raise HostError(
@@ -179,7 +180,7 @@ class Cache(Store):
             ) from None
 
     def _find_or_make(self, job: _Job, source: int | None) -> Cached:
-        found = self._hit(job)
+        found = self._hit(job, quiet=True)  # of a damaged one, it is told under the lock
         if found is not None:
             return found
         try:
@@ -189,6 +190,8 @@ class Cache(Store):
         except OSError as error:
             if error.errno in store.NO_SPACE:
                 raise self._full(job, error) from None
+            if error.errno in store.NO_LOCKS:
+                raise self.trouble(error) from None
             raise HostError(f"cannot cache {job.label}: {reason(error)}", hint="run without --cache") from None
 
     @contextlib.contextmanager

@@ -7,8 +7,9 @@ started and waited for within one call, in the caller's thread.
 import contextlib
 import errno
 import os
+import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sandbox import fsops
@@ -116,7 +117,7 @@ def build_image_from_dir(
 ) -> None:
     """The same of a directory tree, read by descriptor: no symlink followed, devices dropped. Raises SandboxError."""
     with fsops.closing(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)) as source:
-        _build("pack", source, out_fd, label, fast, max_unpacked, uid, gid, None, max_image)
+        _build("pack", source, out_fd, label, fast, max_unpacked, uid, gid, _bar(source, label), max_image)
 
 
 def build_from_layers(
@@ -173,9 +174,13 @@ def list_layers(layers: Sequence[int], *, label: str, max_unpacked: int) -> list
 
 
 def _bar(fd: int, label: str) -> "Progress | None":
-    from sandbox.images import progress
+    from sandbox.images import progress, tree
 
-    return progress.on_terminal(f"converting {os.path.basename(label)[:40]}", os.fstat(fd).st_size)
+    status = os.fstat(fd)
+    bar = progress.on_terminal(f"converting {os.path.basename(label)[:40]}", status.st_size)
+    if bar is not None and stat.S_ISDIR(status.st_mode):
+        bar.total = sum(status.st_size for _, status, _, _ in tree.walk(fd))
+    return bar
 
 
 def check_claims(fd: int, kind: Kind, label: str, max_unpacked: int) -> None:
@@ -267,12 +272,21 @@ def _pipeline(
                 cwd="/",
             )
             children.append(stack.enter_context(ending(child)))
-        packed, status = _wait(children, source, progress)
+        packed, status = _wait(children, progress, lambda: _done(children[0].pid, source))
         return status, text(said), packed, text(log)
 
 
-def _wait(children: "list[subprocess.Popen[bytes]]", source: int, progress: "Progress | None") -> list[int]:
-    """Wait for all. The worker shares the source's offset: that is how far it is."""
+def _done(packer: int, source: int) -> int:
+    """How far the worker is: it shares the offset of a file. Of a directory, what the packer has read (proc(5), io)."""
+    if not stat.S_ISDIR(os.fstat(source).st_mode):
+        return os.lseek(source, 0, os.SEEK_CUR)
+    with contextlib.suppress(OSError), open(f"/proc/{packer}/io", "rb") as counters:
+        return int(counters.readline().split()[1])
+    return 0
+
+
+def _wait(children: "list[subprocess.Popen[bytes]]", progress: "Progress | None", done: Callable[[], int]) -> list[int]:
+    """Wait for all."""
     if progress is not None:
         import select
 
@@ -286,7 +300,7 @@ def _wait(children: "list[subprocess.Popen[bytes]]", source: int, progress: "Pro
                 for handle, _ in poll.poll(_POLL_MS):
                     poll.unregister(handle)
                     running -= 1
-                progress.update(os.lseek(source, 0, os.SEEK_CUR))
+                progress.update(done())
         finally:
             progress.close()
             for handle in handles:
@@ -394,7 +408,7 @@ def extract(
             cwd="/",
         )
         stack.enter_context(ending(child))
-        (status,) = _wait([child], source, progress or _bar(fd, label))
+        (status,) = _wait([child], progress or _bar(fd, label), lambda: _done(child.pid, source))
         if status == _NO_SPACE:
             raise NoSpaceError(text(said))
         if status == _FAILED:

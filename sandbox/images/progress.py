@@ -19,18 +19,18 @@ class Progress:
 
     def __init__(self, what: str, total: int) -> None:
         self._what = what
-        self._total = total
+        self.total = total
         self._started = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
 
     def update(self, done: int) -> None:
-        """`done` of `total` bytes are read."""
+        """`done` of `total` bytes are done."""
         if self._bar is None:
             if time.monotonic() - self._started < _AFTER:
                 return
             self._show()
-        self._bar.update(self._task, completed=min(done, self._total))
+        self._bar.update(self._task, completed=min(done, self.total))
 
     def _show(self) -> None:
         from rich.console import Console
@@ -40,7 +40,7 @@ class Progress:
 
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
         self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._bar.add_task(escape(self._what), total=self._total)
+        self._task = self._bar.add_task(escape(self._what), total=self.total)
         self._bar.start()
 
     def close(self) -> None:

@@ -155,7 +155,7 @@ def run_once(
     max_bytes: int | None,
     clean_records: Callable[[int], None] | None = None,
 ) -> Report:
-    """Evict, and clean what was left behind. Raises OSError when the home itself cannot be used."""
+    """Evict, and clean what was left behind. Raises SandboxError, OSError when the home itself cannot be used."""
     from sandbox.images import catalog
     from sandbox.images.store import Store
 
@@ -166,6 +166,8 @@ def run_once(
             fcntl.flock(stamp, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return Report((), 0, 0, ran=False)
+        except OSError as error:
+            raise images.trouble(error) from None
         fsops.touch(stamp)
         evicted, freed = _evict(images, now, max_age_days, max_bytes)
         leftovers = catalog.remove_leftovers(images, before=now - _LEFTOVER_AGE)

@@ -33,6 +33,7 @@ _TARGET = b"../cache/%s.sfs"
 _OPEN_IMAGE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _HEX = frozenset(b"0123456789abcdef")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class DamagedError(SandboxError):
@@ -232,7 +233,7 @@ class Store:
         """What an OSError in the store means to a person."""
         if error.errno in NO_SPACE:
             return HostError(f"cannot change the image store: {room(self.cache, error)}", hint=ROOM_HINT)
-        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EINVAL):
+        if error.errno in (*NO_LOCKS, errno.EPERM, errno.EINVAL):
             return HostError(
                 f"cannot change the image store: its file system has no locks or no symlinks ({reason(error)})",
                 hint="SANDBOX_HOME on a local file system has both",

@@ -1,5 +1,6 @@
 """`sandbox image` as a user types it."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import archives
+from tests.support import archives, no_tmpfile
 from tests.support.archives import Entry
 from tests.support.runner import Area, Runner
 from tests.support.users import Identity
@@ -228,3 +229,75 @@ def test_a_file_system_without_locks_or_symlinks_is_refused(
     left = [image["names"] for image in json.loads(run_sandbox(["image", "ls", "--json"], as_user=who.as_user).stdout)]
     assert left == ([["a"]] if call == "flock" else [])
     run_sandbox(["image", "verify", "--all"] if left else ["image", "ls"], as_user=who.as_user, check=True)
+
+
+def rot(area: Area, who: Identity, image: Path, at: int) -> None:
+    """One bit, as a disk loses it: the file's times say nothing. Written here, they are what the store remembers."""
+    where = image.stat()
+    memory = area.home(who.as_user) / f"digests/{where.st_dev}-{where.st_ino}-image"
+    with image.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 4]))
+    now = image.stat()
+    state, rest = memory.read_bytes().split(b"\n", 1)
+    version, _, _, _, checksum = state.split()
+    memory.write_bytes(b"%s %d %d %d %s\n" % (version, now.st_size, now.st_mtime_ns, now.st_ctime_ns, checksum) + rest)
+
+
+@pytest.mark.parametrize("damage", [0, 13, 20, 38, 41, 70, "root inode", "truncated"])
+def test_rot_is_noticed_at_mount(run_sandbox: Runner, who: Identity, area: Area, damage: int | str) -> None:
+    name = source(area, who, b"one")
+    run_sandbox(["image", "build", name, "-t", "a"], as_user=who.as_user, check=True)
+    (image,) = area.home(who.as_user).glob("cache/*.sfs")
+    data = image.read_bytes()
+    if damage == "truncated":
+        os.truncate(image, len(data) // 2)
+    else:
+        tables = int.from_bytes(data[64:72], "little")
+        rot(area, who, image, damage if isinstance(damage, int) else tables + 10)
+    for engine in ENGINES:
+        done = run_sandbox(["run", "--engine", engine, "-s", "t:@a", "--", "true"], as_user=who.as_user)
+        assert (done.returncode, done.stderr.count("\n")) == (125, 1), done.stderr
+        assert "the image of @a is damaged" in done.stderr
+    done = run_sandbox(["run", "--cache", "-s", f"t:{name}", "--", "true"], as_user=who.as_user)
+    if image.read_bytes() != data:  # where there is no FUSE, a run with --cache keeps a tree, and builds no image
+        done = run_sandbox(["image", "build", name], as_user=who.as_user, check=True)
+    assert done.stderr.count("is damaged: it is made anew") == 1
+    assert image.read_bytes() == data
+    again = run_sandbox(["image", "build", name], as_user=who.as_user, check=True)
+    assert again.stderr == ""
+    run_sandbox(["run", "-s", "t:@a", "--", "true"], as_user=who.as_user, check=True)
+
+
+@pytest.mark.parametrize("missing", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_home_without_locks(run_sandbox: Runner, who: Identity, area: Area, missing: int) -> None:
+    """As on NFS without a lock service: two hosts could not tell each other anything, so nothing is changed."""
+    name = source(area, who, b"one")
+    run_sandbox(["image", "build", name, "-t", "a"], as_user=who.as_user, check=True)
+    other = source(area, who, b"two", "o.tar")
+    home = area.home(who.as_user)
+    changing = [["image", *words] for words in (["build", other, "-t", "a"], ["tag", "a", "b"], ["rollback", "a"])]
+    changing += [["image", "rm", "a"], ["cache", "clean", "--now"]]
+    changing += [["run", "--engine", engine, "--cache", "-s", f"t:{other}", "--", "true"] for engine in ENGINES]
+    before = {path: os.lstat(path).st_ino for path in home.glob("[chkn]*/*")}
+    for args in changing:
+        done = run_sandbox(args, as_user=who.as_user, preexec_fn=lambda: no_tmpfile.forbid_locks(missing))
+        assert (done.returncode, done.stderr.count("\n")) == (125, 1), (args, done.stderr)
+        assert "lock" in done.stderr
+        assert "a local file system" in done.stderr
+    assert {path: os.lstat(path).st_ino for path in home.glob("[chkn]*/*")} == before
+    for args in (["image", "ls"], ["image", "verify", "a"], ["image", "cat", "a", "f"]):  # what only reads goes on
+        run_sandbox(args, as_user=who.as_user, check=True, preexec_fn=lambda: no_tmpfile.forbid_locks(missing))
+
+
+def test_a_home_without_unnamed_files(run_sandbox: Runner, who: Identity, area: Area) -> None:
+    """As on NFS: no O_TMPFILE. Everything works, through temporary names of which none is left."""
+    commands = [["image", "build", source(area, who, b"one"), "-t", "a"], ["image", "tag", "a", "b"]]
+    commands += [["image", "build", source(area, who, b"two", "o.tar"), "-t", "a"], ["image", "rollback", "a"]]
+    commands += [["image", "rm", "b"], ["image", "verify", "--all"], ["cache", "clean", "--now"]]
+    commands += [["run", "--engine", engine, "--cache", "-s", "t:s.tar", "--", "true"] for engine in ENGINES]
+    for args in commands:
+        run_sandbox(args, as_user=who.as_user, check=True, preexec_fn=no_tmpfile.forbid)
+    assert not list(area.home(who.as_user).rglob(".tmp-*"))

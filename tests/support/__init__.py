@@ -8,7 +8,7 @@ leaks      what a run may leave on the host (mounts, loop devices, processes, fi
 private    a mount namespace in which the system's own places are throw-away overlays
 setuid     the setuid helper, installed in such a namespace
 killing    a process killed at its N-th system call
-no_tmpfile a process for which no file system knows O_TMPFILE
+no_tmpfile a process for which no file system knows O_TMPFILE, or flock
 plans      arbitrary valid plans, for properties
 mutations  which lines of a module change the filesystem
 launcher   a native program started with plans that a test writes

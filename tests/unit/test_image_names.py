@@ -191,7 +191,8 @@ def test_verify_finds_what_no_time_shows(shelf: Shelf) -> None:
     """As a failing disk does it: the bytes change, the file's times do not."""
     digest = shelf.build(os.urandom(10_000))
     shelf.damage(digest)
-    shelf.images.remember(os.stat(shelf.path(digest)), digest)
+    with shelf.path(digest).open("rb") as file:
+        shelf.images.remember(file.fileno(), digest)
     os.close(names.open_reference(shelf.images, b"@sha256:" + digest).fd)
     verdict = verify.verify(shelf.images, digest)
     assert verdict is not None
