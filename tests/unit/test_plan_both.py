@@ -1,13 +1,9 @@
 """The codecs of both engines: what one writes means the same to the other, and of hostile bytes they take the same."""
 
 import enum
-import os
 import random
-import shutil
 import struct
-import subprocess
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -16,53 +12,11 @@ from hypothesis import strategies as st
 from sandbox import plan
 from sandbox.codec import PlanError, decode, encode
 from sandbox.versions import FIRST, LAST
+from tests.support import echo
 from tests.support.plans import plans
 
 ROOT = Path(__file__).resolve().parents[2]
-CRATE = ROOT / "setuid-helper"
 MUTANTS = 20_000
-ROUNDS = 50 if "SANDBOX_SOAK" in os.environ else 1
-
-
-class Answer(NamedTuple):
-    """Of one plan: the bytes it was encoded to again, and the plan in words; of a refused one nothing, and why."""
-
-    accepted: bool
-    encoded: bytes
-    words: str
-
-
-@pytest.fixture(scope="session")
-def echo():
-    """The native decoder: `echo(plans)` gives an Answer for each; with `arguments` it makes plans of its own."""
-    if shutil.which("cargo") is None or not (CRATE / "Cargo.toml").exists():
-        pytest.skip("the native decoder is built by cargo, and there is no cargo or no crate")
-    manifest = ["--manifest-path", CRATE / "Cargo.toml"]
-    subprocess.run(["cargo", "build", "--quiet", "--locked", "--example", "plan-echo", *manifest], check=True)
-    target = Path(os.environ.get("CARGO_TARGET_DIR", CRATE / "target"))
-
-    def ask(encoded=(), arguments=()):
-        request = b"".join(struct.pack("<I", len(one)) + one for one in encoded)
-        program = target / "debug/examples/plan-echo"
-        done = subprocess.run([program, *arguments], input=request, stdout=subprocess.PIPE, check=True)
-        return list(_answers(done.stdout))
-
-    return ask
-
-
-def _answers(data):
-    at = 0
-
-    def text():
-        nonlocal at
-        (length,) = struct.unpack_from("<I", data, at)
-        at += 4 + length
-        return data[at - length : at]
-
-    while at < len(data):
-        accepted = data[at] == 1
-        at += 1
-        yield Answer(accepted, text(), text().decode())
 
 
 # -- a plan in words, as Rust's derived Debug has it ----------------------------------------------------------
@@ -105,8 +59,8 @@ def answer(data):
     try:
         value = decode(data)
     except PlanError as error:
-        return Answer(False, b"", str(error))
-    return Answer(True, encode(value, data[8]), f"{data[8]} {words(value)}")
+        return echo.Answer(False, b"", str(error))
+    return echo.Answer(True, encode(value, data[8]), f"{data[8]} {words(value)}")
 
 
 def disagreements(data, here, there):
@@ -119,21 +73,21 @@ def disagreements(data, here, there):
 
 
 @pytest.mark.parametrize("version", range(FIRST, LAST + 1))
-def test_plans_written_in_python_mean_the_same_in_rust(echo, version):
+def test_plans_written_in_python_mean_the_same_in_rust(version):
     @settings(max_examples=200, deadline=None)
     @given(st.lists(plans(version), min_size=1, max_size=4))
     def check(values):
         encoded = [encode(value, version) for value in values]
         expected = [
-            Answer(True, data, f"{version} {words(value)}") for data, value in zip(encoded, values, strict=True)
+            echo.Answer(True, data, f"{version} {words(value)}") for data, value in zip(encoded, values, strict=True)
         ]
-        assert echo(encoded) == expected
+        assert echo.ask(encoded) == expected
 
     check()
 
 
-def test_plans_written_in_rust_mean_the_same_in_python(echo):
-    written = echo(arguments=["--arbitrary", "1", "1000"])
+def test_plans_written_in_rust_mean_the_same_in_python():
+    written = echo.ask(arguments=["--arbitrary", "1", "1000"])
     assert len(written) == 1000
     for one in written:
         assert answer(one.encoded) == one
@@ -143,8 +97,6 @@ def test_plans_written_in_rust_mean_the_same_in_python(echo):
 
 
 # -- hostile bytes --------------------------------------------------------------------------------------------
-
-_NUMBERS = [0, 1, 2, 3, 5, 6, 31, 32, 39, 40, 64, 65, 4095, 4096, 4097, 65536, 65537, 2**31, 2**32 - 1]
 
 
 def _head_and_steps(data):
@@ -157,29 +109,6 @@ def _head_and_steps(data):
         steps.append(data[at : at + 6 + length])
         at += 6 + length
     return head, steps
-
-
-def _change_bytes(rng, data):
-    """Somewhere in the bytes: a bit, a byte, a number, a piece removed, repeated or put in."""
-    if not data:
-        return data
-    at = rng.randrange(len(data))
-    end = min(len(data), at + rng.randint(1, 12))
-    match rng.randrange(7):
-        case 0:
-            return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
-        case 1:
-            return data[:at] + rng.choice([b"\0", b"\1", b"\2", b"/", b".", b"=", b"\xff"]) + data[at + 1 :]
-        case 2:
-            return data[:at] + struct.pack("<I", rng.choice(_NUMBERS)) + data[at + 4 :]
-        case 3:
-            return data[:at] + data[end:]
-        case 4:
-            return data[:end] + data[at:]
-        case 5:
-            return data[:at] + rng.randbytes(rng.randint(1, 8)) + data[at:]
-        case _:
-            return data[:at]
 
 
 def _change_steps(rng, parts, others):
@@ -198,7 +127,7 @@ def _change_steps(rng, parts, others):
             case 3:
                 steps[at : at + 1] = [other]
             case _ if at < len(steps):
-                body = _change_bytes(rng, steps[at][6:])
+                body = echo.changed(rng, steps[at][6:])
                 opcode = rng.choice([steps[at], other])[:2]
                 steps[at] = opcode + struct.pack("<I", len(body)) + body
     if rng.random() < 0.2:
@@ -213,22 +142,22 @@ def _mutants(rng, seeds, parts, count):
         else:
             data = rng.choice(seeds)
             for _ in range(rng.choice([1, 1, 1, 2, 4])):
-                data = _change_bytes(rng, data)
+                data = echo.changed(rng, data)
             yield data
 
 
-@pytest.mark.parametrize("number", range(ROUNDS))
-def test_of_mutants_both_take_the_same(echo, number):
+@pytest.mark.parametrize("number", range(echo.ROUNDS))
+def test_of_mutants_both_take_the_same(number):
     rng = random.Random(number)
     vectors = [path.read_bytes() for path in sorted((ROOT / "tests/vectors").glob("*.plan"))]
-    vectors += [path.read_bytes() for path in sorted((CRATE / "fuzz/corpus/plan").iterdir())]
-    good = [one.encoded for one in echo(arguments=["--arbitrary", str(number), "200"])]
+    vectors += [path.read_bytes() for path in sorted((echo.CRATE / "fuzz/corpus/plan").iterdir())]
+    good = [one.encoded for one in echo.ask(arguments=["--arbitrary", str(number), "200"])]
     # The longest vectors say little, and cost most.
     seeds = [data for data in vectors if len(data) < 8192] + good
     parts = [_head_and_steps(data) for data in seeds if answer(data).accepted]
     mutants = [*vectors, *_mutants(rng, seeds, parts, MUTANTS)]
     accepted, found = 0, []
-    for data, there in zip(mutants, echo(mutants), strict=True):
+    for data, there in zip(mutants, echo.ask(mutants), strict=True):
         here = answer(data)
         accepted += here.accepted
         found += disagreements(data, here, there)
