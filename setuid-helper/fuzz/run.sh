@@ -28,5 +28,5 @@ for target in "$@"; do
     nice "$program" -max_total_time="$seconds" -artifact_prefix=target/artifacts/"$target"- -print_final_stats=1 \
         -max_len=4096 -timeout=10 -rss_limit_mb=2048 -verbosity=1 "$found" corpus/"$target" $seeds 2>target/"$target".log ||
         { tail -n 30 target/"$target".log >&2; exit 1; }
-    grep -E 'DONE|^stat::(number|average|peak)' target/"$target".log
+    grep -aE 'DONE|^stat::(number|average|peak)' target/"$target".log
 done
