@@ -112,8 +112,7 @@ def _digest(images: Store, fd: int, label: str) -> str:
     status = os.fstat(fd)
     if stat.S_ISDIR(status.st_mode):
         return "-"
-    known = digests.recall(images.digests, status)
-    return (known.digest if known else digests.of_file(fd, label)[0]).decode()
+    return (images.known_digest(fd) or digests.of_file(fd, label)[0]).decode()
 
 
 def check_bases(where: Home, layers: "list[Opened]") -> None:
@@ -121,11 +120,9 @@ def check_bases(where: Home, layers: "list[Opened]") -> None:
     with Store(where.fd) as images:
         beneath: list[str] = []
         for layer in layers:
-            base = ""
-            if layer.status is not None and (known := digests.recall(images.digests, layer.status)) is not None:
-                base, digest = images.about(known.digest).base, known.digest.decode()
-            else:
-                digest = "-"
+            known = None if layer.is_directory else images.known_digest(layer.fd)
+            base = images.about(known).base if known else ""
+            digest = known.decode() if known else "-"
             if base and base.split() != beneath:
                 warn(f"the layer sha256:{digest[:12]} was saved on other images than it is stacked on here")
             beneath.append(digest)

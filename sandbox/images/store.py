@@ -146,11 +146,8 @@ class Store:
 
         A disk that rots touches no times: what a mount would stumble over is compared each time.
         """
-        with contextlib.suppress(OSError):
-            state = _state(fd)
-            known = digests.recall(self.digests, os.fstat(fd), suffix=_OWN, state=state)
-            if known is not None:
-                return known.digest == digest
+        if (known := self._recall(fd)) is not None:
+            return known == digest
         with contextlib.suppress(ArchiveError, SourceError):
             if formats.detect(fd, label) is Kind.SQUASHFS:
                 found, _, settled = digests.of_file(fd, label)
@@ -158,6 +155,19 @@ class Store:
                     self.remember(fd, digest)
                 return found == digest
         return False
+
+    def _recall(self, fd: int) -> bytes | None:
+        with contextlib.suppress(OSError):
+            known = digests.recall(self.digests, os.fstat(fd), suffix=_OWN, state=_state(fd))
+            return known.digest if known else None
+        return None
+
+    def known_digest(self, fd: int) -> bytes | None:
+        """Of an image of the store, or of a source that was read before: without reading either again."""
+        if (own := self._recall(fd)) is not None:
+            return own
+        known = digests.recall(self.digests, os.fstat(fd))
+        return known.digest if known else None
 
     def remember(self, fd: int, digest: bytes) -> None:
         """That the file was read, and is what it should be."""
