@@ -135,8 +135,8 @@ def _detach(home_fd: int) -> int:
         os.nice(19)
         import prctl
 
+        # Not set_proctitle: it looks for the arguments beside environ, and crashes when a variable was set since.
         prctl.set_name(NAME)
-        prctl.set_proctitle(NAME)
     with contextlib.suppress(Exception):
         import psutil
 
