@@ -1,27 +1,16 @@
 """A hostile neighbour of the same launch: components that change while the sandbox is being set up."""
 
-import contextlib
 import os
-import subprocess
-import sys
-import time
 
 import pytest
 
 from tests.support import archives
 from tests.support.archives import Entry
 from tests.support.modes import native_engine
+from tests.support.racing import swapping
 
 TREE = [Entry("marker", b"x")]
 LAUNCHES = int(os.environ.get("SANDBOX_SOAK", "1")) * 25
-
-SWAPPER = """
-import ctypes, sys
-libc = ctypes.CDLL(None)
-one, other = (path.encode() for path in sys.argv[1:3])
-while True:
-    libc.renameat2(-100, one, -100, other, 2)
-"""
 
 
 @pytest.fixture(params=["python", "native"])
@@ -29,20 +18,6 @@ def engine(request):
     if request.param == "native" and native_engine() is None:
         pytest.skip("the native engine was not built here (no cargo)")
     return request.param
-
-
-@contextlib.contextmanager
-def swapping(one, other):
-    """A process that exchanges two names as fast as it can (renameat2 with RENAME_EXCHANGE)."""
-    # As root, whoever launches: the interpreter of the suite may be out of the account's reach.
-    process = subprocess.Popen([sys.executable, "-c", SWAPPER, str(one), str(other)])
-    try:
-        time.sleep(0.3)
-        assert process.poll() is None
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_a_mount_point_that_is_swapped_for_a_link(run_sandbox, who, area, engine):

@@ -1,16 +1,14 @@
 """Symlink policies: links in a tree are kept and never followed out of it by us; with `deny` not at all."""
 
-import contextlib
 import os
 import subprocess
-import sys
-import time
 
 import pytest
 
 from tests.support import archives
 from tests.support.archives import Entry
 from tests.support.modes import native_engine
+from tests.support.racing import swapping
 
 LINKS = {
     "absolute": "/etc/passwd",
@@ -115,27 +113,6 @@ def test_a_mount_point_in_a_tree_stays_in_it(run_sandbox, who, engine, area, nam
             assert len(done.stderr.splitlines()) == 1
             assert os.listdir(where / "outside") == [], "setup wrote where a link of the image led"
     assert not os.path.exists("/etc/new")
-
-
-SWAPPER = """
-import ctypes, sys
-libc = ctypes.CDLL(None)
-one, other = (path.encode() for path in sys.argv[1:3])
-while True:
-    libc.renameat2(-100, one, -100, other, 2)
-"""
-
-
-@contextlib.contextmanager
-def swapping(one, other):
-    process = subprocess.Popen([sys.executable, "-c", SWAPPER, str(one), str(other)])
-    try:
-        time.sleep(0.2)
-        assert process.poll() is None
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_a_link_swapped_while_it_is_the_working_directory(run_sandbox, who, engine, area):

@@ -10,6 +10,7 @@ setuid     the setuid helper, installed in such a namespace
 killing    a process killed at its N-th system call
 no_tmpfile a process for which no file system knows O_TMPFILE, or flock
 plans      arbitrary valid plans, for properties
+racing     a process that swaps two names while they are used
 echo       what the native parsers make of bytes
 mutations  which lines of a module change the filesystem
 launcher   a native program started with plans that a test writes
