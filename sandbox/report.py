@@ -123,27 +123,16 @@ class Reporter:
 
 
 def _image(tree: Opened, home_fd: int) -> dict[str, Any]:
-    digest = None if tree.is_directory else "sha256:" + _digest(tree, home_fd).decode()
+    from sandbox.images.store import Store
+
+    with Store(home_fd) as images:
+        digest = None if tree.is_directory else "sha256:" + images.digest_of(tree.fd, tree.label).decode()
     return {
         "name": os.fsdecode(tree.name),
         "source": os.fsdecode(os.path.abspath(tree.path)),
         "use": tree.kind.value,
         "digest": digest,
     }
-
-
-def _digest(tree: Opened, home_fd: int) -> bytes:
-    """As the cache remembers it for a file that has not changed."""
-    from sandbox.images import digests
-
-    assert tree.status is not None
-    with fsops.closing(fsops.make_dir(home_fd, b"digests")) as memory:
-        if (known := digests.recall(memory, tree.status)) is not None:
-            return known.digest
-        digest, status, settled = digests.of_file(tree.fd, tree.label)
-        if settled:
-            digests.remember(memory, status, digests.Remembered(digest, b"", b""))
-        return digest
 
 
 def _mounts(plan: Plan) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from sandbox import fsops, sources
 from sandbox.engine import Launch, Result
 from sandbox.errors import SandboxError, SourceError, printable, reason, warn
 from sandbox.home import Home
-from sandbox.images import digests, names, store
+from sandbox.images import names, store
 from sandbox.images.store import Store
 from sandbox.plan import Mode, Plan, Source
 from sandbox.record import Record
@@ -112,7 +112,7 @@ def _digest(images: Store, fd: int, label: str) -> str:
     status = os.fstat(fd)
     if stat.S_ISDIR(status.st_mode):
         return "-"
-    return (images.known_digest(fd) or digests.of_file(fd, label)[0]).decode()
+    return images.digest_of(fd, label).decode()
 
 
 def check_bases(where: Home, layers: "list[Opened]") -> None:

@@ -169,6 +169,15 @@ class Store:
         known = digests.recall(self.digests, os.fstat(fd))
         return known.digest if known else None
 
+    def digest_of(self, fd: int, label: str) -> bytes:
+        """The same, read and remembered where it is not known. Raises SourceError."""
+        if (known := self.known_digest(fd)) is not None:
+            return known
+        digest, status, settled = digests.of_file(fd, label)
+        if settled:
+            digests.remember(self.digests, status, digests.Remembered(digest, b"", b""))
+        return digest
+
     def remember(self, fd: int, digest: bytes) -> None:
         """That the file was read, and is what it should be."""
         with contextlib.suppress(OSError):
