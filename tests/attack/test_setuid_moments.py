@@ -113,7 +113,8 @@ for turn in range(150):
         for what in ('mem', 'environ', 'maps', 'fd', 'root/etc', 'cwd/.', 'ns/mnt'):
             try: opened += os.open(f'/proc/{pid}/{what}', os.O_RDONLY) > 0
             except OSError: pass
-        try: still = open(f'/proc/{pid}/comm').read() == name
+        # One that has ended in the meantime opens, and is empty; so does one that became the command.
+        try: still = open(f'/proc/{pid}/comm').read() == name and 'VmSize' in open(f'/proc/{pid}/status').read()
         except OSError: still = False
         got += still and (attached or opened > 0)
     for pid in pids:
