@@ -173,12 +173,6 @@ def boot_id() -> str:
         return file.read().strip()
 
 
-def start_time(pid: int) -> int:
-    """Clock ticks after boot when the process started: field 22 of /proc/PID/stat (proc(5))."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return int(file.read().rpartition(b")")[2].split()[19])
-
-
 class RunRecord:
     """The record and procdir of one run. Locked as long as it is open."""
 
@@ -240,7 +234,8 @@ def new_record(home: Home, command: tuple[bytes, ...], mode: str, scratch_parent
         "boot_id": boot_id(),
         "pid_namespace": os.stat("/proc/self/ns/pid").st_ino,
         "pid": os.getpid(),
-        "start_time": start_time(os.getpid()),
+        # As field 22 of /proc/PID/stat counts (proc(5)): hundredths of a second since boot.
+        "start_time": time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 10_000_000,
         "command": [os.fsdecode(word) for word in command],
         "mode": mode,
     }

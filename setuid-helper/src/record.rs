@@ -7,18 +7,23 @@ use crate::json::{quote, quote_list};
 use crate::plan::{Plan, Step};
 use crate::prelude::*;
 use crate::scratch;
+use crate::sys;
 use core::ffi::CStr;
 use core::fmt::Write;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, linkat, mkdirat, openat, renameat_with, stat,
-    unlinkat,
+    AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, linkat, mkdirat, openat, renameat_with, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 /// Names that are tried: `<pid>`, `<pid>.1` and so on.
 const NAMES: u32 = 10_000;
+/// What the kernel counts the start of processes in: proc_pid_stat(5), time(7).
+const MILLISECONDS_PER_TICK: u128 = 10;
+/// Empty directories in the home that are the next runs' procdirs: to move one costs a tenth of making and removing one
+/// where directories have blocks of their own on a disk.
+const SPARE: [&str; 4] = ["spare-0", "spare-1", "spare-2", "spare-3"];
 
 /// This run on the host. Dropping it takes everything away again.
 pub struct Record<'h> {
@@ -53,7 +58,7 @@ impl Drop for Record<'_> {
             let _ = scratch::remove(path, &self.id);
         }
         // The record last: what is left behind must stay findable.
-        let _ = remove_dir(&self.home.procdirs, self.name.as_bytes());
+        put_procdir(self.home, &self.name);
         let _ = unlinkat(&self.home.records, &self.name, AtFlags::empty());
     }
 }
@@ -90,7 +95,9 @@ impl<'h> Draft<'h> {
             renameat_with(records, old, records, name, RenameFlags::NOREPLACE)?;
             self.temporary = None;
         } else {
-            linkat(CWD, proc_fd(&self.fd), records, name, AtFlags::SYMLINK_FOLLOW)?;
+            // By descriptor since Linux 6.10; what was looked up in /proc costs at the end of the process, too.
+            linkat(&self.fd, "", records, name, AtFlags::EMPTY_PATH)
+                .or_else(|_| linkat(CWD, proc_fd(&self.fd), records, name, AtFlags::SYMLINK_FOLLOW))?;
         }
         self.name = Some(name.to_owned());
         Ok(())
@@ -107,13 +114,34 @@ fn claim(home: &Home, mut draft: Draft, path: &[u8]) -> Outcome<(String, OwnedFd
             Err(Errno::EXIST) => continue,
             Err(error) => return Err(undo(&draft, Failure::os("make a run record in", path, error))),
         }
-        match mkdirat(&home.procdirs, &name, Mode::RWXU) {
+        match take_procdir(home, &name) {
             Ok(()) => return Ok((name, draft.fd)),
             Err(Errno::EXIST) => {}
             Err(error) => return Err(undo(&draft, Failure::os("make a procdir in", path, error))),
         }
     }
     Err(undo(&draft, Failure::new("no name is free for the run").hint("remove what is left in procdirs/ and records/")))
+}
+
+/// An empty directory of this name, which nothing had.
+fn take_procdir(home: &Home, name: &str) -> Result<(), Errno> {
+    for spare in SPARE {
+        // With the slash it is a directory or nothing.
+        match renameat_with(&home.fd, format!("{spare}/"), &home.procdirs, name, RenameFlags::NOREPLACE) {
+            Err(Errno::EXIST) => return Err(Errno::EXIST),
+            Err(_) => {}
+            Ok(()) => return Ok(()),
+        }
+    }
+    mkdirat(&home.procdirs, name, Mode::RWXU)
+}
+
+/// Whoever should still have something mounted on it keeps that, which removing would detach.
+fn put_procdir(home: &Home, name: &str) {
+    let put = |spare: &&str| renameat_with(&home.procdirs, name, &home.fd, *spare, RenameFlags::NOREPLACE).is_ok();
+    if !SPARE.iter().any(put) {
+        let _ = remove_dir(&home.procdirs, name.as_bytes());
+    }
 }
 
 fn undo(draft: &Draft, failure: Failure) -> Failure {
@@ -135,8 +163,8 @@ fn random_id() -> Outcome<String> {
 
 /// The record's text, one line of JSON.
 fn describe(plan: &Plan, command: &[&CStr], id: &str, scratch: &[Vec<u8>]) -> Outcome<String> {
-    let namespace = stat("/proc/self/ns/pid").doing("look at", b"/proc/self/ns/pid")?.st_ino;
-    let (pid, start_time) = (rustix::process::getpid(), start_time()?);
+    let namespace = sys::pid_namespace().doing("look at the pid namespace", b"")?;
+    let (pid, start_time) = (rustix::process::getpid(), sys::since_boot().as_millis() / MILLISECONDS_PER_TICK);
     let mut text = format!("{{\"id\": \"{id}\", \"host\": ");
     quote(&mut text, rustix::system::uname().nodename().to_bytes());
     let _ = write!(text, ", \"boot_id\": \"{}\", \"pid_namespace\": {namespace}", boot_id()?);
@@ -154,15 +182,6 @@ pub fn boot_id() -> Outcome<String> {
     let path = "/proc/sys/kernel/random/boot_id";
     let text = read_start(path, 64)?;
     Ok(text.trim_ascii().iter().map(|byte| *byte as char).collect())
-}
-
-/// Clock ticks from boot to the start of this process: field 22 of proc_pid_stat(5).
-fn start_time() -> Outcome<u64> {
-    let text = read_start("/proc/self/stat", 1024)?;
-    let after_name = text.rsplit(|byte| *byte == b')').next().unwrap_or_default();
-    let field = after_name.split(|byte| *byte == b' ').filter(|field| !field.is_empty()).nth(19);
-    let number = field.and_then(|field| core::str::from_utf8(field).ok()).and_then(|field| field.parse().ok());
-    number.ok_or_else(|| Failure::new("cannot make sense of /proc/self/stat"))
 }
 
 fn read_start(path: &str, limit: usize) -> Outcome<Vec<u8>> {

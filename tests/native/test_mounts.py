@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -115,12 +116,31 @@ def test_records(native):
     assert facts["command"][-1] == 'a\nb"\u00e9'
     assert (facts["pid"], facts["mode"], facts["scratch"]) == (process.pid, native.mode.name.lower(), [])
     fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-    assert facts["start_time"] == int(fields[19])
+    assert int(fields[19]) <= facts["start_time"] <= time.clock_gettime(time.CLOCK_BOOTTIME) * 100
     native.check(native.plan(), "true", "")  # cleans nothing that lives
     assert os.listdir(native.home / "procdirs") == [name]
     process.terminate()
     process.communicate()
     assert process.returncode == -signal.SIGTERM
+
+
+def test_spare_procdirs(native):
+    """The next run's procdir is the last one's directory; what else has the name of a spare one harms nobody."""
+    spare = native.home / "spare-0"
+    native.check(native.plan(), "true", "")
+    first = spare.stat().st_ino
+    process = native.start(native.plan(), "sh", "-c", "echo ready; read x", stdin=subprocess.PIPE)
+    process.stdout.readline()
+    (procdir,) = (native.home / "procdirs").iterdir()
+    assert (procdir.stat().st_ino, spare.exists()) == (first, False)
+    native.check(native.plan(), "true", "")  # it finds no spare one, and leaves one
+    process.communicate("\n")
+    assert [(native.home / f"spare-{number}").exists() for number in range(3)] == [True, True, False]
+    for odd in (lambda: spare.write_text("x"), lambda: spare.symlink_to("/etc")):
+        spare.unlink() if spare.is_file() else spare.rmdir()
+        odd()
+        native.check(native.plan(), "true", "")
+    assert os.listdir(native.home / "procdirs") == []
 
 
 @only("root", "userns", "root-userns")

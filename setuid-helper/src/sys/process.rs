@@ -1,13 +1,18 @@
 //! fork(2), execve(2), and the end of a process.
 
-use super::raw::{output, syscall};
+use super::raw::{number, output, syscall};
 use crate::prelude::*;
 use core::ffi::{CStr, c_char};
 use core::marker::PhantomData;
 use core::ptr::null;
 use core::time::Duration;
+use rustix::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use rustix::fs::{fstat, stat};
 use rustix::io::Errno;
-use rustix::process::Pid;
+use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
+
+/// linux/pidfd.h
+const PIDFD_GET_PID_NAMESPACE: usize = 0xff05;
 
 /// Which of the two processes this is.
 pub enum Forked {
@@ -74,11 +79,29 @@ pub fn wall_clock() -> Duration {
     clock(libc::CLOCK_REALTIME)
 }
 
+/// Time since the machine started, asleep or not (CLOCK_BOOTTIME).
+pub fn since_boot() -> Duration {
+    clock(libc::CLOCK_BOOTTIME)
+}
+
 fn clock(which: i32) -> Duration {
     let mut time = [0u64; 2];
     // SAFETY: the kernel fills in a struct timespec, which is two 64-bit numbers.
     let _ = unsafe { syscall(libc::SYS_clock_gettime, [which as usize, output(&mut time)]) };
     Duration::new(time[0], time[1] as u32)
+}
+
+/// The inode number of this process's pid namespace. From its pidfd (Linux 6.11): every name that is looked up in
+/// `/proc/self` has to be found and thrown away again when the process ends.
+pub fn pid_namespace() -> Result<u64, Errno> {
+    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
+    // SAFETY: no pointers; this ioctl takes no argument.
+    match unsafe { syscall(libc::SYS_ioctl, [number(own.as_fd()), PIDFD_GET_PID_NAMESPACE, 0]) } {
+        // SAFETY: it was just made, and nobody else knows it.
+        Ok(fd) => fstat(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }),
+        Err(_) => stat("/proc/self/ns/pid"),
+    }
+    .map(|status| status.st_ino)
 }
 
 /// A child that something happened to.
