@@ -124,7 +124,7 @@ tarfile.open(fileobj=out, mode="w").close()
 source = os.memfd_create("tar")
 os.write(source, out.getvalue())
 image = os.memfd_create("image")
-convert.build_image(source, Kind.TAR, image, label="x", max_unpacked=1 << 20, uid=0, gid=0)
+convert.build_image(convert.Output(image, "x", 1 << 20, 0, 0), source, Kind.TAR)
 data = os.pread(image, 1 << 20, 0)
 os.fsync = lambda fd: None
 with Store(os.open(home, os.O_RDONLY)) as images:

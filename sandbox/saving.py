@@ -86,17 +86,8 @@ def _pack(images: Store, save: Save, plan: Plan, made: Draft, slot: int, materia
             upper = stack.enter_context(fsops.closing(fsops.open_path(made.fd, b"%d/upper" % slot)))
             out = stack.enter_context(fsops.Draft(images.cache))
             store.hold(out.fd, shared=False)
-            convert.build_from_layers(
-                layers,
-                upper,
-                out.fd,
-                flat=save.full,
-                opaque=_OPAQUE[plan.mode],
-                label=label,
-                max_unpacked=limit,
-                uid=plan.uid,
-                gid=plan.gid,
-            )
+            image = convert.Output(out.fd, label, limit, plan.uid, plan.gid)
+            convert.build_from_layers(image, layers, upper, flat=save.full, opaque=_OPAQUE[plan.mode])
             base = "" if save.full else " ".join(_digest(images, fd, material.tree.label) for fd in layers)
             return images.publish(out, "saved: " + material.tree.label, base=base)
     except OSError as error:

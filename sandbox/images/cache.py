@@ -65,16 +65,8 @@ class Cache(Store):
                 if inner_kind is Kind.SQUASHFS and kind is not Kind.SQUASHFS:
                     fsops.copy_file(inner, out)
                     return
-                convert.build_image(
-                    inner,
-                    inner_kind,
-                    out,
-                    label=label,
-                    fast=compression == FAST,
-                    max_unpacked=max_unpacked,
-                    uid=uid,
-                    gid=gid,
-                )
+                made = convert.Output(out, label, max_unpacked, uid, gid, fast=compression == FAST)
+                convert.build_image(made, inner, inner_kind)
 
         return self._find_or_make(_Job(key, IMAGE, label, None, build), fd)
 
@@ -112,10 +104,8 @@ class Cache(Store):
         def build(out: int) -> None:
             from sandbox.images import convert
 
-            fast = compression == FAST
-            convert.build_image_from_dir(
-                dir_fd, out, label=label, fast=fast, max_unpacked=max_unpacked, uid=uid, gid=gid
-            )
+            made = convert.Output(out, label, max_unpacked, uid, gid, fast=compression == FAST)
+            convert.build_image_from_dir(made, dir_fd)
             self._unchanged(dir_fd, state, label)
 
         return self._find_or_make(_Job(known.key, IMAGE, label, None, build), None)

@@ -3,14 +3,14 @@
 Neither program follows a symlink: what is shown is in the image.
 """
 
-import contextlib
 import os
 import re
 import subprocess
-from typing import BinaryIO, NamedTuple
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 from sandbox.errors import SourceError, printable
-from sandbox.images import convert
+from sandbox.images import pipeline
 
 _LINE = re.compile(rb"(\S{10}) +(\d+)/(\d+) +(\d+) (.*)", re.DOTALL)
 
@@ -26,39 +26,30 @@ class Entry(NamedTuple):
     target: str
 
 
-def reader(fd: int, program: str, *options: str | bytes, out: int | BinaryIO, said: int) -> "subprocess.Popen[bytes]":
+def reader(
+    fd: int, program: str, *options: str | bytes, out: int, said: int
+) -> "AbstractContextManager[subprocess.Popen[bytes]]":
     """squashfs-tools-ng's `program` at the image `fd`, restrained, and dead when we are."""
     from sandbox.images.worker import find_program
 
-    argv = convert.restrained(find_program(program, "squashfs-tools-ng"))
-    return subprocess.Popen(
-        [*argv, *options, f"/proc/self/fd/{fd}"],
-        stdin=subprocess.DEVNULL,
-        stdout=out,
-        stderr=said,
-        pass_fds=(fd,),
-        env=convert.ENVIRONMENT,
-        cwd="/",
-    )
+    argv = pipeline.restrained(find_program(program, "squashfs-tools-ng"))
+    return pipeline.start([*argv, *options, f"/proc/self/fd/{fd}"], out=out, said=said, keep=(fd,))
 
 
 def cat(fd: int, path: bytes, label: str, out: int) -> None:
     """The file's content to the descriptor `out`. Raises SourceError."""
-    with convert.words() as said, convert.ending(reader(fd, "rdsquashfs", "-c", path, out=out, said=said)) as child:
+    with pipeline.words() as said, reader(fd, "rdsquashfs", "-c", path, out=out, said=said) as child:
         if child.wait() != 0:
-            raise _trouble(path, label, convert.text(said))
+            raise _trouble(path, label, pipeline.text(said))
 
 
 def listing(fd: int, path: bytes, label: str) -> list[Entry]:
     """The entries of a directory, or the one that is no directory. Raises SourceError."""
-    with contextlib.ExitStack() as stack:
-        said = stack.enter_context(convert.words())
-        child = stack.enter_context(
-            convert.ending(reader(fd, "rdsquashfs", "-l", path or b"/", out=subprocess.PIPE, said=said))
-        )
+    pipe = subprocess.PIPE
+    with pipeline.words() as said, reader(fd, "rdsquashfs", "-l", path or b"/", out=pipe, said=said) as child:
         lines, _ = child.communicate()
         if child.returncode != 0:
-            raise _trouble(path, label, convert.text(said))
+            raise _trouble(path, label, pipeline.text(said))
     return [_entry(match) for match in map(_LINE.fullmatch, _whole_lines(lines)) if match]
 
 

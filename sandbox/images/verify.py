@@ -7,7 +7,7 @@ import time
 from typing import NamedTuple, Self
 
 from sandbox.errors import SandboxError
-from sandbox.images import catalog, convert, digests, formats, inside, progress, store
+from sandbox.images import catalog, digests, formats, inside, pipeline, progress, store
 from sandbox.images.store import IMAGE, Store
 
 
@@ -74,10 +74,9 @@ class _Reading:
 
     def __init__(self, fd: int) -> None:
         self._stack = contextlib.ExitStack()
-        self._said = self._stack.enter_context(convert.words())
+        self._said = self._stack.enter_context(pipeline.words())
         null = subprocess.DEVNULL
-        child = inside.reader(fd, "sqfs2tar", "--no-xattr", out=null, said=self._said)
-        self._child = self._stack.enter_context(convert.ending(child))
+        self._child = self._stack.enter_context(inside.reader(fd, "sqfs2tar", "--no-xattr", out=null, said=self._said))
 
     def __enter__(self) -> Self:
         return self
@@ -88,4 +87,4 @@ class _Reading:
     def result(self) -> str:
         if self._child.wait() == 0:
             return ""
-        return f"not all of it can be read: {convert.text(self._said) or 'sqfs2tar failed'}"
+        return f"not all of it can be read: {pipeline.text(self._said) or 'sqfs2tar failed'}"

@@ -26,6 +26,20 @@ class Seen(NamedTuple):
 
 
 Tree = dict[bytes, Seen]
+Unpack = Callable[..., Tree]
+
+
+def unix(mode: int) -> Callable[[zipfile.ZipInfo], None]:
+    """Gives an entry of a zip the mode that Unix zips have."""
+
+    def change(info: zipfile.ZipInfo) -> None:
+        info.external_attr = mode << 16
+
+    return change
+
+
+def zst(data: bytes) -> bytes:
+    return subprocess.run(["zstd", "-c"], input=data, check=True, stdout=subprocess.PIPE).stdout
 
 
 def memory(data: bytes) -> int:

@@ -277,11 +277,10 @@ def test_builders_die_with_the_launcher(tmp_path: Path) -> None:
     script = """
 import os, sys, threading
 from sandbox.images import convert
-from sandbox.images.formats import Kind
 read, write = os.pipe()
 out = os.memfd_create("out")
 print("ready", flush=True)
-convert._build("unpack", read, out, "x", True, 1 << 20, 0, 0, None, 0)
+convert._build(convert.Output(out, "x", 1 << 20, 0, 0), "unpack", read)
 """
     launcher = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert launcher.stdout is not None
