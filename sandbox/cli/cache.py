@@ -97,9 +97,11 @@ def _remove(images: Store, args: argparse.Namespace) -> int:
             print(f"{len(found) - len(wanted)} images stay: names keep them (sandbox image rm)")
     else:
         wanted = [catalog.find(images.cache, name) for name in args.names]
-    for name in wanted:
-        catalog.remove(images, name, now=time.time())
+    outcome = catalog.remove_all(images, wanted)
+    for name in (name for name, failure in outcome.items() if failure is None):
         print(f"removed {name}")
+    for failure in filter(None, outcome.values()):
+        raise failure
     return 0
 
 

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -187,7 +186,7 @@ def _remove(args: argparse.Namespace, images: Store) -> int:
         for digest in sorted(doomed):
             name = (digest + IMAGE).decode()
             try:
-                catalog.remove(images, name, now=time.time())
+                catalog.remove(images, name)
                 print(f"removed sha256:{digest.decode()}")
             except catalog.InUseError as error:
                 if text.removeprefix(b"@").startswith(b"sha256:"):

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 
@@ -26,8 +25,7 @@ def attached(image_fd: int, locks_fd: int | None) -> Iterator[bytes]:
             yield path
         return
     status = os.fstat(image_fd)
-    with fsops.closing(fsops.open_lock(locks_fd, b"loop-%d-%d" % (status.st_dev, status.st_ino))) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with fsops.closing(fsops.open_locked(locks_fd, b"loop-%d-%d" % (status.st_dev, status.st_ino))) as lock:
         found = _find(status, remembered=os.read(lock, 32))
         fd, path = found or _attach(image_fd)
         with fsops.closing(fd):

@@ -91,6 +91,26 @@ def open_lock(parent: int, name: bytes, *, make: bool = True) -> int:
     return os.open(name, flags, 0o600, dir_fd=parent)
 
 
+def open_locked(parent: int, name: bytes) -> int:
+    """The file of that name, made if it is missing, with an exclusive lock on it.
+
+    Who removes lock files holds their lock: what was waited for may have no name any more, and locks nobody out.
+    """
+    import fcntl
+
+    while True:
+        fd = open_lock(parent, name)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if same_file(os.stat(name, dir_fd=parent, follow_symlinks=False), os.fstat(fd)):
+                    return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
 def append(parent: int, name: bytes, data: bytes) -> None:
     """Add to the end of a file, made if it is missing; never through a symlink, never into a FIFO."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -3,8 +3,9 @@
 import contextlib
 import errno
 import fcntl
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from sandbox import fsops
@@ -112,22 +113,38 @@ def find(cache: int, wanted: str) -> str:
     raise UsageError(f"cannot remove {shown}: {problem} {shown}", hint="see sandbox cache ls")
 
 
-def remove(images: Store, name: str, *, now: float, idle_for: float = 0.0) -> None:
-    """Take the entry out, whole. Raises InUseError while it is built, used, named, or used less than `idle_for`
-    seconds ago."""
+def remove(images: Store, name: str) -> None:
+    """Take the entry out, whole. Raises InUseError while it is built, used or named."""
+    for failure in remove_all(images, [name]).values():
+        if failure is not None:
+            raise failure
+
+
+def remove_all(images: Store, wanted: Sequence[str]) -> dict[str, SandboxError | None]:
+    """The same of several, in one change of the names, and why some did not go."""
+    outcome: dict[str, SandboxError | None] = {}
+    doomed: list[bytes | None] = []
     with images.changing_names():
-        named = os.fsencode(name).removesuffix(IMAGE) in names.kept(images)
-        doomed = None if named else detach(images, name, now=now, idle_for=idle_for)
-    if named:
-        hint = "sandbox image ls and history show by which; sandbox image rm NAME"
-        raise InUseError(f"cannot remove {name}: a name keeps it", hint=hint)
-    dispose(images, doomed)
+        kept = names.kept(images)
+        for name in wanted:
+            try:
+                if os.fsencode(name).removesuffix(IMAGE) in kept:
+                    hint = "sandbox image ls and history show by which; sandbox image rm NAME"
+                    raise InUseError(f"cannot remove {name}: a name keeps it", hint=hint)
+                doomed.append(detach(images, name))
+                outcome[name] = None
+            except SandboxError as error:
+                outcome[name] = error
+    # Nobody who names an image waits for the removal of large files.
+    for one in doomed:
+        dispose(images, one)
+    return outcome
 
 
-def detach(images: Store, name: str, *, now: float, idle_for: float = 0.0) -> bytes | None:
+def detach(images: Store, name: str, *, before: float = math.inf) -> bytes | None:
     """Make the entry unfindable, in a block of `changing_names` in which it was seen to be nameless.
 
-    What `dispose` then removes. Raises InUseError.
+    What `dispose` then removes. Raises InUseError while it is built or used, or when it was used since `before`.
     """
     raw = os.fsencode(name)
     cache, key = images.cache, raw.partition(b".")[0]
@@ -135,11 +152,11 @@ def detach(images: Store, name: str, *, now: float, idle_for: float = 0.0) -> by
     with _not_being_built(images.locks, key):
         try:
             with _unused(cache, raw):
-                _check_idle(cache, key, now, idle_for)
+                _check_idle(cache, key, before)
                 fsops.move_new(cache, raw, cache, doomed)
                 try:
                     # Again: who found it before the rename has counted the use by now, or will find nothing.
-                    _check_idle(cache, key, now, idle_for)
+                    _check_idle(cache, key, before)
                 except InUseError:
                     fsops.move_new(cache, doomed, cache, raw)
                     raise
@@ -187,17 +204,15 @@ def _unused(cache: int, name: bytes) -> Iterator[None]:
         yield
 
 
-def _check_idle(cache: int, key: bytes, now: float, idle_for: float) -> None:
-    if not idle_for:
-        return
+def _check_idle(cache: int, key: bytes, before: float) -> None:
     with contextlib.suppress(FileNotFoundError):
         status = os.stat(key + USES, dir_fd=cache, follow_symlinks=False)
-        if now - status.st_mtime < idle_for:
+        if status.st_mtime > before:
             raise InUseError(f"cannot remove {key.decode()}: it was used a moment ago")
 
 
 def remove_leftovers(images: Store, *, before: float) -> int:
-    """Half-built things, and notes without an image, not touched since `before`. Their number."""
+    """Half-built things, notes without an image, locks that nobody holds; not touched since `before`. Their number."""
     cache, locks = images.cache, images.locks
     listed = fsops.names(cache)  # what comes while we are at it is not older than `before`
     there = {name.removesuffix(IMAGE) for name in listed if name.endswith(IMAGE)}
@@ -209,6 +224,7 @@ def remove_leftovers(images: Store, *, before: float) -> int:
         if name.endswith((USES, ABOUT)) and name.partition(b".")[0] not in present:
             removed += fsops.remove_abandoned(cache, name, before=before)
     for name in fsops.names(locks):
-        if name.startswith(b"build-"):
+        # A loop device is found without its lock as well, by looking at all of them.
+        if name.startswith((b"build-", b"loop-")):
             removed += fsops.remove_abandoned(locks, name, before=before)
     return removed

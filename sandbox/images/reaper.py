@@ -196,7 +196,7 @@ def _evict(images: "Store", now: float, max_age_days: float, max_bytes: int | No
                 continue
             with contextlib.suppress(SandboxError, OSError):
                 name = image.name.decode()
-                doomed.append(catalog.detach(images, name, now=now, idle_for=catalog.RECENT_SECONDS))
+                doomed.append(catalog.detach(images, name, before=now - catalog.RECENT_SECONDS))
                 evicted.append(name)
                 freed += image.size
     # Nobody who names an image waits for the removal of large files.

@@ -3,10 +3,9 @@
 import contextlib
 import os
 import subprocess
-import time
 from typing import NamedTuple, Self
 
-from sandbox.errors import SandboxError
+from sandbox.errors import ArchiveError, HostError, SandboxError, SourceError
 from sandbox.images import catalog, digests, formats, inside, pipeline, progress, store
 from sandbox.images.store import IMAGE, Store
 
@@ -20,12 +19,12 @@ class Verdict(NamedTuple):
 
 
 def verify(images: Store, digest: bytes) -> Verdict | None:
-    """Read the image, whole, twice: as bytes and as files. None when it is gone. Raises SandboxError."""
+    """Read the image, whole, twice: as bytes and as files. None when it is gone. Raises HostError."""
     fd = _open(images, digest)
     if fd is None:
         return None
     try:
-        problem = check(fd, digest, f"sha256:{digest.decode()[:12]}")
+        problem = check(fd, f"sha256:{digest.decode()[:12]}", expected=digest).problem
         if not problem:
             images.remember(fd, digest)
     finally:
@@ -46,24 +45,35 @@ def _open(images: Store, digest: bytes) -> int | None:
 def _evict(images: Store, digest: bytes) -> bool:
     """False when a name keeps it or a sandbox uses it."""
     with contextlib.suppress(SandboxError):
-        catalog.remove(images, (digest + IMAGE).decode(), now=time.time())
+        catalog.remove(images, (digest + IMAGE).decode())
         return True
     return False
 
 
-def check(fd: int, digest: bytes, label: str) -> str:
-    """What is wrong with the image, or "". Its bytes are hashed while another process reads its files."""
+class Checked(NamedTuple):
+    """The digest of an image's bytes, and what is wrong with it, or ""."""
+
+    digest: bytes
+    problem: str
+
+
+def check(fd: int, label: str, *, expected: bytes = b"") -> Checked:
+    """Look at all of a file: its bytes are hashed while another process reads the files in it. `expected` is the digest
+    that it should have, if that is known.
+
+    Raises HostError when this host cannot tell: that is not the image's fault.
+    """
     bar = progress.on_terminal(f"verifying {label}", os.fstat(fd).st_size)
     try:
         if formats.detect(fd, label) is not formats.Kind.SQUASHFS:
-            return "it is no squashfs image"
+            return Checked(b"", "it is no squashfs image")
         with _Reading(fd) as reading:
             found = digests.of_file(fd, label, bar.update if bar else None)[0]
-            if found != digest:
-                return "its content is not what its digest says"
-            return reading.result()
-    except SandboxError as error:
-        return error.message
+            if expected and found != expected:
+                return Checked(found, "its content is not what its digest says")
+            return Checked(found, reading.result())
+    except (ArchiveError, SourceError) as error:
+        return Checked(b"", error.message)
     finally:
         if bar is not None:
             bar.close()
@@ -85,6 +95,8 @@ class _Reading:
         self._stack.close()
 
     def result(self) -> str:
-        if self._child.wait() == 0:
+        if (status := self._child.wait()) == 0:
             return ""
+        if status < 0:
+            raise HostError(f"cannot verify an image: sqfs2tar {pipeline.ended(status)}", hint="try again")
         return f"not all of it can be read: {pipeline.text(self._said) or 'sqfs2tar failed'}"

@@ -118,12 +118,12 @@ def delete(store):
 
 def remove_image(store):
     with image_store.Store(store.home_fd) as images:
-        catalog.remove(images, f"{OLD}.sfs", now=time.time())
+        catalog.remove(images, f"{OLD}.sfs")
 
 
 def remove_tree(store):
     with image_store.Store(store.home_fd) as images:
-        catalog.remove(images, f"{TREE}.tree", now=time.time())
+        catalog.remove(images, f"{TREE}.tree")
 
 
 def reap(store):

@@ -132,7 +132,7 @@ def reap_begin(fd):
 
 def catalog_remove(fd):
     with Store(fd) as images:
-        catalog.remove(images, (KEY + b".tree").decode(), now=0)
+        catalog.remove(images, (KEY + b".tree").decode())
 
 
 def a_kept_tree(fd):

@@ -80,7 +80,7 @@ def remove(where: Store) -> None:
     """As `sandbox image rm n`."""
     with image_store.Store(where.fd) as images:
         for digest in sorted(names.forget(images, b"n") - names.kept(images)):
-            catalog.remove(images, digest.decode() + ".sfs", now=time.time())
+            catalog.remove(images, digest.decode() + ".sfs")
 
 
 def build_kept(where: Store) -> None:

@@ -323,10 +323,10 @@ def test_removing(bench: Bench) -> None:
     assert all((one.uses, one.source) == (1, "test") and one.size > 0 for one in listed.values())
     for used in (image, tree):
         with pytest.raises(catalog.InUseError):
-            catalog.remove(store, used.name.decode(), now=time.time())
+            catalog.remove(store, used.name.decode())
         os.close(used.fd)
     for name in listed:
-        catalog.remove(store, catalog.find(cache, name[:10]), now=time.time())
+        catalog.remove(store, catalog.find(cache, name[:10]))
     assert bench.names() == []
     with pytest.raises(SandboxError, match="has no"):
         catalog.find(cache, "beef")

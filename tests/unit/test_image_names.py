@@ -143,7 +143,7 @@ def test_an_image_in_use_stays(shelf: Shelf) -> None:
     found = names.open_reference(shelf.images, b"@sha256:" + digest)
     assert shelf.reap() == set()
     with pytest.raises(catalog.InUseError):
-        catalog.remove(shelf.images, (digest + IMAGE).decode(), now=time.time())
+        catalog.remove(shelf.images, (digest + IMAGE).decode())
     os.close(found.fd)
     assert shelf.reap() == {digest.decode()}
 
@@ -151,7 +151,7 @@ def test_an_image_in_use_stays(shelf: Shelf) -> None:
 def test_a_named_image_is_not_removed_by_its_digest(shelf: Shelf) -> None:
     digest = shelf.build(b"1", b"n")
     with pytest.raises(catalog.InUseError, match="a name keeps it"):
-        catalog.remove(shelf.images, (digest + IMAGE).decode(), now=time.time())
+        catalog.remove(shelf.images, (digest + IMAGE).decode())
 
 
 def test_orphans_go_and_names_stay(shelf: Shelf) -> None:

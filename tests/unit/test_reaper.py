@@ -114,6 +114,19 @@ def test_leftovers_go_after_an_hour(home: Home) -> None:
     assert os.path.exists("/etc/passwd")
 
 
+def test_locks_go_that_nobody_holds(home: Home) -> None:
+    """Those of loop devices and of builds; not the reaper's own, nor that of the names."""
+    for name in ("loop-1-2", "loop-1-3", "build-" + "a" * 64, "names"):
+        (home.path / "locks" / name).write_bytes(b"7")
+    with open(home.path / "locks" / "loop-1-3") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        home.reap()
+        assert len(os.listdir(home.path / "locks")) == 5
+        home.now += 3700
+        home.reap()
+        assert sorted(os.listdir(home.path / "locks")) == ["loop-1-3", "names", "reaper"]
+
+
 def test_strangers_in_the_cache_stay(home: Home) -> None:
     (home.path / "cache" / "README").write_text("mine")
     home.now += 1000 * DAY

@@ -8,7 +8,7 @@ use crate::setuid::{NODE, Rights, image_lock, lock, lock_file, refused};
 use crate::sources::Sources;
 use crate::sys;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{CWD, Dir, FileType, FlockOperation, Mode, OFlags, flock, fstat, major, openat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, flock, fstat, major, openat, statat};
 use rustix::io::Errno;
 use rustix::process::getuid;
 
@@ -228,9 +228,16 @@ fn path_of(number: usize) -> String {
 fn own_lock(home: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
     let locks = make_dir(home, b"locks")?;
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let lock = openat(locks, name, flags, Mode::RUSR | Mode::WUSR)?;
-    flock(&lock, FlockOperation::LockExclusive)?;
-    Ok(lock)
+    loop {
+        let lock = openat(&locks, name, flags, Mode::RUSR | Mode::WUSR)?;
+        flock(&lock, FlockOperation::LockExclusive)?;
+        // The reaper may have removed what was waited for; then it locks nobody out.
+        match statat(&locks, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(there) if same_inode(&there, &fstat(&lock)?) => return Ok(lock),
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// A hint for the next run; without it that one searches.
