@@ -22,7 +22,6 @@ from typing import Any, NamedTuple, Self
 from sandbox import fsops
 from sandbox.errors import ArchiveError, HostError, SandboxError, SourceError, reason, warn
 from sandbox.images import digests, formats
-from sandbox.images.digests import Told
 from sandbox.images.formats import Kind
 
 IMAGE, TREE, USES, ABOUT = b".sfs", b".tree", b".uses", b".json"
@@ -192,10 +191,13 @@ class Store:
     # -- publishing -----------------------------------------------------------------------------------------------
 
     def publish(
-        self, draft: fsops.Draft, source: str, *, told: Told = None, created: str = "", base: str = ""
+        self, draft: fsops.Draft, source: str, *, digest: bytes = b"", created: str = "", base: str = ""
     ) -> bytes:
-        """Give a finished squashfs its place; its digest. What is there already stays, unless it is damaged."""
-        digest = digests.of_file(draft.fd, source, told)[0]
+        """Give a finished squashfs its place; its digest, which whoever has read the draft may know already.
+
+        What is there already stays, unless it is damaged.
+        """
+        digest = digest or digests.of_file(draft.fd, source)[0]
         hold(draft.fd, shared=True)
         about = describe(draft.fd, source, digest)
         self.note(digest, about._replace(created=created or about.created, base=base))

@@ -79,13 +79,10 @@ def _take(images: Store, fd: int, shown: str) -> bytes:
             raise SourceError(
                 f"cannot import {shown}: it is no squashfs image", hint="sandbox image build takes archives"
             )
-        digest = _digest(draft.fd, shown)
-        if about.digest and about.digest.encode() != digest:
-            raise SourceError(f"cannot import {shown}: its content is not what its digest says", hint="get it again")
-        if problem := verify.check(draft.fd, digest, shown):
-            raise SourceError(f"cannot import {shown}: {problem}")
-        images.publish(draft, about.source or shown, created=about.created)
-        return digest
+        digest, problem = verify.check(draft.fd, shown, expected=about.digest.encode())
+        if problem:
+            raise SourceError(f"cannot import {shown}: {problem}", hint="get it again")
+        return images.publish(draft, about.source or shown, digest=digest, created=about.created)
 
 
 def _note(fd: int, size: int, shown: str) -> tuple[About, int]:
