@@ -1,12 +1,14 @@
 """The environment of the command: the caller's, then --env-file, --env, --unset-env."""
 
+from collections.abc import Mapping
+
 from sandbox.errors import UsageError, printable, reason
 from sandbox.spec import Spec
 
 _HARMLESS = (b"HOME", b"LANG", b"LANGUAGE", b"LOGNAME", b"PATH", b"SHELL", b"TERM", b"TZ", b"USER")
 
 
-def build(spec: Spec, caller: dict[bytes, bytes]) -> dict[bytes, bytes]:
+def build(spec: Spec, caller: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """The command's environment. Raises UsageError for an unreadable file or a variable that is not set."""
     env = dict(caller) if spec.isolation == "none" else _scrubbed(spec, caller)
     for path in spec.env_files:
@@ -19,7 +21,7 @@ def build(spec: Spec, caller: dict[bytes, bytes]) -> dict[bytes, bytes]:
     return env
 
 
-def _scrubbed(spec: Spec, caller: dict[bytes, bytes]) -> dict[bytes, bytes]:
+def _scrubbed(spec: Spec, caller: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """What an isolated command sees of the caller's: nothing that could be a secret, unless --pass-env names it."""
     for name in spec.pass_env:
         if name not in caller:
@@ -28,7 +30,7 @@ def _scrubbed(spec: Spec, caller: dict[bytes, bytes]) -> dict[bytes, bytes]:
     return {name: value for name, value in caller.items() if name in kept or name.startswith(b"LC_")}
 
 
-def _apply(env: dict[bytes, bytes], item: bytes, caller: dict[bytes, bytes], *, where: str) -> None:
+def _apply(env: dict[bytes, bytes], item: bytes, caller: Mapping[bytes, bytes], *, where: str) -> None:
     name, equals, value = item.partition(b"=")
     if not name or any(blank in name for blank in b" \t"):
         raise UsageError(f"{where}: {printable(name)!r} is not a variable name", hint="NAME=VALUE, or NAME alone")

@@ -1,6 +1,7 @@
 """The isolating levels: what is hidden, what is private, and in which order a plan makes it so. Pure but for `look`."""
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sandbox.engine.syscalls import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWUTS
@@ -40,6 +41,9 @@ RUN_DIRECTORY = b"/run/sandbox"
 HOSTNAME = b"sandbox"
 # Above what distributions give out (systemd's uid ranges); the launcher's pid makes it one that nobody else has.
 _FIRST_UID = 0x70000000
+# The kernel gives out no higher pid: PID_MAX_LIMIT, proc_sys_kernel(5). Below the last uid there is room for 575 lanes.
+_PIDS = 1 << 22
+LANES = 500
 _SAFE = Attr.NOSUID | Attr.NODEV
 _LOCKED = _SAFE | Attr.READ_ONLY
 _SHARED_DIRECTORIES = (b"/tmp", b"/var/tmp")
@@ -67,16 +71,20 @@ class Surroundings(Record):
         return any(_is_below(path, top) for top in (*self.shared, *self.homes, self.home, b"/run", b"/dev", b"/proc"))
 
 
-def look(environ: dict[bytes, bytes], spec: Spec, mode: Mode, home: bytes) -> Surroundings:
+def look(environ: Mapping[bytes, bytes], spec: Spec, mode: Mode, home: bytes) -> Surroundings:
     """The surroundings on this host, without a workspace. `home` is the launcher's own directory, which is hidden."""
     shared = _real(_SHARED_DIRECTORIES)
     homes = _real(_HOMES)
     own = _real((environ.get(b"HOME", b""),))
     wanted = own[0] if (own and own[0].count(b"/") > 1) or own == (b"/root",) else RUN_DIRECTORY + b"/home"
-    return Surroundings(shared, homes, wanted, None, _ids(spec, mode), (*_HIDDEN, home))
+    return Surroundings(shared, homes, wanted, None, ids(spec, mode), (*_HIDDEN, home))
 
 
-def _ids(spec: Spec, mode: Mode) -> tuple[int, int] | None:
+def ids(spec: Spec, mode: Mode, lane: int = 0) -> tuple[int, int] | None:
+    """The command's uid and gid where they are not the caller's. One process's runs at the same time differ in `lane`.
+
+    Raises UsageError for a user that cannot be had.
+    """
     if spec.user is not None:
         if mode is not Mode.ROOT:
             raise UsageError("--user: only root can start a command as somebody else", hint="leave it out")
@@ -88,7 +96,7 @@ def _ids(spec: Spec, mode: Mode) -> tuple[int, int] | None:
             f"--isolation {spec.isolation} in mode {mode.name.lower()} would run as root's uid",
             hint="use --mode root, or start it as an ordinary user",
         )
-    number = _FIRST_UID + os.getpid()
+    number = _FIRST_UID + lane * _PIDS + os.getpid()
     return number, number
 
 

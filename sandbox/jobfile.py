@@ -249,9 +249,7 @@ class JobFile:
         """Raises UsageError for a file with mistakes, and for a name that it does not have."""
         self.refuse_problems()
         if name not in self.jobs:
-            hint = (
-                printable(_nearest(name, self.jobs)) or f"there are: {', '.join(map(printable, self.jobs)) or 'none'}"
-            )
+            hint = printable(nearest(name, self.jobs)) or f"there are: {', '.join(map(printable, self.jobs)) or 'none'}"
             raise UsageError(f"{self.name} has no job {printable(name)!r}", hint=hint)
         return self.jobs[name]
 
@@ -272,7 +270,7 @@ class JobFile:
 
     def _unknown(self, path: toml_lines.Path, known: Iterable[str], otherwise: str) -> None:
         key = path[-1]
-        hint = NOT_KEYS.get(key) or _nearest(key, known) or otherwise
+        hint = NOT_KEYS.get(key) or nearest(key, known) or otherwise
         message = f"{key} is for the command line only" if key in NOT_KEYS else f"unknown key {key}"
         self.problem(path, message, hint)
 
@@ -372,7 +370,7 @@ class JobFile:
         return tuple(self._text_of(here, word, "a list of strings", numeric=False) for word in value)
 
 
-def _nearest(key: str, known: Iterable[str]) -> str:
+def nearest(key: str, known: Iterable[str]) -> str:
     from difflib import get_close_matches
 
     close = get_close_matches(key[:100].lower().replace("_", "-"), list(known), 1)

@@ -1,7 +1,9 @@
 """One `sandbox run`, from Spec to Result: opens, asks the image services, compiles, hands over to an engine."""
 
 import contextlib
+import functools
 import os
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from sandbox import compiler, environment, fsops, home, host, sources, versions
@@ -33,32 +35,58 @@ class Prepared(Record):
     trees: list[Opened]
     materials: list[Material]
     draft: "saving.Draft | None" = None
+    surroundings: "Surroundings | None" = None
+    # The same plan for other surroundings.
+    recompile: "Callable[[Surroundings | None], Compiled] | None" = None
 
 
-def run(spec: Spec, environ: dict[bytes, bytes], *, say: Say, hint: Say) -> Result:
+class Calling(Record):
+    """What a program that starts a run adds to its spec: None is this process's own.
+
+    `cwd` and `environ` are the command's, an absolute path and the variables that options then change; `account` is a
+    descriptor for one more report.
+    """
+
+    cwd: bytes | None = None
+    environ: Mapping[bytes, bytes] | None = None
+    account: int | None = None
+
+
+def run(
+    spec: Spec,
+    environ: dict[bytes, bytes],
+    *,
+    say: Say,
+    hint: Say,
+    calling: Calling = Calling(),  # noqa: B008 (frozen)
+) -> Result:
     """Run the command of a spec. Raises SandboxError when it could not be started."""
-    if spec.report is None and spec.trace is None:
-        return _run(spec, environ, None, say=say, hint=hint)
+    if spec.report is None and spec.trace is None and calling.account is None:
+        return _run(spec, environ, None, calling, say=say, hint=hint)
     from sandbox.report import Reporter
 
-    with contextlib.closing(Reporter(spec.report, spec.trace, spec.command)) as reporter:
+    with contextlib.closing(Reporter(spec.report, spec.trace, spec.command, calling.account)) as reporter:
         try:
-            return _run(spec, environ, reporter, say=say, hint=hint)
+            return _run(spec, environ, reporter, calling, say=say, hint=hint)
         except BaseException as error:
             reporter.failed(error)
             raise
 
 
-def _run(spec: Spec, environ: dict[bytes, bytes], reporter: "Reporter | None", *, say: Say, hint: Say) -> Result:
+def _run(
+    spec: Spec, environ: dict[bytes, bytes], reporter: "Reporter | None", calling: Calling, *, say: Say, hint: Say
+) -> Result:
     with contextlib.ExitStack() as stack:
         # What is made for the run has the mode it is meant to have; the command gets the caller's umask.
         umask = os.umask(0)
         try:
-            prepared = prepare(spec, environ, stack, say=say, hint=hint)
+            prepared = prepare(spec, environ, stack, say=say, hint=hint, calling=calling)
         finally:
             os.umask(umask)
+        if calling.cwd is not None:
+            _enter(calling.cwd)
         plan = prepared.compiled.plan
-        engine = _engine(spec.engine, plan.mode)
+        engine = choose_engine(spec.engine, plan.mode)
         launch = prepared.launch
         if reporter is not None:
             reporter.phase("Prepare")
@@ -99,7 +127,14 @@ def _saved(spec: Spec, prepared: Prepared, result: Result) -> Result:
     return result
 
 
-def _engine(wanted: str, mode: Mode) -> str:
+def _enter(path: bytes) -> None:
+    try:
+        os.chdir(path)
+    except OSError as error:
+        raise UsageError(f"cannot work in {printable(path)}: {reason(error)}") from None
+
+
+def choose_engine(wanted: str, mode: Mode) -> str:
     """The engine to use. Raises HostError when the native one was asked for and is not there."""
     from sandbox.engine import native
 
@@ -124,16 +159,27 @@ def _start_reaper(spec: Spec, where: Home) -> None:
         reaper.maybe_start(where.fd, clean_records=home.clean_at)
 
 
+def choose_mode(spec: Spec, machine: host.Host) -> Mode:
+    """The mode of a run. Raises HostError when the one that is asked for cannot be had."""
+    # What the helper refuses for its power, a user namespace may still do.
+    helper = spec.engine != "python" and spec.scratch is None and not spec.saves
+    return host.choose_mode(spec.mode, machine, helper=helper)
+
+
 def prepare(
-    spec: Spec, environ: dict[bytes, bytes], stack: contextlib.ExitStack, *, say: Say, hint: Say, build: bool = True
+    spec: Spec,
+    environ: dict[bytes, bytes],
+    stack: contextlib.ExitStack,
+    *,
+    say: Say,
+    hint: Say,
+    build: bool = True,
+    calling: Calling = Calling(),  # noqa: B008 (frozen)
 ) -> Prepared:
     """Open everything and compile. Without `build` nothing is converted: the plan is for reading only."""
     validate(spec)
     machine = host.probe()
-    # What the helper refuses for its power, a user namespace may still do.
-    mode = host.choose_mode(
-        spec.mode, machine, helper=spec.engine != "python" and spec.scratch is None and not spec.saves
-    )
+    mode = choose_mode(spec, machine)
     if spec.allow_new_privs and mode is Mode.USERNS:
         raise UsageError(
             "--allow-new-privs: in a user namespace setuid programs gain nothing",
@@ -147,14 +193,16 @@ def prepare(
     where = _home(environ, stack, say) if any(map(_names_image, spec.trees)) else None
     opened = [_open_tree(tree, where, stack) for tree in spec.trees]
     sources.refuse_repeated(opened)
-    command_env = environment.build(spec, environ)
+    given = environ if calling.environ is None else calling.environ
+    cwd = _working_directory() if calling.cwd is None else calling.cwd
+    command_env = environment.build(spec, given)
     targets = _targets(opened, spec)
     where = where or _home(environ, stack, say)
     maker = Maker(spec, machine, mode, where, stack, say=say, hint=hint, build=build)
     materials = [maker.material(item) for item in opened]
     surroundings = None
     if spec.isolation != "none":
-        surroundings = _surroundings(spec, mode, where, environ, stack)
+        surroundings = _surroundings(spec, mode, where, given, cwd, stack)
         command_env[b"HOME"] = surroundings.home
     maker.show_hint()
     draft = None
@@ -162,7 +210,8 @@ def prepare(
         from sandbox import saving
 
         draft = saving.draft(spec, where, stack)
-    compiled = compiler.compile_plan(
+    recompile = functools.partial(
+        compiler.compile_plan,
         spec,
         machine,
         mode,
@@ -172,12 +221,14 @@ def prepare(
         scratch=_scratch(spec),
         cgroup=_cgroup(spec, build=build),
         programs=Programs(maker.fuse_program, maker.extract_argv, maker.copy_argv),
-        cwd=_working_directory(),
-        where=surroundings,
+        cwd=cwd,
         saving=None if draft is None else draft.source,
     )
+    compiled = recompile(where=surroundings)
     launch = Launch(spec.command, command_env, compiled.fds)
-    return Prepared(compiled, launch, where, opened, materials, draft)
+    return Prepared(
+        compiled, launch, where, opened, materials, draft, surroundings, lambda other: recompile(where=other)
+    )
 
 
 def _home(environ: dict[bytes, bytes], stack: contextlib.ExitStack, say: Say) -> Home:
@@ -241,16 +292,15 @@ def _filter(spec: Spec, where: Home) -> tuple[int, ...]:
 
 
 def _surroundings(
-    spec: Spec, mode: Mode, where: Home, environ: dict[bytes, bytes], stack: contextlib.ExitStack
+    spec: Spec, mode: Mode, where: Home, environ: Mapping[bytes, bytes], cwd: bytes, stack: contextlib.ExitStack
 ) -> "Surroundings":
     """What an isolating level needs to know of this host, and the working directory as its workspace."""
     from sandbox import isolation
 
     found = isolation.look(environ, spec, mode, where.path).replace(filter=_filter(spec, where))
-    cwd = _working_directory()
     if not isolation.can_be_workspace(cwd, found):
         return found
-    fd = stack.enter_context(fsops.closing(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
+    fd = stack.enter_context(fsops.closing(os.open(cwd, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
     kind = TreeKind.DYNAMIC if spec.workspace == "overlay" else TreeKind.STATIC
     tree = Opened(kind, cwd, cwd, fd, os.fstat(fd), None)
     source = sources.describe(cwd, os.fstat(fd))

@@ -49,13 +49,13 @@ class Outcome(Protocol):
 class Reporter:
     """What to tell of one run, and to whom."""
 
-    def __init__(self, report: bytes | None, trace: bytes | None, command: tuple[bytes, ...]) -> None:
+    def __init__(
+        self, report: bytes | None, trace: bytes | None, command: tuple[bytes, ...], account: int | None = None
+    ) -> None:
         self.origin_ns = self.last_ns = time.monotonic_ns()
         self.phases: list[Phase] = []
         self.targets: list[Target] = []
-        umask = os.umask(0)
-        os.umask(umask)
-        self.mode = 0o666 & ~umask
+        self.mode = 0o666
         self.head: dict[str, Any] = {
             "schema": SCHEMA,
             "sandbox": __version__,
@@ -68,13 +68,15 @@ class Reporter:
         for text, is_trace in ((report, False), (trace, True)):
             if text is not None:
                 self.targets.append(_open_target(text, is_trace=is_trace))
+        if any(target.name for target in self.targets):
+            self.mode &= ~_umask()
+        if account is not None:
+            # For whoever called, whatever else was asked for.
+            self.targets.append(Target(os.dup(account), b"", is_trace=False))
 
     def describe(self, plan: Plan, engine: str, level: str, trees: list[Opened], home_fd: int) -> None:
         """What the compiled plan says. Raises SourceError when an image changes while it is read."""
-        layers = [layer for tree in trees for layer in tree.layers]
-        images = [_image(layer, home_fd) for layer in layers if layer.status is not None]
-        facts = {"mode": plan.mode.name.lower(), "engine": engine, "level": level}
-        self.head |= {**facts, "images": images, "mounts": _mounts(plan)}
+        self.head |= description(plan, engine, level, trees, home_fd)
 
     def close(self) -> None:
         for target in self.targets:
@@ -120,6 +122,20 @@ class Reporter:
         with contextlib.suppress(SandboxError):
             self.phase("Fail")
             self.finish(_Failed(error))
+
+
+def description(plan: Plan, engine: str, level: str, trees: list[Opened], home_fd: int) -> dict[str, Any]:
+    """What a compiled plan says of every run of it. Raises SourceError when an image changes while it is read."""
+    layers = [layer for tree in trees for layer in tree.layers]
+    images = [_image(layer, home_fd) for layer in layers if layer.status is not None]
+    facts = {"mode": plan.mode.name.lower(), "engine": engine, "level": level}
+    return {**facts, "images": images, "mounts": _mounts(plan)}
+
+
+def _umask() -> int:
+    """From /proc (proc_pid_status(5), Linux 4.7): umask(2) can only be asked by changing it, for all threads."""
+    with open("/proc/self/status", "rb") as file:
+        return next(int(line.split()[1], 8) for line in file if line.startswith(b"Umask:"))
 
 
 def _image(tree: Opened, home_fd: int) -> dict[str, Any]:

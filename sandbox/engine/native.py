@@ -19,38 +19,49 @@ def available() -> bool:
 
 def run(plan: Plan, launch: Launch, version: int) -> NoReturn:
     """Become the engine, which launches, supervises, cleans up and ends like the command. Raises HostError."""
-    plan_fd = _memory("sandbox-plan", encode(plan, version))
-    env_fd = _memory("sandbox-env", b"".join(b"%s=%s\0" % item for item in launch.env.items()))
-    privileged = plan.mode is Mode.SETUID
-    program = _installed_helper() if privileged else _PROGRAM
-    argv = [program, "run", str(plan_fd), str(env_fd)]
-    for index, fd in launch.fds.items():
-        os.set_inheritable(fd, True)
-        argv.append(f"{index}={fd}")
+    plan_fd = memory("sandbox-plan", encode(plan, version))
+    env_fd = memory("sandbox-env", environment_block(launch.env))
+    reports = []
     if launch.report is not None:
-        for data, fd in launch.report.handed_over():
-            os.set_inheritable(fd, True)
-            argv.append(f"report={_memory('sandbox-report', data)},{fd}")
+        reports = [(memory("sandbox-report", data), fd) for data, fd in launch.report.handed_over()]
+    program, argv, given = command_line(plan.mode, plan_fd, env_fd, launch.fds, reports)
+    for fd in given:
+        os.set_inheritable(fd, True)
+    privileged = plan.mode is Mode.SETUID
     # Python ignores these two, and what is ignored stays so across exec.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:
         # The command's environment travels beside the plan; the setuid helper is to see nothing of the caller's.
         environ = {} if privileged else os.environb
-        os.execve(program, [*map(os.fsencode, argv), b"--", *launch.command], environ)
+        os.execve(program, [*argv, *launch.command], environ)
     except OSError as error:
         hint = "use --mode userns" if privileged else "--engine python"
         raise HostError(f"cannot start the native engine {program}: {reason(error)}", hint=hint) from None
 
 
-def _installed_helper() -> str:
-    from sandbox.setuid import HELPER
+def command_line(
+    mode: Mode, plan_fd: int, env_fd: int, sources: dict[int, int], reports: list[tuple[int, int]]
+) -> tuple[str, list[bytes], list[int]]:
+    """The program for a mode, its arguments up to the command's, and the descriptors that it is to inherit."""
+    program = _PROGRAM
+    if mode is Mode.SETUID:
+        from sandbox.setuid import HELPER as program  # noqa: N811
+    pairs = [f"{index}={fd}" for index, fd in sources.items()]
+    pairs += [f"report={meta},{out}" for meta, out in reports]
+    words = [program, "run", str(plan_fd), str(env_fd), *pairs, "--"]
+    given = [plan_fd, env_fd, *sources.values(), *(fd for pair in reports for fd in pair)]
+    return program, [os.fsencode(word) for word in words], given
 
-    return HELPER
+
+def environment_block(env: dict[bytes, bytes]) -> bytes:
+    """NUL-terminated `NAME=value` strings, as the engine reads them."""
+    return b"".join(b"%s=%s\0" % item for item in env.items())
 
 
-def _memory(name: str, data: bytes) -> int:
-    fd = os.memfd_create(name, 0)
+def memory(name: str, data: bytes) -> int:
+    """A descriptor of a new file in memory with this content, at its start; closed by the caller, or on exec."""
+    fd = os.memfd_create(name)
     with open(fd, "wb", closefd=False) as file:
         file.write(data)
     os.lseek(fd, 0, os.SEEK_SET)

@@ -47,7 +47,7 @@ class _Clock:
             self.deadline = time.monotonic() + _LOOK
             return
         self.is_up = True
-        _ask(_below())
+        _ask(below(os.getpid()))
         self.deadline = time.monotonic() + self.kill_after
 
 
@@ -137,7 +137,7 @@ def end_leftovers(account: Account) -> None:
     asked: set[int] = set()
     while _any_left(account):
         if time.monotonic() < deadline:
-            new = [pid for pid in _below() if pid not in asked]
+            new = [pid for pid in below(os.getpid()) if pid not in asked]
             asked.update(new)
             _ask(new)
         elif not _kill_below():
@@ -165,7 +165,7 @@ def _kill_below() -> bool:
     """
     stopped: set[int] = set()
     for _ in range(_SCANS):
-        new = [pid for pid in _below() if pid not in stopped]
+        new = [pid for pid in below(os.getpid()) if pid not in stopped]
         if not new:
             break
         stopped.update(new)
@@ -182,15 +182,15 @@ def _kill_below() -> bool:
     return refused < len(stopped) or not stopped
 
 
-def _below() -> list[int]:
-    """Every process below this one, from /proc: a child's children are found whatever thread started them."""
+def below(top: int) -> list[int]:
+    """Every process below this pid, from /proc: a child's children are found whatever thread started them."""
     children: dict[int, list[int]] = {}
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:
             # Field 4 of proc_pid_stat(5); the name before it may hold anything.
             parent = int(file.read().rpartition(b")")[2].split()[1])
             children.setdefault(parent, []).append(int(entry))
-    found = [os.getpid()]
+    found = [top]
     for pid in found:
         found += children.get(pid, ())
     return found[1:]

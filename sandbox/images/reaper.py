@@ -75,10 +75,8 @@ def _bytes(text: str) -> int | None:
 def maybe_start(home_fd: int, *, clean_records: Callable[[int], None] | None = None) -> None:
     """Start the reaper if the last one is an hour ago. Costs one stat otherwise; never raises, never waits for it."""
     try:
-        with contextlib.suppress(FileNotFoundError):
-            stamp = os.stat(b"locks/" + _STAMP, dir_fd=home_fd, follow_symlinks=False)
-            if 0 <= time.time() - stamp.st_mtime < _INTERVAL:
-                return
+        if not is_due(home_fd):
+            return
         limits = settings(os.environ)
         with contextlib.ExitStack() as stack:
             locks = stack.enter_context(fsops.closing(fsops.make_dir(home_fd, b"locks")))
@@ -90,6 +88,15 @@ def maybe_start(home_fd: int, *, clean_records: Callable[[int], None] | None = N
             os.write(2, f"sandbox: the cache is not cleaned: {error}\n".encode())
     except OSError:
         pass  # a full or read-only home: nothing that the run which just ended should fail for
+
+
+def is_due(home_fd: int) -> bool:
+    """Whether the last one is an hour ago. Raises OSError."""
+    try:
+        stamp = os.stat(b"locks/" + _STAMP, dir_fd=home_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return True
+    return not 0 <= time.time() - stamp.st_mtime < _INTERVAL
 
 
 def start(home_fd: int, limits: Settings, *, clean_records: Callable[[int], None] | None = None) -> None:

@@ -1,0 +1,59 @@
+"""A Python that launches for another: `python -I child.py FD`, FD a file with sys.path and what is to be done.
+
+The order comes from the process that starts this one, and from nobody else.
+"""
+
+import os
+import pickle
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sandbox.launch import Calling
+    from sandbox.spec import Spec
+
+
+def main() -> None:
+    with open(int(sys.argv[1]), "rb") as file:
+        path, order = pickle.load(file)  # noqa: S301 (the caller's own)
+    sys.path[:] = path
+    from sandbox.errors import SandboxError
+
+    try:
+        what, subject, calling = pickle.loads(order)  # noqa: S301 (the caller's own)
+        if what == "reap":
+            _reap()
+        else:
+            _run(subject, calling)
+    except SandboxError as error:
+        os.write(2, f"sandbox: {error}\n".encode("utf-8", "backslashreplace"))
+        os._exit(error.exit_code)
+
+
+def _run(spec: "Spec", calling: "Calling") -> None:
+    from sandbox import launch
+    from sandbox.engine.supervisor import end_like
+    from sandbox.errors import TIMED_OUT
+
+    assert calling.account is not None
+    os.set_inheritable(calling.account, False)
+    result = launch.run(spec, dict(os.environb), say=_silent, hint=_silent, calling=calling)
+    if result.timed_out:
+        os.write(2, f"sandbox: {TIMED_OUT}\n".encode())
+    end_like(result)
+
+
+def _reap() -> None:
+    from sandbox import home
+    from sandbox.images import reaper
+
+    with home.open_home(dict(os.environb), say=_silent) as where:
+        reaper.maybe_start(where.fd, clean_records=home.clean_at)
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+"""What is started for one run: a native engine with a plan, or a Python of its own where only that will do.
+
+Nothing here forks this process, which may have threads, or changes what they share: directory, umask, signals.
+"""
+
+import contextlib
+import json
+import os
+import pickle
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from sandbox import fsops, host, isolation, launch
+from sandbox.codec import encode
+from sandbox.engine import native
+from sandbox.errors import HostError, SandboxError, UsageError, reason
+from sandbox.images import reaper
+from sandbox.launch import Calling
+from sandbox.plan import Extract, Mode
+from sandbox.report import Reporter, description
+from sandbox.spec import Spec
+
+_CHILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "child.py")
+_LONGEST_REPORT = 16 << 20
+
+
+class Lanes:
+    """Numbers for the runs of this process that go on at the same time: started by root, each gets ids of its own."""
+
+    def __init__(self) -> None:
+        self._lock, self._taken = threading.Lock(), set[int]()
+
+    def take(self) -> int:
+        """The lowest free one. Raises HostError when all are taken."""
+        with self._lock:
+            lane = next((number for number in range(isolation.LANES) if number not in self._taken), None)
+            if lane is None:
+                raise HostError(f"this process has {isolation.LANES} sandboxes running", hint="wait for one to end")
+            self._taken.add(lane)
+            return lane
+
+    def free(self, lane: int) -> None:
+        with self._lock:
+            self._taken.discard(lane)
+
+
+_LANES = Lanes()
+
+
+class Start:
+    """A program to start, with what it inherits; `args` is the command, `account` where the report will be.
+
+    `nested`: what is started has the run's supervisor as its child, and is not itself that. `close` what was lent to
+    the program as soon as it has started; `end` gives the report once the program has ended, and keeps nothing.
+    """
+
+    def __init__(self, args: tuple[bytes, ...]) -> None:
+        self.args = args
+        self.program, self.argv, self.fds = "", list[bytes](), list[int]()
+        self.env: dict[bytes, bytes] = dict(os.environb)
+        self.cwd: bytes | None = None
+        self.nested = False
+        self.lent, self.kept = contextlib.ExitStack(), contextlib.ExitStack()
+        self.account = self.kept.enter_context(fsops.closing(os.memfd_create("sandbox-account")))
+
+    def lend(self, fd: int) -> int:
+        """A descriptor that the program gets, closed here once it has it."""
+        self.lent.callback(os.close, fd)
+        return fd
+
+    def close(self) -> None:
+        self.lent.close()
+
+    def end(self) -> dict[str, Any]:
+        """The report; empty when the supervisor was killed before it could write one."""
+        self.lent.close()
+        with self.kept:
+            text = os.pread(self.account, _LONGEST_REPORT, 0)
+        # What fails after an engine has reported is told in one more line.
+        with contextlib.suppress(ValueError, IndexError):
+            if isinstance(report := json.loads(text.splitlines()[-1]), dict):
+                return report
+        return {}
+
+
+class _Asked(dict[bytes, bytes]):
+    """Variables, and the names of those that were asked for one by one."""
+
+    def __init__(self, variables: Mapping[bytes, bytes]) -> None:
+        super().__init__(variables)
+        self.names: set[bytes] = set()
+
+    def get(self, name: bytes, default: Any = None) -> Any:
+        self.names.add(name)
+        return super().get(name, default)
+
+    def __getitem__(self, name: bytes) -> bytes:
+        self.names.add(name)
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        if isinstance(name, bytes):
+            self.names.add(name)
+        return super().__contains__(name)
+
+
+class Ready:
+    """A compiled plan with its open sources, for any number of runs at the same time, until `retire`.
+
+    Raises SandboxError for whatever keeps the plan from being made.
+    """
+
+    def __init__(self, spec: Spec, cwd: bytes, environ: Mapping[bytes, bytes]) -> None:
+        self.spec, self.cwd = spec, cwd
+        self._lock, self._users, self._retired = threading.Lock(), 0, False
+        self._stack = contextlib.ExitStack()
+        asked = _Asked(environ)
+        try:
+            self._prepared = launch.prepare(
+                spec, dict(os.environb), self._stack, say=_silent, hint=_silent, calling=Calling(cwd, asked)
+            )
+            self._describe()
+            self._plans = {0: self._memory(self._prepared.compiled.plan)}
+        except BaseException:
+            self._stack.close()
+            raise
+        self._environ = {name: environ.get(name) for name in asked.names}
+
+    def _describe(self) -> None:
+        prepared = self._prepared
+        plan = prepared.compiled.plan
+        self.version: int | None = None
+        self.facts = description(plan, "native", self.spec.isolation, prepared.trees, prepared.home.fd)
+        layers = (layer for tree in prepared.trees for layer in tree.layers)
+        self._seen = [(os.path.abspath(layer.path), layer.status) for layer in layers if layer.status is not None]
+        self._seen.append((prepared.home.run_path, os.fstat(prepared.home.run_fd)))
+        # Whoever unpacks a source reads it through the descriptor's own offset, which runs must not share.
+        self._unpacked = {step.source for step in plan.steps if isinstance(step, Extract)}
+
+    def _memory(self, plan: Any) -> int:
+        """The encoded plan in a file that every run reads, as the program that takes it understands it."""
+        from sandbox import setuid, versions
+
+        version = versions.LAST
+        if plan.mode is Mode.SETUID:
+            plan, version = setuid.acceptable(plan, self._prepared.home.fd)
+        return self._stack.enter_context(fsops.closing(native.memory("sandbox-plan", encode(plan, version))))
+
+    def reap(self) -> None:
+        """Start the reaper of a cache that this may have filled, if it is due. Never raises for its sake."""
+        with contextlib.suppress(OSError):
+            if self.spec.cache and reaper.is_due(self._prepared.home.fd):
+                reap(_child(Start((b"sandbox-reaper",)), ("reap", None, None), nested=False))
+
+    def fits(self, cwd: bytes, environ: Mapping[bytes, bytes]) -> bool:
+        """Whether this is what would be prepared now."""
+        same = cwd == self.cwd and all(environ.get(name) == value for name, value in self._environ.items())
+        return same and all(_is_still(path, status) for path, status in self._seen)
+
+    def start(self, command: tuple[bytes, ...], environ: Mapping[bytes, bytes]) -> Start:
+        """One run, to be started. The caller closes it."""
+        from sandbox import environment
+
+        start = Start(command)
+        try:
+            with self._lock:
+                self._users += 1
+            start.lent.callback(self._release)
+            env = environment.build(self.spec, environ)
+            where = self._prepared.surroundings
+            if where is not None:
+                env[b"HOME"] = where.home
+            sources = {index: self._own(index, fd, start) for index, fd in self._prepared.launch.fds.items()}
+            env_fd = start.lend(native.memory("sandbox-env", native.environment_block(env)))
+            mode = self._prepared.compiled.plan.mode
+            reports = self._reports(command, start)
+            given = native.command_line(mode, self._plan(start), env_fd, sources, reports)
+            start.program, start.argv, start.fds = given[0], [*given[1], *command], given[2]
+            start.fds += self.spec.pass_fds
+            start.cwd = self.cwd or None
+            if mode is Mode.SETUID:
+                start.env = {}
+        except BaseException:
+            start.end()
+            raise
+        return start
+
+    def _own(self, index: int, fd: int, start: Start) -> int:
+        if index not in self._unpacked:
+            return fd
+        return start.lend(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC))
+
+    def _plan(self, start: Start) -> int:
+        """The plan for a run with ids of its own, where runs have such."""
+        prepared = self._prepared
+        where = prepared.surroundings
+        if where is None or where.ids is None or self.spec.user is not None:
+            return self._plans[0]
+        lane = _LANES.take()
+        start.kept.callback(_LANES.free, lane)
+        with self._lock:
+            if lane not in self._plans or lane == 0:
+                own = where.replace(ids=isolation.ids(self.spec, prepared.compiled.plan.mode, lane))
+                assert prepared.recompile is not None
+                self._plans.setdefault(lane, self._memory(prepared.recompile(own).plan))
+            return self._plans[lane]
+
+    def _reports(self, command: tuple[bytes, ...], start: Start) -> list[tuple[int, int]]:
+        reporter = Reporter(self.spec.report, self.spec.trace, command, start.account)
+        start.lent.callback(reporter.close)
+        reporter.head |= self.facts
+        reporter.phase("Prepare")
+        return [(start.lend(native.memory("sandbox-report", data)), fd) for data, fd in reporter.handed_over()]
+
+    def _release(self) -> None:
+        with self._lock:
+            self._users -= 1
+            done = self._retired and not self._users
+        if done:
+            self._stack.close()
+
+    def retire(self) -> None:
+        """Let go of everything, once the last run that was to be started has been."""
+        with self._lock:
+            done = not self._retired and not self._users
+            self._retired = True
+        if done:
+            self._stack.close()
+
+
+def _is_still(path: bytes, known: os.stat_result) -> bool:
+    """Whether a file has not changed, or a directory is the same one: what is in that may change."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False
+    names = ["st_dev", "st_ino"]
+    if not stat.S_ISDIR(known.st_mode):
+        names += ["st_size", "st_mtime_ns", "st_ctime_ns"]
+    return all(getattr(found, name) == getattr(known, name) for name in names)
+
+
+def has_plan(spec: Spec) -> bool:
+    """Whether a run of this spec is nothing but a plan for a native engine.
+
+    Otherwise the launcher has something to do of its own before or after it: be the engine, save what was changed, be
+    put into a scope of systemd's.
+    """
+    if spec.saves or (spec.limits is not None and spec.limits.controllers):
+        return False
+    return _engine(spec) == "native"
+
+
+def _engine(spec: Spec) -> str:
+    return launch.choose_engine(spec.engine, launch.choose_mode(spec, host.probe()))
+
+
+def start_python(spec: Spec, cwd: bytes, environ: Mapping[bytes, bytes]) -> Start:
+    """A Python that launches: it gets the spec through a file in memory, so nothing of it is seen from outside."""
+    start = Start(spec.command)
+    calling = Calling(cwd or None, dict(environ), start.account)
+    return _child(start, ("run", spec, calling), nested=bool(spec.saves) and _engine(spec) == "native")
+
+
+def reap(start: Start) -> None:
+    """Start the cache's reaper through a Python, as it becomes a daemon: that is not for a process with threads."""
+    with contextlib.closing(start):
+        subprocess.run(start.argv, pass_fds=start.fds, stdin=subprocess.DEVNULL, check=False)
+    start.end()
+
+
+def _child(start: Start, order: tuple[Any, ...], *, nested: bool) -> Start:
+    path = [os.path.abspath(entry) for entry in sys.path]
+    data = pickle.dumps((path, pickle.dumps(order)))
+    fd = start.lend(native.memory("sandbox-order", data))
+    start.program = sys.executable
+    start.argv = [os.fsencode(word) for word in (sys.executable, "-I", _CHILD, str(fd))]
+    start.fds = [fd, start.account]
+    if order[0] == "run":
+        start.fds += order[1].pass_fds
+    start.nested = nested
+    return start
+
+
+def absolute(cwd: Any) -> bytes:
+    """The directory that a command is to work in, checked. Raises UsageError."""
+    if cwd is None:
+        try:
+            return os.getcwdb()
+        except FileNotFoundError:
+            return b""
+    path = os.path.abspath(os.fsencode(cwd))
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"cwd: {os.fsdecode(path)!r}: {reason(error)}") from None
+    os.close(fd)
+    return path
+
+
+def cannot_start(start: Start, error: OSError) -> SandboxError:
+    """What is to be raised when the program itself could not be started."""
+    start.end()
+    return HostError(f"cannot start {start.program}: {reason(error)}", hint="sandbox doctor looks for what is wrong")
+
+
+def _silent(_: str) -> None:
+    pass
