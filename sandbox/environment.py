@@ -21,13 +21,19 @@ def build(spec: Spec, caller: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     return env
 
 
+def kept_names(spec: Spec) -> tuple[bytes, ...] | None:
+    """Which of the caller's variables stay; those that end in `*` are prefixes. None: all."""
+    return None if spec.isolation == "none" else (*_HARMLESS, *spec.pass_env, b"LC_*")
+
+
 def _scrubbed(spec: Spec, caller: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """What an isolated command sees of the caller's: nothing that could be a secret, unless --pass-env names it."""
     for name in spec.pass_env:
         if name not in caller:
             raise UsageError(f"--pass-env: {printable(name)} is not set", hint="export it first")
-    kept = (*_HARMLESS, *spec.pass_env)
-    return {name: value for name, value in caller.items() if name in kept or name.startswith(b"LC_")}
+    kept = kept_names(spec) or ()
+    prefixes = tuple(name[:-1] for name in kept if name.endswith(b"*"))
+    return {name: value for name, value in caller.items() if name in kept or name.startswith(prefixes)}
 
 
 def _apply(env: dict[bytes, bytes], item: bytes, caller: Mapping[bytes, bytes], *, where: str) -> None:

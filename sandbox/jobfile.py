@@ -24,6 +24,7 @@ NOT_KEYS = {
     "job-file": "a job file that names a job file would have two meanings",
     "explain": "it is about one start, not about the job",
     "verbose": "it is about one start, not about the job",
+    "no-plan-cache": "it is about one start, not about the job",
 }
 OWN_KEYS = ("command", "level", "needs-network", "limits")
 # Suggestions and argparse take their time: a hostile file must not make it minutes.

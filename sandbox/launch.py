@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sandbox import saving
     from sandbox.isolation import Surroundings
     from sandbox.report import Reporter
+    from sandbox.stored import Keeper
 
 _AS_IT_IS = (None, formats.Kind.SQUASHFS)
 
@@ -44,12 +45,13 @@ class Calling(Record):
     """What a program that starts a run adds to its spec: None is this process's own.
 
     `cwd` and `environ` are the command's, an absolute path and the variables that options then change; `account` is a
-    descriptor for one more report.
+    descriptor for one more report; `keeper` stores the launch for the front.
     """
 
     cwd: bytes | None = None
     environ: Mapping[bytes, bytes] | None = None
     account: int | None = None
+    keeper: "Keeper | None" = None
 
 
 def run(
@@ -104,6 +106,8 @@ def _run(
 
                 plan, version = setuid.acceptable(plan, prepared.home.fd)
             _start_reaper(spec, prepared.home)
+            if calling.keeper is not None:
+                calling.keeper.keep(spec, prepared.home, prepared.trees, plan, version, environ)
             if prepared.draft is None:
                 native.run(plan, launch, version)
             from sandbox import saving

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ SRC is a squashfs image, a zip (also .whl, .jar), a tar (plain, gzip, bzip2, xz,
 base64 text of a zip or squashfs; or several of them, BASE+LAYER..., stacked. The kind is told by content. What a job
 switches on, --no-OPTION switches off. Exit codes: 125 sandbox itself failed, 126 the command cannot be executed, 127
 it was not found, otherwise the command's own."""
+# What the native front starts: this package, without the front.
+FRONTS_PYTHON = "sandbox-python"
 LIMITS = {
     "timeout": ("DURATION", "end the job after this long: 20m, 1h30m, 90s"),
     "kill_after": ("DURATION", "kill what is left this long after the end was asked for (default 10s)"),
@@ -69,7 +72,8 @@ def make_parser() -> tuple[Parser, list[argparse.Action]]:
 
     def option(*names: str, **settings: Any) -> None:
         actions.append(action := add(*names, **settings))
-        if settings.get("action") == "store_true":  # What a job file switches on, the command line can switch off.
+        # What a job file switches on, the command line can switch off.
+        if settings.get("action") == "store_true" and not names[-1].startswith("--no-"):
             add(f"--no-{names[-1][2:]}", action="store_false", dest=action.dest, default=False, help=argparse.SUPPRESS)
 
     tree = {"action": _AddTree, "dest": "trees", "default": []}
@@ -133,6 +137,7 @@ def make_parser() -> tuple[Parser, list[argparse.Action]]:
     option("--allow-new-privs", action="store_true", help="let setuid programs work (setuid mode: if its policy does)")
     option("--job", metavar="NAME", help="start with the options and the command of this job of sandbox.toml")
     option("--job-file", metavar="FILE", help="where that job is (default: sandbox.toml here or above)")
+    option("--no-plan-cache", action="store_true", help="compile this launch anew, and do not store it")
     option("--explain", action="store_true", help="print the plan and run nothing")
     option("-v", "--verbose", action="store_true", help="say what is being done")
     return parser, actions
@@ -262,12 +267,25 @@ def main(argv: list[bytes]) -> int:
             print(line)
         return 0
     hint = complain if args.verbose or os.isatty(2) else _silent
-    result = launch.run(spec, callers_environment(), say=say, hint=hint)
+    environ, calling = callers_environment(), launch.Calling()
+    if _may_be_stored(args):
+        from sandbox import stored
+
+        environ = stored.Consulted(environ)
+        calling = launch.Calling(keeper=stored.Keeper([b"run", *argv], len(argv) - len(spec.command) + 1))
+    result = launch.run(spec, environ, say=say, hint=hint, calling=calling)
     if result.timed_out:
         complain(TIMED_OUT)
     from sandbox.engine.supervisor import end_like
 
     return end_like(result)
+
+
+def _may_be_stored(args: argparse.Namespace) -> bool:
+    """Whether the front started this, nobody switched its store off, and the words say it all."""
+    if os.path.basename(sys.argv[0]) != FRONTS_PYTHON or os.environb.get(b"SANDBOX_PLAN_CACHE") == b"0":
+        return False
+    return not (args.verbose or args.no_plan_cache or args.job is not None or args.job_file is not None)
 
 
 def callers_environment() -> dict[bytes, bytes]:

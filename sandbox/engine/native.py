@@ -9,12 +9,12 @@ from sandbox.engine import Launch
 from sandbox.errors import HostError, reason
 from sandbox.plan import Mode, Plan
 
-_PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "bin", "sandbox-engine")
+PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "bin", "sandbox-engine")
 
 
 def available() -> bool:
     """Whether the native program was built into this package."""
-    return os.access(_PROGRAM, os.X_OK)
+    return os.access(PROGRAM, os.X_OK)
 
 
 def run(plan: Plan, launch: Launch, version: int) -> NoReturn:
@@ -44,7 +44,7 @@ def command_line(
     mode: Mode, plan_fd: int, env_fd: int, sources: dict[int, int], reports: list[tuple[int, int]]
 ) -> tuple[str, list[bytes], list[int]]:
     """The program for a mode, its arguments up to the command's, and the descriptors that it is to inherit."""
-    program = _PROGRAM
+    program = PROGRAM
     if mode is Mode.SETUID:
         from sandbox.setuid import HELPER as program  # noqa: N811
     pairs = [f"{index}={fd}" for index, fd in sources.items()]

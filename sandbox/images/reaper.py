@@ -163,6 +163,7 @@ def run_once(
     clean_records: Callable[[int], None] | None = None,
 ) -> Report:
     """Evict, and clean what was left behind. Raises SandboxError, OSError when the home itself cannot be used."""
+    from sandbox import stored
     from sandbox.images import catalog
     from sandbox.images.store import Store
 
@@ -179,6 +180,8 @@ def run_once(
         evicted, freed = _evict(images, now, max_age_days, max_bytes)
         leftovers = catalog.remove_leftovers(images, before=now - _LEFTOVER_AGE)
         leftovers += _forget_digests(images.digests, images.cache, now)
+        with fsops.closing(fsops.make_dir(home_fd, stored.DIRECTORY)) as plans:
+            leftovers += stored.prune(plans, now=now)
         if clean_records is not None:
             clean_records(home_fd)
         return Report(evicted, freed, leftovers)

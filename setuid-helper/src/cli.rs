@@ -127,7 +127,8 @@ fn prepare(
     supervisor::launch(&plan, handed, environment, command, rights, account)
 }
 
-fn refuse_foreign(plan: &Plan, rights: Rights) -> Outcome<()> {
+/// Whether the plan is for this user, and for the rights that this program has.
+pub fn refuse_foreign(plan: &Plan, rights: Rights) -> Outcome<()> {
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     if (plan.uid, plan.gid) != (uid, gid) {
         let message = format!("the plan is for user {} and group {}, not {uid} and {gid}", plan.uid, plan.gid);

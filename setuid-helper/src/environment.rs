@@ -47,6 +47,11 @@ impl<'a> Environment<'a> {
         self.0.retain(|entry| value(entry.to_bytes(), name).is_none());
     }
 
+    /// As `parse` takes it.
+    pub fn text(&self) -> Vec<u8> {
+        self.0.iter().flat_map(|entry| entry.to_bytes_with_nul()).copied().collect()
+    }
+
     /// As execve wants it.
     pub fn pointers(&self) -> CStrings<'_> {
         self.0.iter().map(AsRef::as_ref).collect()

@@ -56,6 +56,17 @@ pub fn read_all(fd: impl AsFd, limit: usize) -> Result<Vec<u8>, Errno> {
     }
 }
 
+/// Write all of it.
+pub fn write_all(fd: impl AsFd, mut data: &[u8]) -> Result<(), Errno> {
+    while !data.is_empty() {
+        match rustix::io::write(&fd, data) {
+            Err(Errno::INTR) => {}
+            written => data = &data[written?..],
+        }
+    }
+    Ok(())
+}
+
 /// Whether two descriptions are of one inode.
 pub fn same_inode(one: &Stat, other: &Stat) -> bool {
     (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)

@@ -12,6 +12,7 @@ mod cli;
 mod environment;
 mod errno;
 mod error;
+pub mod front;
 mod fsops;
 mod home;
 mod json;

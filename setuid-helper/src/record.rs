@@ -1,7 +1,7 @@
 //! The record and procdir of one run. The lock on the record is what says that the run lives.
 
 use crate::error::{Doing, Failure, Outcome};
-use crate::fsops::{proc_fd, remove_dir};
+use crate::fsops::{proc_fd, remove_dir, write_all};
 use crate::home::Home;
 use crate::json::{quote, quote_list};
 use crate::plan::{Plan, Step};
@@ -190,12 +190,4 @@ fn read_start(path: &str, limit: usize) -> Outcome<Vec<u8>> {
     let length = rustix::io::read(&fd, text.as_mut_slice()).doing("read", path.as_bytes())?;
     text.truncate(length);
     Ok(text)
-}
-
-fn write_all(fd: &OwnedFd, mut data: &[u8]) -> Result<(), Errno> {
-    while !data.is_empty() {
-        let written = rustix::io::write(fd, data)?;
-        data = &data[written..];
-    }
-    Ok(())
 }

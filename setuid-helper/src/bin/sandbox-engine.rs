@@ -1,12 +1,12 @@
-//! The native engine, without the part that may be setuid.
+//! The native engine, without the part that may be setuid; under any other name, the front.
 #![cfg_attr(freestanding, no_std, no_main)]
 #![deny(unsafe_code)]
 
-use sandbox_native::{Program, Start};
+use sandbox_native::{Start, front};
 
 #[cfg(not(freestanding))]
 fn main() {
-    sandbox_native::main(Program::Engine, Start::hosted());
+    front::main(Start::hosted());
 }
 
 /// The name that the library's start code calls.
@@ -14,5 +14,5 @@ fn main() {
 #[allow(unsafe_code)] // for the name alone
 #[unsafe(no_mangle)]
 fn sandbox_program(start: Start) -> ! {
-    sandbox_native::main(Program::Engine, start)
+    front::main(start)
 }

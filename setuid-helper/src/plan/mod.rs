@@ -5,7 +5,7 @@ use crate::prelude::Vec;
 mod check;
 mod decode;
 mod encode;
-mod reader;
+pub(crate) mod reader;
 mod version;
 
 pub use decode::decode;

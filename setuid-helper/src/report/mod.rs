@@ -8,7 +8,7 @@ mod text;
 pub use account::{Account, Ending, Marks, Peaks, Usage};
 
 use crate::error::{Doing, Failure, Outcome};
-use crate::fsops::proc_fd;
+use crate::fsops::{proc_fd, write_all};
 use crate::prelude::*;
 use crate::sys;
 use rustix::fd::OwnedFd;
@@ -75,16 +75,6 @@ fn parse(meta: &[u8], out: OwnedFd) -> Option<Report> {
     let is_plain = !name.iter().any(|byte| matches!(byte, b'/' | 0)) && name != b"." && name != b"..";
     let [name, start] = [name.to_vec(), start.to_vec()];
     is_plain.then_some(Report { is_trace, mode: Mode::from_raw_mode(mode), origin_ns, name, start, out })
-}
-
-fn write_all(fd: &OwnedFd, mut data: &[u8]) -> Result<(), Errno> {
-    while !data.is_empty() {
-        match rustix::io::write(fd, data) {
-            Err(Errno::INTR) => {}
-            written => data = &data[written?..],
-        }
-    }
-    Ok(())
 }
 
 /// Under its name complete and durable, or not at all; no link is followed, whatever has that name by now.

@@ -41,9 +41,27 @@ pub fn launch(
     environment: Environment,
     argv: &[&'static CStr],
     rights: Rights,
-    (account, wanted): (&mut Account, bool),
+    account: (&mut Account, bool),
 ) -> Outcome<Ending> {
     let inherited = Inherited::take();
+    let ended = supervise(&inherited, plan, handed, environment, argv, rights, account);
+    if ended.is_err() {
+        // The front goes on as Python.
+        inherited.restore();
+        rustix::process::umask(inherited.umask);
+    }
+    ended
+}
+
+fn supervise(
+    inherited: &Inherited,
+    plan: &Plan,
+    handed: Handed,
+    environment: Environment,
+    argv: &[&'static CStr],
+    rights: Rights,
+    (account, wanted): (&mut Account, bool),
+) -> Outcome<Ending> {
     let policy = if rights.are_lent() { Some(Policy::load()?) } else { None };
     let tally = policy.as_ref().map(|policy| setuid::check_plan(plan, policy)).transpose()?;
     let rights = rights.lift(plan.flags & ALLOW_NEW_PRIVS != 0)?;

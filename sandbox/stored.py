@@ -1,0 +1,267 @@
+"""Launches for the front: what Python compiled, stored with all it depended on, to be started without Python.
+
+The front (setuid-helper/src/front) reads these files and understands no option. Whatever this module does not know to
+be the same next time is not stored: a new field of the Spec is compiled every time until it is listed here.
+"""
+
+import contextlib
+import hashlib
+import os
+import struct
+import time
+from collections.abc import Iterable
+
+import prctl
+
+from sandbox import environment, fsops, home, sources
+from sandbox.codec import encode
+from sandbox.home import Home
+from sandbox.plan import Fuse, Mode, Plan, Source, SourceKind
+from sandbox.sources import Opened
+from sandbox.spec import Spec, Tree, TreeKind
+
+DIRECTORY = b"plans"
+_MAGIC = b"SBXFRONT"
+_VERSION = 1
+_MOST = 1024
+# Long enough to be worth it, short enough for the reaper to be started and images to count as used.
+_LIFETIME = 600
+_LATEST = 86400
+# Fields whose values are wholly in the words, and whose inputs are among the conditions below.
+KNOWN = {
+    "command",
+    "trees",
+    "run",
+    "mode",
+    "engine",
+    "cache",
+    "env",
+    "unset_env",
+    "chdir",
+    "scratch",
+    "tmpfs_size",
+    "max_unpacked",
+    "symlinks",
+    "leave_running",
+    "net",
+    "hostname",
+    "as_pid_1",
+    "pass_env",
+    "pass_fds",
+    "allow_syscalls",
+    "limits",
+    "allow_new_privs",
+}
+
+
+class Consulted(dict[bytes, bytes]):
+    """An environment that notes which variables decided something. A copy of it notes nothing."""
+
+    def __init__(self, environ: dict[bytes, bytes]) -> None:
+        super().__init__(environ)
+        self.names: set[bytes] = set()
+
+    def __getitem__(self, name: bytes) -> bytes:
+        self.names.add(name)
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        if isinstance(name, bytes):
+            self.names.add(name)
+        return super().__contains__(name)
+
+    def get(self, name: bytes, default: bytes | None = None) -> bytes | None:  # type: ignore[override]
+        self.names.add(name)
+        return super().get(name, default)
+
+
+class Keeper:
+    """Stores one launch under its words: those of the command line after the program's name."""
+
+    def __init__(self, words: list[bytes], command_at: int) -> None:
+        self.words, self.command_at = words, command_at
+
+    def keep(
+        self, spec: Spec, where: Home, trees: list[Opened], plan: Plan, version: int, environ: dict[bytes, bytes]
+    ) -> None:
+        """Store it, if next time it would be the same. A full disk costs time, not the launch."""
+        with contextlib.suppress(OSError):
+            if (entry := self._entry(spec, where, trees, plan, version, environ)) is None:
+                return
+            here = not _is_anywhere(spec)
+            with fsops.closing(fsops.make_dir(where.fd, DIRECTORY)) as directory:
+                prune(directory, now=time.time(), room=True)
+                fsops.replace_file(directory, self._name(here=here), entry)
+
+    def _name(self, *, here: bool) -> bytes:
+        end = self.words.index(b"--") + 1 if b"--" in self.words else len(self.words)
+        key = hashlib.sha256(b"".join(word + b"\0" for word in self.words[:end])).digest()
+        return (hashlib.sha256(key + os.getcwdb()).hexdigest() if here else key.hex()).encode()
+
+    def _entry(
+        self, spec: Spec, where: Home, trees: list[Opened], plan: Plan, version: int, environ: dict[bytes, bytes]
+    ) -> bytes | None:
+        if b"--" in self.words and self.words.index(b"--") != self.command_at - 1:
+            return None
+        recipe = self._recipe(spec)
+        conditions = _conditions(spec, where, trees, plan, environ)
+        if recipe is None or conditions is None or not _is_known(spec):
+            return None
+        helper = b""
+        if plan.mode is Mode.SETUID:
+            from sandbox.setuid import HELPER
+
+            helper = os.fsencode(HELPER)
+        head = _MAGIC + struct.pack("<HI", _VERSION, self.command_at) + _text(helper)
+        return head + recipe + _list(conditions) + encode(plan, version)
+
+    def _recipe(self, spec: Spec) -> bytes | None:
+        """What the command's environment is made of, in the order of environment.build."""
+        patterns = environment.kept_names(spec)
+        changes = []
+        for item in spec.env:
+            if b"=" not in item:  # inherited, or among the patterns; its value is a condition
+                continue
+            if (found := self._find(item)) is None:
+                return None
+            changes.append(struct.pack("<BII", 1, *found))
+        changes += [b"\2" + _text(name) for name in spec.unset_env]
+        return bytes([patterns is not None]) + _list([_text(name) for name in patterns or ()]) + _list(changes)
+
+    def _find(self, item: bytes) -> tuple[int, int] | None:
+        """The word, and the byte of it, where the value of an --env starts: values are not stored."""
+        for index, word in enumerate(self.words[: self.command_at]):
+            for prefix in (b"", b"--env=", b"-e"):
+                if word == prefix + item:
+                    return index, len(prefix)
+        return None
+
+
+def prune(directory: int, *, now: float, room: bool = False) -> int:
+    """Remove what is out of date, and with `room` the oldest of too many; how many went."""
+    found = []
+    for name in fsops.names(directory):
+        with contextlib.suppress(OSError):
+            found.append((os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime, name))
+    found.sort()
+    surplus = len(found) - _MOST + 1 if room else 0
+    doomed = [name for at, (written, name) in enumerate(found) if written < now - _LATEST or at < surplus]
+    for name in doomed:
+        with contextlib.suppress(FileNotFoundError):
+            fsops.delete_file(directory, name)
+    return len(doomed)
+
+
+def _is_known(spec: Spec) -> bool:
+    defaults = Spec(spec.command)
+    if spec.limits is not None and spec.limits.controllers:
+        return False
+    return all(getattr(spec, field) == getattr(defaults, field) for field in Spec.fields if field not in KNOWN)
+
+
+def _is_anywhere(spec: Spec) -> bool:
+    """Whether the working directory decided nothing."""
+    paths = [path for tree in spec.trees if tree.kind is not TreeKind.EMPTY for path in _layers(tree)]
+    names = [sources.split(tree.text)[0] or b"" for tree in spec.trees]
+    paths += [path for path in (spec.chdir, spec.scratch) if path is not None]
+    mounted = any(name.startswith(b"/") for name in names)
+    return spec.isolation == "none" and not mounted and all(path.startswith((b"/", b"@")) for path in paths)
+
+
+def _layers(tree: Tree) -> tuple[bytes, ...]:
+    return sources.layers_of(sources.split(tree.text)[1])
+
+
+def _conditions(
+    spec: Spec, where: Home, trees: list[Opened], plan: Plan, environ: dict[bytes, bytes]
+) -> "list[bytes] | None":
+    """Everything outside the words that the plan depends on; None when some of it cannot be told."""
+    consulted = sorted(environ.names) if isinstance(environ, Consulted) else sorted(environ)
+    found = [*_machine(spec, plan), *(_variable(name, environ) for name in consulted)]
+    for source in plan.sources:
+        if source.kind is SourceKind.MEMORY:
+            return None
+        found.append(_file(source) if source.kind is SourceKind.FILE else _directory(source.path))
+    found += [_file_at(step.program) for step in plan.steps if isinstance(step, Fuse)]
+    for tree, opened in zip(spec.trees, trees, strict=True):
+        if tree.kind is not TreeKind.EMPTY:
+            found += _names(tree, where)
+        if opened.name.startswith(b"/"):
+            found.append(_directory(opened.name))
+    return found
+
+
+def _machine(spec: Spec, plan: Plan) -> list[bytes]:
+    """This boot, this user, these programs, this hour, and, if it matters, this directory."""
+    groups = os.getgroups()
+    ids = struct.pack(f"<{len(groups) + 2}I", os.getuid(), os.getgid(), *groups)
+    found = [
+        b"\6" + struct.pack("<I", len(groups) + 2) + ids,
+        b"\7" + _text(home.boot_id().encode()),
+        struct.pack("<BBB", 8, bool(prctl.cap_effective.sys_admin), prctl.get_no_new_privs()),
+        struct.pack("<BQ", 9, int(time.time()) + _LIFETIME),
+        _file_at(os.fsencode(__file__)),
+    ]
+    from sandbox.engine.native import PROGRAM
+
+    found.append(_file_at(os.fsencode(PROGRAM)))
+    if plan.mode is not Mode.ROOT:
+        from sandbox.setuid import HELPER, POLICY
+
+        found += [_file_at(os.fsencode(HELPER)), _file_at(os.fsencode(POLICY))]
+    if not _is_anywhere(spec):
+        found.append(_directory(os.getcwdb()))
+    return found
+
+
+def _names(tree: Tree, where: Home) -> Iterable[bytes]:
+    """What the text of a tree was taken to mean: a path with a colon or a plus, and which image a name stands for."""
+    name, path = sources.split(tree.text)
+    layers = sources.layers_of(path)
+    # Taken whole, a text is a file, and that is among the sources.
+    if name is not None:
+        yield _missing(tree.text)
+    if len(layers) > 1:
+        yield _missing(path)
+    for layer in layers:
+        if layer.startswith(b"@") and not layer.startswith(b"@sha256:"):
+            link = os.path.join(where.path, b"names", layer[1:])
+            yield b"\5" + _text(link) + _text(os.readlink(link))
+
+
+# -- the encoding, as setuid-helper/src/front reads it ----------------------------------------------------------
+
+
+def _text(value: bytes) -> bytes:
+    return struct.pack("<I", len(value)) + value
+
+
+def _list(items: list[bytes]) -> bytes:
+    return struct.pack("<I", len(items)) + b"".join(items)
+
+
+def _variable(name: bytes, environ: dict[bytes, bytes]) -> bytes:
+    value = dict(environ).get(name)
+    return b"\1" + _text(name) + (b"\0" if value is None else b"\1" + hashlib.sha256(value).digest())
+
+
+def _file(source: Source) -> bytes:
+    numbers = (source.dev, source.ino, source.size, source.mtime_ns, source.ctime_ns)
+    return b"\2" + _text(source.path) + struct.pack("<5Q", *numbers)
+
+
+def _file_at(path: bytes) -> bytes:
+    """A file as it is now, or its absence."""
+    try:
+        return _file(sources.describe(path, os.stat(path)))
+    except FileNotFoundError:
+        return _missing(path)
+
+
+def _directory(path: bytes) -> bytes:
+    status = os.stat(path)
+    return b"\3" + _text(sources.absolute(path)) + struct.pack("<2Q", status.st_dev, status.st_ino)
+
+
+def _missing(path: bytes) -> bytes:
+    return b"\4" + _text(sources.absolute(path))

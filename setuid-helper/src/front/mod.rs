@@ -1,0 +1,114 @@
+//! The front: `sandbox` as typed. Starts a launch that Python compiled earlier, if nothing it depended on has changed;
+//! everything else is Python's. It understands no option: the key is the words up to and including `--`
+//! (docs/performance.md, "Compiled plans"). Never setuid.
+
+mod conditions;
+mod recipe;
+mod stored;
+
+use crate::cli::complain;
+use crate::environment::Environment;
+use crate::error::{Doing, Failure, LAUNCHER_FAILED, Outcome};
+use crate::fsops::write_all;
+use crate::plan;
+use crate::prelude::*;
+use crate::report::{Account, Ending};
+use crate::setuid::{self, Rights};
+use crate::sources::Handed;
+use crate::sys::{self, CStrings};
+use crate::{Program, Start, cli, supervisor};
+use alloc::ffi::CString;
+use core::ffi::CStr;
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fs::{CWD, MemfdFlags, memfd_create, readlinkat};
+use stored::{Kept, Stored};
+
+/// The name under which the program is the engine alone, and not the front.
+const ENGINE: &[u8] = b"sandbox-engine";
+/// Python's own command, beside the front.
+const PYTHON: &[u8] = b"sandbox-python";
+
+/// Run the program; does not return.
+pub fn main(start: Start) -> ! {
+    let name = start.arguments.first().map_or(ENGINE, |name| name.to_bytes());
+    if name.rsplit(|byte| *byte == b'/').next() == Some(ENGINE) {
+        cli::main(Program::Engine, start);
+    }
+    match setuid::close(Program::Engine, &start) {
+        Ok(rights) => front(&start, rights),
+        Err(failure) => leave(failure.code, &failure.message),
+    }
+}
+
+fn front(start: &Start, rights: Rights) -> ! {
+    sys::occupy_standard();
+    let words = start.arguments.get(1..).unwrap_or_default();
+    if words.first() == Some(&c"run")
+        && let Some(kept) = stored::find(words, &start.environment)
+    {
+        match launch(&kept, words, start.environment.clone(), rights) {
+            Some(Ending::Exited(code)) => sys::exit_now(code),
+            Some(Ending::Killed(signal)) => sys::die_of(signal),
+            // Not a word of it: Python compiles anew, and says what is wrong if that fails as well.
+            None => kept.forget(),
+        }
+    }
+    become_python(words, &start.environment)
+}
+
+/// Carry out a stored plan; None when that, or what it is for, is not possible any more.
+fn launch(kept: &Kept, words: &[&'static CStr], environment: Vec<&'static CStr>, rights: Rights) -> Option<Ending> {
+    let stored = kept.stored()?;
+    let command = words.get(stored.command_at..)?;
+    let environment = recipe::apply(&stored.recipe, environment, words)?;
+    if !stored.helper.is_empty() {
+        become_helper(&stored, &environment, command);
+        return None;
+    }
+    let plan = plan::decode(stored.plan).ok()?;
+    cli::refuse_foreign(&plan, rights).ok()?;
+    let mut account = Account::start();
+    let ended = supervisor::launch(&plan, Handed::default(), environment, command, rights, (&mut account, false));
+    match ended {
+        Ok(ending) => Some(ending),
+        Err(failure) if failure.code == LAUNCHER_FAILED => None,
+        Err(failure) => leave(failure.code, &failure.message),
+    }
+}
+
+/// Hand plan and environment to the setuid helper, as Python would; returns only when that fails.
+fn become_helper(stored: &Stored, environment: &Environment, command: &[&'static CStr]) {
+    let Ok(files) = [stored.plan, &environment.text()].map(memory).into_iter().collect::<Outcome<Vec<_>>>() else {
+        return;
+    };
+    let Ok(helper) = CString::new(stored.helper) else { return };
+    let numbers: Vec<CString> =
+        files.iter().map(|fd| CString::new(fd.as_raw_fd().to_string()).unwrap_or_default()).collect();
+    let own = [helper.as_c_str(), c"run"].into_iter().chain(numbers.iter().map(|text| text.as_c_str()));
+    let argv: CStrings = own.chain([c"--"]).chain(command.iter().copied()).collect();
+    // The helper is to see nothing of the caller's environment.
+    let _ = sys::execute(&helper, &argv, &[].into_iter().collect());
+}
+
+/// A file in memory that outlives exec.
+fn memory(data: &[u8]) -> Outcome<OwnedFd> {
+    let fd = memfd_create(c"sandbox-plan", MemfdFlags::empty()).doing("make a file in memory", b"")?;
+    write_all(&fd, data).doing("write a file in memory", b"")?;
+    Ok(fd)
+}
+
+/// The same command in Python, which lies beside this program wherever it was installed.
+fn become_python(words: &[&'static CStr], environment: &[&'static CStr]) -> ! {
+    let own = readlinkat(CWD, "/proc/self/exe", Vec::new()).unwrap_or_default();
+    let directory = own.to_bytes().rsplitn(2, |byte| *byte == b'/').nth(1).unwrap_or_default();
+    let path = CString::new([directory, b"/", PYTHON].concat()).unwrap_or_default();
+    let argv: CStrings = [path.as_c_str()].into_iter().chain(words.iter().copied()).collect();
+    let error = sys::execute(&path, &argv, &environment.iter().copied().collect());
+    let failure = Failure::os("start", path.to_bytes(), error);
+    leave(LAUNCHER_FAILED, &failure.hint("sandbox was not installed completely: install it again").message)
+}
+
+fn leave(code: i32, message: &str) -> ! {
+    complain(message);
+    sys::exit_now(code)
+}
