@@ -11,6 +11,7 @@ from sandbox.plan import (
     U8,
     U32,
     U64,
+    Allow,
     Attach,
     Attr,
     Base,
@@ -22,9 +23,11 @@ from sandbox.plan import (
     Idmap,
     Image,
     Init,
+    Landlock,
     Limit,
     LockTree,
     Mode,
+    Network,
     Nice,
     Overlay,
     OverlayOption,
@@ -220,7 +223,7 @@ def _check(plan: Plan) -> None:
         _check_source(source)
     if plan.home.kind != SourceKind.DIRECTORY:
         raise PlanError("cannot decode the plan: the home is not a directory source")
-    for kind in (Timeout, Cgroup):
+    for kind in (Timeout, Cgroup, Landlock, Network):
         if sum(isinstance(step, kind) for step in plan.steps) > 1:
             raise PlanError(f"cannot decode the plan: more than one {kind.__name__}")
     defined: set[int] = set()
@@ -245,6 +248,8 @@ def _step_fault(step: Step, plan: Plan, defined: set[int]) -> str:
         return f"no source {source}"
     place = getattr(step, "place", None)
     fault = _value_fault(step) or (_place_fault(place) if place is not None else "")
+    if isinstance(step, Network) and plan.sources[step.source].kind != SourceKind.MEMORY:
+        return "a network is a source that is handed over"
     return fault or _slot_fault(step, defined)
 
 
@@ -285,6 +290,8 @@ def _isolation_fault(step: Step) -> str:
             return "not a host name"
         case Seccomp(filter=words) if not words:
             return "an empty filter"
+        case Allow(access=access, optional=optional) if not access or optional > 1:
+            return "allows nothing, or optional is neither 0 nor 1"
         case _:
             return ""
 

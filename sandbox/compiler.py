@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sandbox.engine.syscalls import CLONE_NEWNS, CLONE_NEWUSER
+from sandbox.engine.syscalls import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER
 from sandbox.errors import UsageError, printable
 from sandbox.host import TMPFS_USER_XATTR, Host
 from sandbox.images.formats import Kind
@@ -21,6 +21,7 @@ from sandbox.plan import (
     Guard,
     IdMap,
     Image,
+    Loopback,
     Mkdir,
     Mode,
     NoNewPrivs,
@@ -152,6 +153,11 @@ class _Builder:
         self.tmpfs_size = spec.tmpfs_size or max(host.memory // 2, 1 << 20)
         self.upper: int | None = None
         self.cgroup: Source | None = None
+        self.cwd = b""
+        # Where trees of the run appear.
+        self.shown: list[Place] = []
+        # Where the working directory of an isolated command is, unless it is hidden.
+        self.workspace = b""
         # What lies beneath a slot that is the top of a stack, which an overlay is yet to make; and which of them are
         # only read.
         self.beneath: dict[int, tuple[int, ...]] = {}
@@ -226,6 +232,7 @@ class _Builder:
             place = place.replace(path=target.path)
         if target is None or (target.status is None and self.spec.mkdir):
             self.steps.append(Mkdir(place, 0o755))
+        self.shown.append(place)
         self.steps.append(Attach(slot, place, attrs))
 
     def ground(self, material: Material, *, writable: bool) -> tuple[int, bool]:
@@ -333,6 +340,10 @@ class _Builder:
             if self.cgroup is not None:
                 self.sources.append(self.cgroup)
             self.steps += limits.steps(self.spec.limits, None if self.cgroup is None else len(self.sources) - 1)
+        if self.host.landlock:
+            from sandbox import landlock
+
+            self.steps += landlock.steps(self.spec, landlock.own_places(self), self.cwd, self.host.landlock)
         self.steps.append(DeathSignal(signal.SIGKILL))
 
 
@@ -361,7 +372,7 @@ def compile_plan(
 ) -> Compiled:
     """The plan for one launch. Pure: everything it needs to know is in its arguments."""
     builder = _Builder(spec, host, mode, programs)
-    builder.cgroup = cgroup
+    builder.cgroup, builder.cwd = cgroup, cwd
     trees = [material.tree for material in materials]
     inside = [tree for tree in trees if not tree.name.startswith(b"/")]
     kinds: set[TreeKind] = {TreeKind.DYNAMIC if tree.kind is TreeKind.EMPTY else tree.kind for tree in inside}
@@ -380,8 +391,14 @@ def compile_plan(
         from sandbox.isolation import Level
 
         Level(builder, where).compile(materials, targets, kinds, deny, cwd)
+    elif mode is Mode.LANDLOCK:
+        from sandbox import landlock
+
+        landlock.compile_alone(builder, cwd)
     else:
-        builder.namespaces()
+        builder.namespaces(0 if spec.net in (None, "host") else CLONE_NEWNET)
+        if spec.net in ("none", "private"):
+            builder.steps.append(Loopback())
         builder.procdir(scratch, kinds)
         for material in materials:
             name = material.tree.name

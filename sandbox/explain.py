@@ -2,6 +2,7 @@
 
 from sandbox.errors import printable
 from sandbox.plan import (
+    Allow,
     Attach,
     Attr,
     Base,
@@ -21,11 +22,13 @@ from sandbox.plan import (
     Image,
     Init,
     KeepDescriptors,
+    Landlock,
     Limit,
     LockTree,
     Loopback,
     Mkdir,
     Mode,
+    Network,
     Nice,
     NoNewPrivs,
     Overlay,
@@ -53,6 +56,7 @@ _MODES = {
     Mode.ROOT: "root: real root mounts",
     Mode.SETUID: "setuid: the setuid helper mounts",
     Mode.USERNS: "userns: a user namespace of your own, no privilege",
+    Mode.LANDLOCK: "landlock: no namespace, no mount; a fence around files, and nothing else",
 }
 _RESOURCES = {
     Resource.CPU_SECONDS: "seconds of processor time for each process",
@@ -96,6 +100,12 @@ def _place(place: Place) -> str:
 def _attrs(attrs: int) -> str:
     names = [flag.name.lower().replace("_", "-") for flag in Attr if attrs & flag and flag.name]
     return ",".join(names) or "none"
+
+
+def _access(access: int) -> str:
+    from sandbox.landlock import READ, WRITE
+
+    return ",".join(name for name, bits in (("read", READ), ("write", WRITE)) if access & bits)
 
 
 def _line(plan: Plan, step: Step) -> str:  # noqa: C901  (one line per kind of step)
@@ -178,6 +188,12 @@ def _isolation_line(step: Step) -> str:  # noqa: C901
             return f"a seccomp filter of {len(words)} instructions"
         case Limit(resource, soft):
             return f"at most {soft} {_RESOURCES[Resource(resource)]}"
+        case Allow(place, access):
+            return f"leave open: {_place(place)} ({_access(access)})"
+        case Landlock(handled):
+            return f"a Landlock fence, which nothing but that passes ({_access(handled)})"
+        case Network():
+            return "a private network: outgoing connections, name service"
         case Nice(value):
             return f"nice value {value - 20}"
         case Timeout(limit, kill_after):

@@ -16,7 +16,10 @@ PROGRAM_DIRS = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin")
 
 
 class Host(Record):
-    """Facts about this host and this user. `kernel` is (major, minor); `redirects`: overlays may have redirect_dir."""
+    """Facts about this host and this user. `kernel` is (major, minor); `redirects`: overlays may have redirect_dir.
+
+    `landlock` is the ABI of the kernel's Landlock where a fence is wanted, else 0.
+    """
 
     uid: int
     gid: int
@@ -24,6 +27,7 @@ class Host(Record):
     may_mount: bool
     memory: int
     redirects: bool = True
+    landlock: int = 0
 
 
 def probe() -> Host:
@@ -46,6 +50,8 @@ def choose_mode(wanted: str, host: Host, *, helper: bool = True) -> Mode:
 
     Raises HostError when an explicit choice cannot be had. Whether user namespaces work shows when one is made.
     """
+    if wanted == "landlock":
+        return Mode.LANDLOCK
     if wanted == "root" or (wanted == "auto" and host.may_mount):
         if not host.may_mount:
             raise HostError(

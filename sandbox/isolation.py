@@ -199,6 +199,7 @@ class Level:
         slot, overlay = ground
         path = self.where.workspace.tree.name
         place = Place(Base.ROOT, path)
+        self.builder.workspace = path
         if self.where.covers(path):
             self.add(Mkdir(place, 0o755))
         if overlay:

@@ -37,6 +37,7 @@ PLACES = {
     "SRC[:DEST]": r"(?P<path>[^:]+)(?::.*)?",
     "SRC[=DEST]": r"[^=]+=(?P<path>.+)",
     "FILE": r"(?P<path>.+)",
+    "PATH": r"(?P<path>.+)",
     "FILE|none": r"(?!(?:none|default)$)(?P<path>.+)",
     "FILE|-|fd:N": r"(?!-$|fd:)(?P<path>.+)",
     "tmpfs|DIR": r"(?!tmpfs$)(?P<path>.+)",

@@ -193,6 +193,12 @@ def prepare(
         from sandbox import setuid
 
         machine = machine.replace(redirects=not setuid.shows_any_image())
+    if spec.allow_read or spec.allow_write or mode is Mode.LANDLOCK:
+        from sandbox import landlock
+
+        machine = machine.replace(landlock=landlock.probe())
+        for remark in landlock.remarks(spec, machine.landlock):
+            hint(remark)
     # Bad input leaves nothing behind, a home neither: it is opened first only where sources are in it.
     where = _home(environ, stack, say) if any(map(_names_image, spec.trees)) else None
     opened = [_open_tree(tree, where, stack) for tree in spec.trees]

@@ -25,6 +25,8 @@ class Mode(enum.IntEnum):
     ROOT = 1
     SETUID = 2
     USERNS = 3
+    # Since version 2: no right to mount at all.
+    LANDLOCK = 4
 
 
 class SourceKind(enum.IntEnum):
@@ -353,6 +355,30 @@ class Timeout(Record):
     kill_after_ns: U64
 
 
+class Allow(Record):
+    """What the next Landlock step leaves open: LANDLOCK_ACCESS_FS_* of linux/landlock.h for a file, or for all beneath.
+
+    `optional`: left out where there is nothing.
+    """
+
+    place: Place
+    access: U64
+    optional: U8
+
+
+class Landlock(Record):
+    """A fence of Landlock rights that only Allow steps leave open, and scopes; put up last, right before the filter."""
+
+    handled: U64
+    scoped: U64
+
+
+class Network(Record):
+    """The private network: who holds the other end of the socket that is the source attaches this namespace to one."""
+
+    source: U32
+
+
 Step = (
     Unshare
     | IdMap
@@ -391,6 +417,9 @@ Step = (
     | Timeout
     | Cgroup
     | Stack
+    | Allow
+    | Landlock
+    | Network
 )
 
 OPCODES: dict[int, type[Any]] = {
@@ -430,6 +459,9 @@ OPCODES: dict[int, type[Any]] = {
     0x31: Nice,
     0x32: Timeout,
     0x33: Cgroup,
+    0x34: Allow,
+    0x35: Landlock,
+    0x36: Network,
     0x40: Stack,
 }
 OPCODE_OF: dict[type[Any], int] = {cls: code for code, cls in OPCODES.items()}

@@ -80,10 +80,12 @@ class Spec(Record):
     trace: bytes | None = None
     allow_new_privs: bool = False
     saves: tuple[Save, ...] = ()
+    allow_read: tuple[bytes, ...] = ()
+    allow_write: tuple[bytes, ...] = ()
 
 
 OUR_VARIABLES = (b"SANDBOX_TMPDIR", b"SANDBOX_STATIC", b"SANDBOX_DYNAMIC")
-MODES = ("auto", "root", "setuid", "userns")
+MODES = ("auto", "root", "setuid", "userns", "landlock")
 ENGINES = ("auto", "python", "native")
 LEVELS = ("none", "job", "strict")
 NETS = ("none", "host", "private")
@@ -98,7 +100,12 @@ def validate(spec: Spec) -> Spec:
         raise UsageError("the command's name is empty", hint="sandbox run [options] -- COMMAND")
     _check_choices(spec)
     _check_saves(spec)
+    if spec.net == "private" and spec.leave_running:
+        raise UsageError("--leave-running: a private network ends with the run", hint="leave one of them out")
+    if spec.net == "private":
+        raise UsageError("--net private is not supported yet", hint="--net none, or --net host")
     _check_isolation(spec)
+    _check_fence(spec)
     for item in spec.env:
         _check_variable(item.partition(b"=")[0], "--env")
     for name in spec.unset_env:
@@ -125,8 +132,6 @@ def _check_choices(spec: Spec) -> None:
 def _check_isolation(spec: Spec) -> None:
     if spec.isolation == "strict":
         raise UsageError("--isolation strict is not supported yet", hint="--isolation job")
-    if spec.net == "private":
-        raise UsageError("--net private is not supported yet", hint="--net none, or --net host")
     if spec.isolation != "none":
         if spec.allow_new_privs:
             raise UsageError("--allow-new-privs: an isolated command gains no privileges", hint="leave one of them out")
@@ -139,7 +144,6 @@ def _check_isolation(spec: Spec) -> None:
         return
     defaults = Spec(spec.command)
     for field in (
-        "net",
         "hostname",
         "as_pid_1",
         "pass_env",
@@ -152,6 +156,37 @@ def _check_isolation(spec: Spec) -> None:
         if getattr(spec, field) != getattr(defaults, field):
             option = "--" + field.replace("_", "-").removesuffix("s" if isinstance(getattr(spec, field), tuple) else "")
             raise UsageError(f"{option} needs a level that isolates", hint="--isolation job")
+
+
+def _check_fence(spec: Spec) -> None:
+    fenced = bool(spec.allow_read or spec.allow_write or spec.mode == "landlock")
+    if fenced and spec.allow_new_privs:
+        raise UsageError("--allow-new-privs: nobody behind a fence gains privileges", hint="leave one of them out")
+    for option, paths in (("--allow-read", spec.allow_read), ("--allow-write", spec.allow_write)):
+        if b"" in paths:
+            raise UsageError(f"{option}: the value is empty", hint="a path")
+    if spec.mode != "landlock":
+        return
+    defaults = Spec(spec.command)
+    for field, option in _NEED_MOUNTS.items():
+        if getattr(spec, field) != getattr(defaults, field) and (field, getattr(spec, field)) != ("net", "host"):
+            raise UsageError(
+                f"{option}: mode landlock makes no namespace and no mount", hint="leave it out, or use another --mode"
+            )
+
+
+# What a fence cannot do.
+_NEED_MOUNTS = {
+    "trees": "--static, --dynamic",
+    "run": "--run",
+    "isolation": "--isolation",
+    "net": "--net",
+    "saves": "--save",
+    "scratch": "--scratch",
+    "tmpfs_size": "--tmpfs-size",
+    "mkdir": "--mkdir",
+    "symlinks": "--symlinks",
+}
 
 
 def _check_saves(spec: Spec) -> None:

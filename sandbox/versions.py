@@ -7,6 +7,7 @@ from typing import Any
 
 from sandbox.errors import SandboxError
 from sandbox.plan import (
+    Allow,
     Attach,
     Attr,
     Cgroup,
@@ -18,9 +19,12 @@ from sandbox.plan import (
     Idmap,
     Init,
     KeepDescriptors,
+    Landlock,
     Limit,
     LockTree,
     Loopback,
+    Mode,
+    Network,
     Nice,
     Overlay,
     OverlayOption,
@@ -38,12 +42,12 @@ FIRST, LAST = 1, 2
 
 
 class Since(Record):
-    """Something that version 1 had not: a kind of step, or one bit of the flags, attributes or overlay options.
+    """Something that version 1 had not: a kind of step, a mode, or one bit of the flags, attributes or overlay options.
 
     `feature` is what the user asked for. A plan flag may be `optional`: without it the run is the same, if slower.
     """
 
-    what: type[Any] | enum.IntFlag
+    what: type[Any] | enum.IntFlag | Mode
     version: int
     feature: str
     optional: bool = False
@@ -74,6 +78,9 @@ SINCE = (
     Since(Timeout, 2, "--timeout"),
     Since(Cgroup, 2, "--memory, --pids or --cpus"),
     Since(Stack, 2, "a tree of several layers"),
+    Since(Mode.LANDLOCK, 2, "--mode landlock"),
+    *(Since(step, 2, "--allow-read or --allow-write") for step in (Allow, Landlock)),
+    Since(Network, 2, "--net private"),
 )
 
 
@@ -103,6 +110,8 @@ def lowered(plan: Plan, version: int) -> Plan:
 
 def _holds(plan: Plan, what: Any) -> bool:
     match what:
+        case Mode():
+            return plan.mode is what
         case PlanFlag():
             return bool(plan.flags & what)
         case Attr():

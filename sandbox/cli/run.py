@@ -145,7 +145,15 @@ def make_parser() -> tuple[Parser, list[argparse.Action]]:
 
 def _isolation_options(option: Callable[..., None]) -> None:
     option("--isolation", choices=LEVELS, default="none", help="what the command is kept from (docs/security.md)")
-    option("--net", choices=NETS, help="none: loopback only (default of job), host: the host's")
+    option("--net", choices=NETS, help="none: loopback only (default of job), host: the host's, private: outgoing only")
+    for access, text in (("read", "read and execute"), ("write", "read and write")):
+        option(
+            f"--allow-{access}",
+            metavar="PATH",
+            action="append",
+            default=[],
+            help=f"a Landlock fence: {text} only there",
+        )
     option(
         "--workspace", choices=WORKSPACES, default="overlay", help="the working directory: changes vanish, stay, fail"
     )
@@ -241,6 +249,8 @@ def make_spec(args: argparse.Namespace, command: tuple[bytes, ...]) -> Spec:
         report=None if args.report is None else raw(args.report),
         trace=None if args.trace is None else raw(args.trace),
         allow_new_privs=args.allow_new_privs,
+        allow_read=tuple(map(raw, args.allow_read)),
+        allow_write=tuple(map(raw, args.allow_write)),
         saves=(
             *(parse_save(raw(text), full=False) for text in args.save),
             *(parse_save(raw(text), full=True) for text in args.save_full),

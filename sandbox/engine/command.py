@@ -31,6 +31,8 @@ def execute(child: "Child") -> SandboxError:
     else:
         path = child.env.get(b"PATH", b"/usr/local/bin:/usr/bin:/bin")
         candidates = [os.path.join(directory or b".", name) for directory in path.split(b":")]
+    if child.fence >= 0:
+        sys.landlock_restrict(child.fence)
     if child.filter:
         sys.install_seccomp(child.filter)
     failure: OSError | None = None

@@ -9,7 +9,7 @@ from typing import Any
 import prctl
 
 from sandbox import fsops
-from sandbox.engine import Launch, isolation, loop, overlays, rlimits, trouble
+from sandbox.engine import Launch, fence, isolation, loop, overlays, rlimits, trouble
 from sandbox.engine import syscalls as sys
 from sandbox.engine.account import Account
 from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, StepError, printable, reason
@@ -73,6 +73,8 @@ class Child:
         self.owner = next(((s.uid, s.gid) for s in plan.steps if isinstance(s, Identity)), (plan.uid, plan.gid))
         self.status = -1
         self.filter: tuple[int, ...] = ()
+        self.allowed: list[tuple[int, int]] = []
+        self.fence = -1
         self.procdir_path = os.path.join(home.run_path, b"procdirs", record.name)
 
     def execute(self) -> None:
@@ -330,6 +332,7 @@ _DO: dict[type[Any], Any] = {
     NoNewPrivs: Child.no_new_privs,
     DeathSignal: Child.death_signal,
     **isolation.DO,
+    **fence.DO,
     Limit: Child.limit,
     Nice: Child.limit,
     Timeout: Child.elsewhere,

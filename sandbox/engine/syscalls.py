@@ -64,10 +64,15 @@ _SYS_CLOSE_RANGE = 436
 _CLOSE_RANGE_CLOEXEC = 4
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
+_SYS_LANDLOCK_CREATE_RULESET = 444
+_SYS_LANDLOCK_ADD_RULE = 445
+_SYS_LANDLOCK_RESTRICT_SELF = 446
 # The two that are older than the common numbers.
 _SYS_CLONE = 56 if os.uname().machine == "x86_64" else 220
 _SYS_SECCOMP = 317 if os.uname().machine == "x86_64" else 277
 _SECCOMP_SET_MODE_FILTER = 1
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+_LANDLOCK_RULE_PATH_BENEATH = 1
 _TIMER_ABSTIME = 1
 
 _LOOP_SET_STATUS64 = 0x4C04
@@ -198,6 +203,30 @@ def install_seccomp(instructions: tuple[int, ...]) -> None:
     program = ctypes.create_string_buffer(struct.pack(f"<{len(instructions)}Q", *instructions))
     header = ctypes.create_string_buffer(struct.pack("@HP", len(instructions), ctypes.addressof(program)))
     _checked(_syscall(_long(_SYS_SECCOMP), _long(_SECCOMP_SET_MODE_FILTER), _long(0), header))
+
+
+def landlock_abi() -> int:
+    """The version of Landlock that this kernel has, 0 for none (landlock_create_ruleset(2))."""
+    result: int = _syscall(_long(_SYS_LANDLOCK_CREATE_RULESET), None, _long(0), _long(_LANDLOCK_CREATE_RULESET_VERSION))
+    return max(result, 0)
+
+
+def landlock_ruleset(handled: int, scoped: int) -> int:
+    """A ruleset that refuses these rights everywhere, and has these scopes (linux/landlock.h)."""
+    attributes = struct.pack("<QQQ", handled, 0, scoped)
+    return _checked(_syscall(_long(_SYS_LANDLOCK_CREATE_RULESET), attributes, _long(len(attributes)), _long(0)))
+
+
+def landlock_allow(ruleset: int, fd: int, access: int) -> None:
+    """Leave rights that the ruleset handles open for what `fd` is, and beneath it."""
+    rule = struct.pack("<Qi", access, fd)
+    kind = _long(_LANDLOCK_RULE_PATH_BENEATH)
+    _checked(_syscall(_long(_SYS_LANDLOCK_ADD_RULE), _long(ruleset), kind, rule, _long(0)))
+
+
+def landlock_restrict(ruleset: int) -> None:
+    """This process and its children are behind the ruleset, for good. Needs no_new_privs."""
+    _checked(_syscall(_long(_SYS_LANDLOCK_RESTRICT_SELF), _long(ruleset), _long(0)))
 
 
 def close_on_exec(first: int, last: int) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from sandbox.errors import printable, reason
 from sandbox.host import userns_remedy
 from sandbox.plan import (
+    Allow,
     Attach,
     Chdir,
     Extract,
@@ -47,6 +48,8 @@ def describe(child: "Child", step: Any) -> str:
         case Attach() | Mkdir() | Chdir():
             verb = {Attach: "mount on", Mkdir: "make the directory", Chdir: "change to the directory"}[type(step)]
             return f"cannot {verb} {printable(child.path_of(step.place))}"
+        case Allow():
+            return f"cannot put up the fence: {printable(child.path_of(step.place))}"
         case Guard() | Scratch():
             return f"cannot set up {printable(child.procdir_path)}"
         case _:
@@ -61,6 +64,8 @@ def remedy(step: Any, error: OSError) -> str:
             return "/ is not a mount point here, as in a chroot: bind the directory onto itself before the chroot"
         case Chdir(), errno.ENOENT:
             return "name a directory that exists, or NAME/PATH of a mounted tree"
+        case Allow(), errno.ENOENT:
+            return "name what is there, in the sandbox: --allow-read, --allow-write"
         case Attach(), errno.ENOENT:
             return "create the directory, or let --mkdir do it"
         case Image(), errno.ENODEV:

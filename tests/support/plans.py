@@ -42,12 +42,14 @@ _FIELDS = {
     (plan.LockTree, "attrs"): st.integers(0, int(sum(Attr))),
     (plan.Overlay, "options"): st.integers(0, int(sum(OverlayOption))),
     (plan.Stack, "options"): st.integers(0, int(OverlayOption.USERXATTR)),
+    (plan.Allow, "access"): st.integers(1, 2**64 - 1),
+    (plan.Allow, "optional"): st.integers(0, 1),
     (plan.Run, "path"): _bytes,
     (plan.Hostname, "name"): st.binary(min_size=1, max_size=MAX_HOSTNAME).map(lambda raw: raw.replace(b"\0", b".")),
 }
-_ONCE = (plan.Timeout, plan.Cgroup)
+_ONCE = (plan.Timeout, plan.Cgroup, plan.Landlock, plan.Network)
 _USES = (plan.Extract, plan.Attach, plan.Idmap)
-_NEWER = tuple(since.what for since in SINCE if isinstance(since.what, type))
+_NEWER = tuple(since.what for since in SINCE if isinstance(since.what, (type, Mode)))
 _CLASSES = sorted(plan.OPCODES.values(), key=str)
 
 
@@ -64,7 +66,8 @@ def _step(draw, cls, sources, made):
             fewest = 2 if cls is plan.Stack else 1
             values[name] = tuple(draw(st.lists(st.sampled_from(made), min_size=fewest, max_size=3)))
         elif name == "source":
-            values[name] = draw(st.integers(0, sources - 1))
+            # The last one was handed over.
+            values[name] = sources - 1 if cls is plan.Network else draw(st.integers(0, sources - 1))
         else:
             values[name] = draw(_FIELDS[cls, name] if (cls, name) in _FIELDS else _KINDS[kind])
     if cls is plan.Limit:
@@ -85,10 +88,17 @@ def _steps(draw, classes, sources):
 @st.composite
 def plans(draw, version=2):
     """A valid plan that `version` has all of; every kind of step occurs."""
-    sources = (draw(_sources), *draw(st.lists(_sources, max_size=3)))
+    sources = (*draw(st.lists(_sources, max_size=3)), Source(SourceKind.MEMORY, b""))
     flags = PlanFlag(draw(st.integers(0, int(sum(PlanFlag)) if version > 1 else 1)))
     home = draw(st.builds(Source, st.just(SourceKind.DIRECTORY), _absolute, *[_U64] * 5))
-    classes = _CLASSES if version > 1 else [cls for cls in _CLASSES if cls not in _NEWER]
+    newer = () if version > 1 else _NEWER
+    classes = [cls for cls in _CLASSES if cls not in newer]
     return Plan(
-        draw(st.sampled_from(Mode)), flags, draw(_U32), draw(_U32), home, sources, _steps(draw, classes, len(sources))
+        draw(st.sampled_from([mode for mode in Mode if mode not in newer])),
+        flags,
+        draw(_U32),
+        draw(_U32),
+        home,
+        sources,
+        _steps(draw, classes, len(sources)),
     )

@@ -29,6 +29,7 @@ _TYPES = {
     (plan.Limit, "resource"): plan.Resource,
     (plan.Tree, "recursive"): bool,
     (plan.Init, "as_pid_1"): bool,
+    (plan.Allow, "optional"): bool,
 }
 
 

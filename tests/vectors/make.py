@@ -12,6 +12,7 @@ from pathlib import Path
 from sandbox import codec
 from sandbox.codec import MAX_ITEMS, MAX_PATH, MAX_STRING, PlanError, decode
 from sandbox.plan import (
+    Allow,
     Attach,
     Base,
     Cgroup,
@@ -30,11 +31,13 @@ from sandbox.plan import (
     Image,
     Init,
     KeepDescriptors,
+    Landlock,
     Limit,
     LockTree,
     Loopback,
     Mkdir,
     Mode,
+    Network,
     Nice,
     NoNewPrivs,
     Overlay,
@@ -146,6 +149,9 @@ def good() -> Iterator[tuple[str, str, Plan]]:
     yield "limits", "every limit, nice value and a timeout", plan(*LIMITS, sources=(DIRECTORY,))
     stacked = (Tmpfs(0, 1, 0, 0), Tmpfs(1, 1, 0, 0), Stack(2, (0, 1), 0), Stack(3, (1, 2, 0), 1))
     yield "stacks", "stacks of two and three layers", plan(*stacked)
+    fence = (Allow(OUTSIDE, 2**64 - 1, 0), Allow(TOP, 1, 1), Landlock(2**64 - 1, 3))
+    yield "fence", "a fence, in mode landlock", plan(*fence, mode=Mode.LANDLOCK)
+    yield "network", "a private network", plan(Network(0), sources=(MEMORY,))
     odd = b"/a b/\xff\xfe/new\nline/\xe2\x80\xae/..//."
     yield (
         "odd-paths",
@@ -210,7 +216,8 @@ def bad_head() -> Iterator[tuple[str, str, bytes]]:
     for code, body in ((0x30, b"\1" + bytes(16)), (0x31, b"\0"), (0x32, bytes(16))):
         yield f"version-1-{code:x}", f"version 1 with step {code:#x}", with_steps(step(code, body))
     yield "mode-0", "mode 0", data[:10] + b"\0" + data[11:]
-    yield "mode-4", "mode 4", data[:10] + b"\4" + data[11:]
+    yield "mode-4", "mode 4, which version 1 has not", data[:10] + b"\4" + data[11:]
+    yield "mode-5", "mode 5", data[:8] + b"\2\0\5" + data[11:]
     yield "flags", "a flag that version 1 has not", data[:11] + b"\2" + data[12:]
     yield "flags-2", "an unknown flag", data[:8] + b"\2\0" + data[10:11] + b"\x08" + data[12:]
     yield "truncated-head", "ends inside the head", data[:15]
@@ -324,6 +331,15 @@ def bad_steps() -> Iterator[tuple[str, str, bytes]]:
     yield "cgroup-source", "a cgroup in a source beyond the list", with_steps(step(0x33, bytes(36)), version=2)
     cgroup = step(0x33, bytes(36))
     yield "cgroup-twice", "two cgroups", with_steps(cgroup, cgroup, sources=(DIRECTORY,), version=2)
+    yield "allow-nothing", "Allow of nothing", with_steps(step(0x34, place(1, b"/") + bytes(9)), version=2)
+    rule = place(1, b"/") + b"\1" + bytes(7)
+    yield "allow-optional", "optional is 2", with_steps(step(0x34, rule + b"\2"), version=2)
+    fence = step(0x35, bytes(16))
+    yield "landlock-twice", "two fences", with_steps(fence, fence, version=2)
+    yield "network-file", "a network that is a file", with_steps(step(0x36, u32(0)), sources=one, version=2)
+    yield "network-source", "a network beyond the list", with_steps(step(0x36, u32(0)), version=2)
+    network = step(0x36, u32(0))
+    yield "network-twice", "two networks", with_steps(network, network, sources=(MEMORY,), version=2)
     yield "nice-40", "a nice value of 20", with_steps(step(0x31, b"\x28"), version=2)
     yield "timeout-twice", "two timeouts", with_steps(step(0x32, bytes(16)), step(0x32, bytes(16)), version=2)
     yield (

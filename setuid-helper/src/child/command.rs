@@ -43,6 +43,11 @@ impl Child<'_> {
         let Some(name) = self.argv.first() else { return Failure::new("no command was given") };
         let argv: CStrings = self.argv.iter().map(AsRef::as_ref).collect();
         let environment = self.environment.pointers();
+        if let Some(fence) = &self.fence
+            && let Err(error) = sys::restrict_self(fence)
+        {
+            return Failure::os("put up the Landlock fence", b"", error);
+        }
         if !self.filter.is_empty()
             && let Err(error) = sys::install_filter(&self.filter)
         {

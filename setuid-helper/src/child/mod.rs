@@ -2,6 +2,7 @@
 
 mod command;
 mod extract;
+mod fence;
 mod fuse;
 mod identity;
 mod image;
@@ -10,6 +11,7 @@ mod limits;
 mod loopdev;
 mod mounts;
 mod namespaces;
+mod network;
 mod overlay;
 mod place;
 mod remedy;
@@ -94,6 +96,10 @@ pub struct Child<'p> {
     procdir_path: Option<Vec<u8>>,
     /// Instructions of a `Seccomp` step.
     filter: Vec<u64>,
+    /// What `Allow` steps have opened, until the `Landlock` step.
+    allowed: Vec<(OwnedFd, u64)>,
+    /// The ruleset of a `Landlock` step.
+    fence: Option<OwnedFd>,
     /// What is set last: nothing that is still to be done may run into it.
     limits: Vec<Step<'p>>,
 }
@@ -115,6 +121,8 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
             .find_map(|step| if let Step::Identity { uid, gid } = *step { Some((uid, gid)) } else { None }),
         procdir_path: None,
         filter: Vec::new(),
+        allowed: Vec::new(),
+        fence: None,
         limits: Vec::new(),
     };
     if let Some(Err(failure)) = child.prepared.cgroup.map(Cgroup::enter) {
@@ -209,6 +217,9 @@ impl<'p> Child<'p> {
                 self.limits.push(*step);
                 Ok(())
             }
+            Step::Allow { ref place, access, optional } => self.allow(place, access, optional),
+            Step::Landlock { handled, scoped } => self.build_fence(handled, scoped),
+            Step::Network { source } => self.attach_network(source),
             // The supervisor's, and what was done before the first step.
             Step::Timeout { .. } | Step::Cgroup { .. } => Ok(()),
         }

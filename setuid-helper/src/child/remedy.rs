@@ -14,6 +14,7 @@ pub fn remedy(step: &Step, error: Errno) -> &'static str {
             "user namespaces are restricted here: sysctl kernel.unprivileged_userns_clone=1 or \
              kernel.apparmor_restrict_unprivileged_userns=0 (whichever is there), run as root, or sandbox setuid install"
         }
+        (Step::Allow { .. }, Errno::NOENT) => "name what is there, in the sandbox: --allow-read, --allow-write",
         (Step::Attach { .. }, Errno::NOENT) => "create the directory, or let --mkdir do it",
         (Step::Chdir { .. }, Errno::NOENT) => "name a directory that exists, or NAME/PATH of a mounted tree",
         (Step::Image { .. }, Errno::NODEV) => "the kernel has no squashfs: modprobe squashfs, or use --mode userns",

@@ -9,12 +9,18 @@ pub fn check(plan: &Plan) -> Result<(), Invalid> {
         return Err(Invalid { why: "the home is not a directory source", at: 0 });
     }
     let count = |is: fn(&Step) -> bool| plan.steps.iter().filter(|step| is(step)).count();
-    if count(|step| matches!(step, Step::Timeout { .. })) > 1 || count(|step| matches!(step, Step::Cgroup { .. })) > 1 {
-        return Err(Invalid { why: "more than one Timeout or Cgroup", at: 0 });
+    let once: [fn(&Step) -> bool; 4] = [
+        |step| matches!(step, Step::Timeout { .. }),
+        |step| matches!(step, Step::Cgroup { .. }),
+        |step| matches!(step, Step::Landlock { .. }),
+        |step| matches!(step, Step::Network { .. }),
+    ];
+    if once.into_iter().any(|is| count(is) > 1) {
+        return Err(Invalid { why: "more than one Timeout, Cgroup, Landlock or Network", at: 0 });
     }
     let mut defined = Defined(Vec::new());
     for (index, step) in plan.steps.iter().enumerate() {
-        step_fault(step, plan.sources.len(), &mut defined).map_err(|why| Invalid { why, at: index })?;
+        step_fault(step, plan, &mut defined).map_err(|why| Invalid { why, at: index })?;
     }
     Ok(())
 }
@@ -40,7 +46,8 @@ impl Defined {
     }
 }
 
-fn step_fault(step: &Step, sources: usize, defined: &mut Defined) -> Fault {
+fn step_fault(step: &Step, plan: &Plan, defined: &mut Defined) -> Fault {
+    let sources = plan.sources.len();
     match *step {
         Step::Tmpfs { slot, .. } => defined.made(slot),
         Step::Scratch { source, slot, overlay_slot } => {
@@ -89,8 +96,13 @@ fn step_fault(step: &Step, sources: usize, defined: &mut Defined) -> Fault {
         Step::Seccomp { filter } if filter.is_empty() => Err("an empty filter"),
         Step::Idmap { slot, .. } => defined.used(slot),
         Step::PlaceEnv { name, .. } | Step::UnsetEnv { name } => variable_name(name),
+        Step::Network { source } => match plan.sources.get(source as usize) {
+            Some(handed) if handed.kind == SourceKind::Memory => Ok(()),
+            _ => Err("a network is a source that is handed over"),
+        },
         Step::Cgroup { source, .. } => source_exists(source, sources),
         Step::Limit { soft, hard, .. } if soft > hard => Err("a limit beyond its own maximum"),
+        Step::Allow { access: 0, .. } => Err("it allows nothing"),
         Step::Nice { value } if value > 39 => Err("no such nice value"),
         _ => Ok(()),
     }

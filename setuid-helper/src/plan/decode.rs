@@ -49,6 +49,7 @@ fn mode(r: &mut Reader) -> Read<Mode> {
         1 => Ok(Mode::Root),
         2 => Ok(Mode::Setuid),
         3 => Ok(Mode::Userns),
+        4 => Ok(Mode::Landlock),
         _ => Err(r.fail("unknown mode")),
     }
 }
@@ -141,6 +142,9 @@ fn body<'a>(opcode: u16, r: &mut Reader<'a>) -> Read<Step<'a>> {
         0x31 => Step::Nice { value: r.u8()? },
         0x33 => Step::Cgroup { source: r.u32()?, memory: r.u64()?, swap: r.u64()?, pids: r.u64()?, cpu_us: r.u64()? },
         0x32 => Step::Timeout { limit_ns: r.u64()?, kill_after_ns: r.u64()? },
+        0x34 => Step::Allow { place: place(r)?, access: r.u64()?, optional: boolean(r)? },
+        0x35 => Step::Landlock { handled: r.u64()?, scoped: r.u64()? },
+        0x36 => Step::Network { source: r.u32()? },
         0x40 => Step::Stack { slot: r.u32()?, lowers: r.slots()?, options: r.u32()? },
         _ => return Err(r.fail("unknown step")),
     })

@@ -123,6 +123,9 @@ impl Writer {
             Step::Cgroup { source, memory, swap, pids, cpu_us } => {
                 self.u32(source).u64(memory).u64(swap).u64(pids).u64(cpu_us).code(0x33)
             }
+            Step::Allow { ref place, access, optional } => self.place(place).u64(access).u8(optional.into()).code(0x34),
+            Step::Landlock { handled, scoped } => self.u64(handled).u64(scoped).code(0x35),
+            Step::Network { source } => self.u32(source).code(0x36),
             Step::Timeout { limit_ns, kill_after_ns } => self.u64(limit_ns).u64(kill_after_ns).code(0x32),
         }
     }

@@ -41,6 +41,8 @@ pub enum Mode {
     Setuid = 2,
     /// An unprivileged user namespace.
     Userns = 3,
+    /// No right to mount at all, only a fence (since version 2).
+    Landlock = 4,
 }
 
 impl Mode {
@@ -50,6 +52,7 @@ impl Mode {
             Mode::Root => "root",
             Mode::Setuid => "setuid",
             Mode::Userns => "userns",
+            Mode::Landlock => "landlock",
         }
     }
 }
@@ -213,6 +216,9 @@ pub enum Step<'a> {
     Nice { value: u8 },
     Timeout { limit_ns: u64, kill_after_ns: u64 },
     Cgroup { source: u32, memory: u64, swap: u64, pids: u64, cpu_us: u64 },
+    Allow { place: Place<'a>, access: u64, optional: bool },
+    Landlock { handled: u64, scoped: u64 },
+    Network { source: u32 },
 }
 
 impl Step<'_> {
@@ -230,6 +236,9 @@ impl Step<'_> {
                 | Step::Loopback
                 | Step::KeepDescriptors { .. }
                 | Step::Seccomp { .. }
+                | Step::Allow { .. }
+                | Step::Landlock { .. }
+                | Step::Network { .. }
         )
     }
 
@@ -273,6 +282,9 @@ impl Step<'_> {
             Step::Nice { .. } => "Nice",
             Step::Timeout { .. } => "Timeout",
             Step::Cgroup { .. } => "Cgroup",
+            Step::Allow { .. } => "Allow",
+            Step::Landlock { .. } => "Landlock",
+            Step::Network { .. } => "Network",
         }
     }
 }

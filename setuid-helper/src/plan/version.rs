@@ -1,10 +1,11 @@
 //! What version 1 of the encoding had not. One line for each addition here, one in `sandbox/versions.py`.
 
-use super::{FIRST_VERSION, LEAVE_RUNNING, Plan, Step};
+use super::{FIRST_VERSION, LEAVE_RUNNING, Mode, Plan, Step};
 
 /// The oldest version that has all that the plan says.
 pub fn version_of(plan: &Plan) -> u16 {
-    plan.steps.iter().map(of_step).fold(of_flags(plan.flags), u16::max)
+    let of_mode = if plan.mode == Mode::Landlock { 2 } else { FIRST_VERSION };
+    plan.steps.iter().map(of_step).fold(of_flags(plan.flags).max(of_mode), u16::max)
 }
 
 fn of_flags(flags: u8) -> u16 {
@@ -32,6 +33,7 @@ fn of_step(step: &Step) -> u16 {
         | Step::Seccomp { .. } => 2,
         Step::Limit { .. } | Step::Nice { .. } | Step::Timeout { .. } | Step::Cgroup { .. } => 2,
         Step::Stack { .. } => 2,
+        Step::Allow { .. } | Step::Landlock { .. } | Step::Network { .. } => 2,
         _ => FIRST_VERSION,
     }
 }

@@ -13,7 +13,6 @@ use rustix::fs::{CWD, Stat, fstat, fstatfs};
 const PROC: u64 = 0x9fa0;
 /// The smallest tmpfs, in bytes: a page would hold nothing.
 const SMALLEST_TMPFS: u64 = 1 << 16;
-
 const MOUNTS: u64 = libc::CLONE_NEWNS as u64;
 /// Namespaces that a run may have beside its own mounts; a user namespace is not among them.
 const APART: u64 = (libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP | libc::CLONE_NEWNET) as u64;
@@ -101,6 +100,7 @@ impl Rules<'_> {
             return Err("a plan starts with a mount namespace of its own and its propagation, and has no other");
         }
         match *step {
+            Step::Network { .. } => return Err("no private network (use --mode userns)"),
             Step::IdMap { .. } | Step::Identity { .. } | Step::Idmap { .. } => return Err("no user namespace"),
             Step::Hostname { .. } => self.needs(libc::CLONE_NEWUTS, "a host name needs a UTS namespace")?,
             Step::Loopback => self.needs(libc::CLONE_NEWNET, "a loopback device needs a network namespace")?,

@@ -3,6 +3,7 @@
 mod clock;
 mod keeper;
 mod leftovers;
+mod network;
 mod report;
 mod wait;
 
@@ -23,6 +24,7 @@ use crate::stale;
 use crate::sys::{self, Forked, Mask};
 use clock::Clock;
 use core::ffi::CStr;
+use network::Network;
 use rustix::fd::OwnedFd;
 use rustix::fs::Mode;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -85,6 +87,7 @@ fn supervise(
     let record = Record::new(&home, plan, argv)?;
     scratch::make(plan, &record.id)?;
     let cgroup = Cgroup::make(plan, record.scratch.last().map(Vec::as_slice))?;
+    let network = Network::of(plan, &sources)?;
     set_child_subreaper(Some(getpid())).doing("become a child subreaper", b"")?;
     let (report, writer) = pipe_with(PipeFlags::CLOEXEC).doing("make a pipe", b"")?;
     let marks = if wanted { Some(Marks::new()?) } else { None };
@@ -142,6 +145,7 @@ fn supervise(
     } else {
         keeper::leave(record);
     }
+    drop(network);
     account.phase("Clean up");
     if let (Some(message), Ending::Exited(code)) = (failure, end) {
         return Err(Failure::new(message).code(code));

@@ -29,7 +29,7 @@ pub struct PlanSeed {
     numbers: [u64; 5],
 }
 
-const KINDS: u8 = 37;
+const KINDS: u8 = 40;
 
 fn seed() -> impl Strategy<Value = Seed> {
     let component = prop::collection::vec(b'a'..=b'z', 1..8);
@@ -92,14 +92,15 @@ pub fn bare(home: &[u8], sources: usize) -> Plan<'_> {
 pub fn plan(seed: &PlanSeed) -> Plan<'_> {
     let [a, b, c, d, e] = seed.numbers;
     let mut plan = bare(&seed.home, 0);
-    plan.mode = [Mode::Root, Mode::Setuid, Mode::Userns][(a % 3) as usize];
+    plan.mode = [Mode::Root, Mode::Setuid, Mode::Userns, Mode::Landlock][(a % 4) as usize];
     (plan.flags, plan.uid, plan.gid) = ((a >> 8) as u8 % 8, b as u32, c as u32);
     let file = Source { kind: SourceKind::File, dev: a, ino: b, size: c, mtime_ns: d, ctime_ns: e, ..plan.home };
     plan.sources = vec![file, Source { kind: SourceKind::Memory, path: b"", ..file }];
     let mut made = 0;
     for seed in &seed.steps {
         let step = step(seed, &mut made);
-        let once = matches!(step, Step::Timeout { .. } | Step::Cgroup { .. });
+        let once =
+            matches!(step, Step::Timeout { .. } | Step::Cgroup { .. } | Step::Landlock { .. } | Step::Network { .. });
         if !once || !plan.steps.iter().any(|other| other.name() == step.name()) {
             plan.steps.push(step);
         }
@@ -170,6 +171,9 @@ fn step<'a>(seed: &'a Seed, made: &mut u32) -> Step<'a> {
         (33, _) => Step::Nice { value: (a % 40) as u8 },
         (34, _) => Step::Timeout { limit_ns: a, kill_after_ns: b },
         (35, _) => Step::Cgroup { source, memory: a, swap: b, pids: c, cpu_us: !a },
+        (36, _) => Step::Allow { place, access: b | 1, optional: c & 1 == 0 },
+        (37, _) => Step::Landlock { handled: a, scoped: b },
+        (38, _) => Step::Network { source: 1 },
         _ => Step::Tmpfs { slot: slot(), size: b, inodes: c, mode: x },
     }
 }
