@@ -100,10 +100,6 @@ def validate(spec: Spec) -> Spec:
         raise UsageError("the command's name is empty", hint="sandbox run [options] -- COMMAND")
     _check_choices(spec)
     _check_saves(spec)
-    if spec.net == "private" and spec.leave_running:
-        raise UsageError("--leave-running: a private network ends with the run", hint="leave one of them out")
-    if spec.net == "private":
-        raise UsageError("--net private is not supported yet", hint="--net none, or --net host")
     _check_isolation(spec)
     _check_fence(spec)
     for item in spec.env:
@@ -127,6 +123,10 @@ def _check_choices(spec: Spec) -> None:
         raise UsageError(f"--engine: {spec.engine!r} is not one of {', '.join(ENGINES)}")
     if (spec.mode, spec.engine) == ("setuid", "python"):
         raise UsageError("--mode setuid needs the native engine: only a program can be setuid", hint="--engine auto")
+    if spec.net == "private" and spec.leave_running:
+        raise UsageError("--leave-running: a private network ends with the run", hint="leave one of them out")
+    if spec.net == "private":
+        raise UsageError("--net private is not supported yet", hint="--net none, or --net host")
 
 
 def _check_isolation(spec: Spec) -> None:
