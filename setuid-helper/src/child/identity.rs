@@ -2,6 +2,7 @@
 
 use super::Child;
 use crate::error::{Doing, Failure, Outcome};
+use crate::fsops::open_path;
 use crate::plan::{Slot, Slots};
 use crate::prelude::*;
 use crate::setuid::{MOUNT, NETWORK, Rights};
@@ -10,7 +11,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, read, write};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::Pid;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, Gid, Uid, clear_ambient_capability_set, set_capabilities, set_thread_groups,
     set_thread_res_gid, set_thread_res_uid,
@@ -91,40 +92,28 @@ pub fn drop_capabilities(rights: Rights) -> Outcome<()> {
     set_capabilities(None, sets).doing("drop capabilities", b"")
 }
 
-/// A user namespace whose maps exchange two ids, for nothing but to be given to a mount.
+/// A user namespace whose maps exchange two ids, for nothing but to be given to a mount. It needs a process while it is
+/// made: one that waits, and that the supervisor reaps.
 fn swapping_namespace(uid: (u32, u32), gid: (u32, u32)) -> Result<OwnedFd, Errno> {
     let (wait, done) = pipe_with(PipeFlags::CLOEXEC)?;
-    let (ready, tell) = pipe_with(PipeFlags::CLOEXEC)?;
-    match sys::fork()? {
+    match sys::fork_beside(libc::CLONE_NEWUSER)? {
         Forked::Child => {
             drop(done);
-            if sys::unshare(libc::CLONE_NEWUSER as u64).is_ok() {
-                let _ = write(&tell, b"x");
-                let _ = read(&wait, &mut [0u8; 1]);
-            }
+            let _ = read(&wait, &mut [0u8; 1]);
             sys::exit_now(0)
         }
-        Forked::Parent(pid) => {
-            drop(tell);
-            let made = map_and_open(pid, &ready, uid, gid);
-            drop(done);
-            waitpid(Some(pid), WaitOptions::empty())?;
-            made
-        }
+        Forked::Parent(pid) => map_and_open(pid, uid, gid),
     }
 }
 
-fn map_and_open(pid: Pid, ready: &OwnedFd, uid: (u32, u32), gid: (u32, u32)) -> Result<OwnedFd, Errno> {
-    if read(ready, &mut [0u8; 1])? == 0 {
-        return Err(Errno::NOSPC);
-    }
-    let directory = format!("/proc/{}", pid.as_raw_nonzero());
+fn map_and_open(pid: Pid, uid: (u32, u32), gid: (u32, u32)) -> Result<OwnedFd, Errno> {
+    let path = format!("/proc/{}", pid.as_raw_nonzero());
+    let directory = open_path(CWD, path.as_bytes())?;
     for (name, ids) in [("uid_map", uid), ("gid_map", gid)] {
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = openat(CWD, format!("{directory}/{name}"), flags, Mode::empty())?;
+        let file = openat(&directory, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         write(&file, swap(ids).as_bytes())?;
     }
-    openat(CWD, format!("{directory}/ns/user"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    openat(&directory, "ns/user", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// All ids as they are, but these two exchanged, as lines of a map: user_namespaces(7).

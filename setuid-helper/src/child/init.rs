@@ -22,7 +22,7 @@ impl Child<'_> {
         let Some(status) = self.prepared.status else { return Err(Errno::BADF).doing("report to the supervisor", b"") };
         let mask = sys::block_all();
         let raised = self.prepared.rights.raise(MOUNT);
-        let forked = raised.and_then(|_raised| sys::fork_init());
+        let forked = raised.and_then(|_raised| sys::fork_beside(libc::CLONE_NEWPID));
         if let Forked::Parent(init) = forked.doing("make a pid namespace", b"")? {
             Report::Started(init).send(status);
             sys::exit_now(0);

@@ -94,6 +94,9 @@ pub struct Child<'p> {
     owner: Option<(u32, u32)>,
     /// Where the procdir is, once a `Procdir` step has moved it.
     procdir_path: Option<Vec<u8>>,
+    /// What covers a directory somewhere, and what covers something else.
+    empty: Option<OwnedFd>,
+    null: Option<OwnedFd>,
     /// Instructions of a `Seccomp` step.
     filter: Vec<u64>,
     /// What `Allow` steps have opened, until the `Landlock` step.
@@ -120,6 +123,8 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
             .iter()
             .find_map(|step| if let Step::Identity { uid, gid } = *step { Some((uid, gid)) } else { None }),
         procdir_path: None,
+        empty: None,
+        null: None,
         filter: Vec::new(),
         allowed: Vec::new(),
         fence: None,

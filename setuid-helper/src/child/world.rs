@@ -60,7 +60,7 @@ impl Child<'_> {
     }
 
     /// Of this pid namespace; what is the host's in it is masked or read-only.
-    pub fn proc(&self) -> Outcome<()> {
+    pub fn proc(&mut self) -> Outcome<()> {
         let rights = self.prepared.rights;
         let target = open_path(CWD, b"/proc").doing("open", b"/proc")?;
         if rights.are_lent() && !is_proc(target.as_fd())? {
@@ -82,17 +82,20 @@ impl Child<'_> {
         Ok(())
     }
 
-    /// Something empty and read-only over what `target` is.
-    fn cover(&self, target: BorrowedFd, name: &[u8]) -> Outcome<()> {
+    /// Something empty and read-only over what `target` is: each time the same, as a filesystem costs more than a clone.
+    fn cover(&mut self, target: BorrowedFd, name: &[u8]) -> Outcome<()> {
         let rights = self.prepared.rights;
         let is_directory =
             FileType::from_raw_mode(fstat(target).doing("look at", name)?.st_mode) == FileType::Directory;
-        let mount = if is_directory {
-            self.small_tmpfs("4096", "2", "555", QUIET | MountAttrFlags::MOUNT_ATTR_RDONLY)?
-        } else {
-            self.device(NODES[0], READ_ONLY)?
+        let before = if is_directory { &self.empty } else { &self.null };
+        let mount = match before {
+            Some(before) => clone_mount(before.as_fd(), false, 0, rights).doing("clone what covers", name)?,
+            None if is_directory => self.small_tmpfs("4096", "2", "555", QUIET | MountAttrFlags::MOUNT_ATTR_RDONLY)?,
+            None => self.device(NODES[0], READ_ONLY)?,
         };
-        move_onto(mount.as_fd(), target, rights).doing("cover", name)
+        move_onto(mount.as_fd(), target, rights).doing("cover", name)?;
+        *(if is_directory { &mut self.empty } else { &mut self.null }) = Some(mount);
+        Ok(())
     }
 
     fn small_tmpfs(&self, size: &str, inodes: &str, mode: &str, attrs: MountAttrFlags) -> Outcome<OwnedFd> {
@@ -160,7 +163,7 @@ impl Child<'_> {
     }
 
     /// What is not there, or out of this user's reach, is out of the command's as well.
-    pub fn hide(&self, path: &[u8]) -> Outcome<()> {
+    pub fn hide(&mut self, path: &[u8]) -> Outcome<()> {
         let how = ResolveFlags::NO_MAGICLINKS;
         let fd = match super::place::resolve(CWD, path, OFlags::PATH | OFlags::CLOEXEC, how) {
             Err(Errno::NOENT | Errno::ACCESS | Errno::NOTDIR) => return Ok(()),

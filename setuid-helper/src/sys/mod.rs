@@ -32,7 +32,7 @@ pub use loopdev::{get_free, loop_configure, loop_status};
 pub use mount::{add_attributes, make_device_mount, set_idmap, set_mount, set_propagation, unshare};
 pub use net::loopback_up;
 pub use process::{
-    CStrings, Forked, Waited, all_ids, execute, exit_now, fork, fork_init, now, pid_namespace, set_file_uid,
+    CStrings, Forked, Waited, all_ids, execute, exit_now, fork, fork_beside, now, pid_namespace, set_file_uid,
     since_boot, wait_any, wait_for, wall_clock,
 };
 pub use signal::{

@@ -31,9 +31,9 @@ pub fn fork() -> Result<Forked, Errno> {
     Ok(i32::try_from(pid).ok().and_then(Pid::from_raw).map_or(Forked::Child, Forked::Parent))
 }
 
-/// fork(2) into a new pid namespace, as a child of this process's parent.
-pub fn fork_init() -> Result<Forked, Errno> {
-    let flags = (libc::CLONE_NEWPID | libc::CLONE_PARENT | libc::SIGCHLD) as usize;
+/// fork(2) into new namespaces (`CLONE_NEW*`), as a child of this process's parent.
+pub fn fork_beside(namespaces: i32) -> Result<Forked, Errno> {
+    let flags = (namespaces | libc::CLONE_PARENT | libc::SIGCHLD) as usize;
     // SAFETY: as for `fork`.
     let pid = unsafe { syscall(libc::SYS_clone, [flags, 0, 0, 0, 0]) }?;
     Ok(i32::try_from(pid).ok().and_then(Pid::from_raw).map_or(Forked::Child, Forked::Parent))
