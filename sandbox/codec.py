@@ -23,10 +23,12 @@ from sandbox.plan import (
     Idmap,
     Image,
     Init,
+    Label,
     Landlock,
     Limit,
     LockTree,
     Mode,
+    Name,
     Network,
     Nice,
     Overlay,
@@ -53,6 +55,7 @@ from sandbox.plan import (
     Tree,
     UnsetEnv,
     Words,
+    is_run_name,
 )
 from sandbox.versions import FIRST, LAST, lowered, version_of
 
@@ -223,7 +226,7 @@ def _check(plan: Plan) -> None:
         _check_source(source)
     if plan.home.kind != SourceKind.DIRECTORY:
         raise PlanError("cannot decode the plan: the home is not a directory source")
-    for kind in (Timeout, Cgroup, Landlock, Network):
+    for kind in (Timeout, Cgroup, Landlock, Network, Name, Label):
         if sum(isinstance(step, kind) for step in plan.steps) > 1:
             raise PlanError(f"cannot decode the plan: more than one {kind.__name__}")
     defined: set[int] = set()
@@ -292,6 +295,8 @@ def _isolation_fault(step: Step) -> str:
             return "an empty filter"
         case Allow(access=access, optional=optional) if not access or optional > 1:
             return "allows nothing, or optional is neither 0 nor 1"
+        case Name(name) if not is_run_name(name):
+            return "not a name for a run"
         case _:
             return ""
 

@@ -21,9 +21,11 @@ from sandbox.plan import (
     Guard,
     IdMap,
     Image,
+    Label,
     Loopback,
     Mkdir,
     Mode,
+    Name,
     NoNewPrivs,
     Overlay,
     OverlayOption,
@@ -158,6 +160,7 @@ class _Builder:
         self.shown: list[Place] = []
         # Where the working directory of an isolated command is, unless it is hidden.
         self.workspace = b""
+        self.images: tuple[bytes, ...] = ()
         # What lies beneath a slot that is the top of a stack, which an overlay is yet to make; and which of them are
         # only read.
         self.beneath: dict[int, tuple[int, ...]] = {}
@@ -344,6 +347,9 @@ class _Builder:
             from sandbox import landlock
 
             self.steps += landlock.steps(self.spec, landlock.own_places(self), self.cwd, self.host.landlock)
+        if self.spec.name is not None:
+            self.steps.append(Name(self.spec.name))
+        self.steps.append(Label(self.spec.isolation.encode(), self.images))
         self.steps.append(DeathSignal(signal.SIGKILL))
 
 
@@ -373,6 +379,7 @@ def compile_plan(
     """The plan for one launch. Pure: everything it needs to know is in its arguments."""
     builder = _Builder(spec, host, mode, programs)
     builder.cgroup, builder.cwd = cgroup, cwd
+    builder.images = _images(materials)
     trees = [material.tree for material in materials]
     inside = [tree for tree in trees if not tree.name.startswith(b"/")]
     kinds: set[TreeKind] = {TreeKind.DYNAMIC if tree.kind is TreeKind.EMPTY else tree.kind for tree in inside}
@@ -413,6 +420,12 @@ def compile_plan(
         flags |= PlanFlag.ALLOW_NEW_PRIVS if spec.allow_new_privs else PlanFlag(0)
     plan = Plan(mode, flags, host.uid, host.gid, home, tuple(builder.sources), tuple(builder.steps))
     return Compiled(plan, builder.fds, builder.saved)
+
+
+def _images(materials: list[Material]) -> tuple[bytes, ...]:
+    """NAME=SOURCE of every layer that has a source, for who looks at the run."""
+    layers = [layer for material in materials for layer in material.tree.layers if layer.path]
+    return tuple(layer.name + b"=" + os.path.abspath(layer.path) for layer in layers)
 
 
 def find_in_trees(path: bytes, trees: list[Opened], *, option: str) -> tuple[Place, bytes]:

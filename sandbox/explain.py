@@ -22,12 +22,14 @@ from sandbox.plan import (
     Image,
     Init,
     KeepDescriptors,
+    Label,
     Landlock,
     Limit,
     LockTree,
     Loopback,
     Mkdir,
     Mode,
+    Name,
     Network,
     Nice,
     NoNewPrivs,
@@ -198,4 +200,8 @@ def _isolation_line(step: Step) -> str:  # noqa: C901
             return f"nice value {value - 20}"
         case Timeout(limit, kill_after):
             return f"SIGTERM to everything after {limit / 1e9:g} s, SIGKILL {kill_after / 1e9:g} s later"
+        case Name(name):
+            return f"the run is called {printable(name)}"
+        case Label(level, images):
+            return f"the record says level {printable(level)}, images {', '.join(map(printable, images)) or 'none'}"
     raise AssertionError(step)

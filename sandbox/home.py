@@ -18,8 +18,8 @@ from typing import Any
 
 from sandbox import fsops
 from sandbox.engine import syscalls as sys
-from sandbox.errors import HostError, SandboxError, printable, reason
-from sandbox.plan import Source, SourceKind
+from sandbox.errors import HostError, SandboxError, UsageError, printable, reason
+from sandbox.plan import Label, Name, Plan, Source, SourceKind
 from sandbox.record import Record
 
 # f_type of filesystems whose locks or directories are shared with other hosts: statfs(2), linux/magic.h.
@@ -38,6 +38,8 @@ _NETWORK = {
 }
 Say = Callable[[str], None]
 _LEFTOVER_AGE = 3600.0
+# The kernel bounds a command line, and a plan is smaller than that.
+_MAX_RECORD = 8 << 20
 
 
 class HomeError(SandboxError):
@@ -176,7 +178,8 @@ def boot_id() -> str:
 class RunRecord:
     """The record and procdir of one run. Locked as long as it is open."""
 
-    def __init__(self, home: Home, facts: dict[str, Any], scratch_parents: list[bytes]) -> None:
+    def __init__(self, home: Home, facts: dict[str, Any], scratch_parents: list[bytes], plan: bytes) -> None:
+        self.plan = plan
         self.records_fd, self.procdirs_fd = home.records_fd, home.procdirs_fd
         self.id = os.urandom(16).hex()
         # Recorded before they are made, so that whoever cleans up after a crash finds them.
@@ -194,7 +197,11 @@ class RunRecord:
                 raise HostError(what, hint="SANDBOX_HOME on a local file system has locks") from None
             import json
 
-            os.write(draft.fd, json.dumps(self.facts).encode() + b"\n")
+            with open(draft.fd, "wb", closefd=False) as file:
+                file.write(json.dumps(self.facts).encode() + b"\n" + self.plan)
+            self.size = os.fstat(draft.fd).st_size
+            if called := self.facts.get("name"):
+                return self._claim_called(draft, os.fsencode(called))
             suffix = 0
             while True:
                 name = b"%d" % os.getpid() + (b".%d" % suffix if suffix else b"")
@@ -214,6 +221,19 @@ class RunRecord:
                 self.fd = draft.keep_open()
                 return name
 
+    def _claim_called(self, draft: fsops.Draft, name: bytes) -> bytes:
+        """The name that the user chose, if no running sandbox has it. Raises UsageError."""
+        try:
+            draft.publish(name, durable=False)
+        except FileExistsError:
+            what = f"--name: a sandbox called {printable(name)} is running"
+            raise UsageError(what, hint="another name, or sandbox kill") from None
+        # Without a record, a procdir of that name is nobody's.
+        fsops.remove_dir(self.procdirs_fd, name)
+        os.close(fsops.make_new_dir(self.procdirs_fd, name))
+        self.fd = draft.keep_open()
+        return name
+
     def remove(self) -> None:
         """Remove scratch and procdir and then the record: what a dead run leaves must stay findable."""
         for path in self.scratch:
@@ -227,8 +247,16 @@ class RunRecord:
         os.close(self.fd)
 
 
-def new_record(home: Home, command: tuple[bytes, ...], mode: str, scratch_parents: list[bytes]) -> RunRecord:
-    """A locked record and an empty procdir for this process; the scratch directories have names, but are not made."""
+def new_record(home: Home, command: tuple[bytes, ...], plan: Plan, scratch_parents: list[bytes]) -> RunRecord:
+    """A locked record and an empty procdir for this process; the scratch directories have names, but are not made.
+
+    Raises UsageError when a running sandbox has the name that the plan asks for.
+    """
+    from sandbox.codec import encode
+
+    encoded = encode(plan)
+    names = [os.fsdecode(step.name) for step in plan.steps if isinstance(step, Name)]
+    label = next((step for step in plan.steps if isinstance(step, Label)), Label(b"", ()))
     facts = {
         "host": os.uname().nodename,
         "boot_id": boot_id(),
@@ -237,9 +265,14 @@ def new_record(home: Home, command: tuple[bytes, ...], mode: str, scratch_parent
         # As field 22 of /proc/PID/stat counts (proc(5)): hundredths of a second since boot.
         "start_time": time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 10_000_000,
         "command": [os.fsdecode(word) for word in command],
-        "mode": mode,
+        "mode": plan.mode.name.lower(),
+        "engine": "python",
+        "name": names[0] if names else "",
+        "level": os.fsdecode(label.level),
+        "images": [os.fsdecode(image) for image in label.images],
+        "plan": len(encoded),
     }
-    return RunRecord(home, facts, scratch_parents)
+    return RunRecord(home, facts, scratch_parents, encoded)
 
 
 # -- what the dead leave --------------------------------------------------------------------------------------
@@ -251,15 +284,22 @@ def clean_stale(home: Home, *, say: Say) -> None:
         if name.startswith(fsops.TEMPORARY):
             fsops.remove_abandoned(home.records_fd, name, before=time.time() - _LEFTOVER_AGE)
             continue
-        with contextlib.suppress(OSError), _dead_record(home, name) as facts:
-            if facts is not None:
-                say(f"cleaning up after the dead run {printable(name)}")
-                _clean_after(home, name, facts)
+        with contextlib.suppress(OSError):
+            if clean_one(home, name):
+                say(f"cleaned up after the dead run {printable(name)}")
     for name in fsops.names(home.procdirs_fd):
         # A procdir is made after its record: without one it is nobody's.
         if not fsops.exists(home.records_fd, name):
             with contextlib.suppress(OSError):
                 _remove_orphan(home, name)
+
+
+def clean_one(home: Home, name: bytes) -> bool:
+    """Remove what the run of this record left, if it is dead, and the record. Whether it was. Raises OSError."""
+    with _dead_record(home, name) as facts:
+        if facts is not None:
+            _clean_after(home, name, facts)
+        return facts is not None
 
 
 def _remove_orphan(home: Home, name: bytes) -> None:
@@ -291,14 +331,23 @@ def _dead_record(home: Home, name: bytes) -> Iterator[dict[str, Any] | None]:
             yield None
             return
         linked = os.stat(name, dir_fd=home.records_fd, follow_symlinks=False)
-        facts = _parse(os.read(fd, 1 << 20))
+        facts = parse_record(read_record(fd)[0])
         # A record that a power cut left empty names no host: on a local filesystem it can only be ours.
         local = not facts or facts.get("host") == os.uname().nodename
         here = facts.get("boot_id") == boot_id() or (local and sys.statfs_type(fd) not in _NETWORK)
         yield facts if here and fsops.same_file(linked, os.fstat(fd)) else None
 
 
-def _parse(data: bytes) -> dict[str, Any]:
+def read_record(fd: int) -> tuple[bytes, bytes]:
+    """The two parts of an open record: a line of JSON, and the encoded plan with what was appended to it."""
+    with open(os.dup(fd), "rb") as file:
+        file.seek(0)
+        line = file.readline(_MAX_RECORD)
+        return line, file.read(_MAX_RECORD)
+
+
+def parse_record(data: bytes) -> dict[str, Any]:
+    """The facts of a record; none when it is damaged."""
     import json
 
     try:

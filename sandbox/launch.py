@@ -95,6 +95,10 @@ def _run(
             reporter.describe(plan, engine, spec.isolation, prepared.trees, prepared.home.fd)
             reporter.phase("Digest the images")
             launch = launch.replace(report=reporter)
+        if spec.name is not None:
+            # A dead run gives its name back at once.
+            with contextlib.suppress(OSError):
+                home.clean_one(prepared.home, spec.name)
         say(f"mode {plan.mode.name.lower()}, engine {engine}, {len(plan.steps)} steps")
         if engine == "native":
             from sandbox.engine import native

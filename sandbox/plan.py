@@ -17,6 +17,7 @@ String = Annotated[bytes, "string"]
 Strings = Annotated[tuple[bytes, ...], "strings"]
 Slots = Annotated[tuple[int, ...], "slots"]
 Words = Annotated[tuple[int, ...], "words"]
+_NAME_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
 
 
 class Mode(enum.IntEnum):
@@ -379,6 +380,24 @@ class Network(Record):
     source: U32
 
 
+class Name(Record):
+    """What the user calls the run: the name of its record and procdir, which no other running one may have."""
+
+    name: String
+
+
+def is_run_name(name: bytes) -> bool:
+    """A letter, then at most 62 letters, digits, `.`, `_` and `-`: a name of a file, and never a number."""
+    return name[:1].isalpha() and len(name) <= 63 and not name.translate(None, _NAME_BYTES)
+
+
+class Label(Record):
+    """For who looks at the running ones: the isolation level, and the images, as NAME=SOURCE."""
+
+    level: String
+    images: Strings
+
+
 Step = (
     Unshare
     | IdMap
@@ -420,6 +439,8 @@ Step = (
     | Allow
     | Landlock
     | Network
+    | Name
+    | Label
 )
 
 OPCODES: dict[int, type[Any]] = {
@@ -463,6 +484,8 @@ OPCODES: dict[int, type[Any]] = {
     0x35: Landlock,
     0x36: Network,
     0x40: Stack,
+    0x60: Name,
+    0x61: Label,
 }
 OPCODE_OF: dict[type[Any], int] = {cls: code for code, cls in OPCODES.items()}
 

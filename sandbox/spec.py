@@ -5,6 +5,7 @@ import re
 from typing import TYPE_CHECKING
 
 from sandbox.errors import UsageError, printable
+from sandbox.plan import is_run_name
 from sandbox.record import Record
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Spec(Record):
     saves: tuple[Save, ...] = ()
     allow_read: tuple[bytes, ...] = ()
     allow_write: tuple[bytes, ...] = ()
+    name: bytes | None = None
 
 
 OUR_VARIABLES = (b"SANDBOX_TMPDIR", b"SANDBOX_STATIC", b"SANDBOX_DYNAMIC")
@@ -252,6 +254,16 @@ def parse_hostname(text: bytes) -> bytes:
     if not re.fullmatch(rb"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?", text):
         raise UsageError(
             f"--hostname: {printable(text)!r} is not a host name", hint="letters, digits, - and ., at most 64"
+        )
+    return text
+
+
+def parse_run_name(text: bytes) -> bytes:
+    """What a run is called. Raises UsageError."""
+    if not is_run_name(text):
+        raise UsageError(
+            f"--name: {printable(text)!r} cannot be the name of a run",
+            hint="a letter, then at most 62 letters, digits, '.', '_' and '-'",
         )
     return text
 

@@ -19,11 +19,13 @@ from sandbox.plan import (
     Idmap,
     Init,
     KeepDescriptors,
+    Label,
     Landlock,
     Limit,
     LockTree,
     Loopback,
     Mode,
+    Name,
     Network,
     Nice,
     Overlay,
@@ -44,7 +46,8 @@ FIRST, LAST = 1, 2
 class Since(Record):
     """Something that version 1 had not: a kind of step, a mode, or one bit of the flags, attributes or overlay options.
 
-    `feature` is what the user asked for. A plan flag may be `optional`: without it the run is the same, if slower.
+    `feature` is what the user asked for. A plan flag or a step may be `optional`: without it the run is the same, if
+    slower or less well described.
     """
 
     what: type[Any] | enum.IntFlag | Mode
@@ -81,6 +84,8 @@ SINCE = (
     Since(Mode.LANDLOCK, 2, "--mode landlock"),
     *(Since(step, 2, "--allow-read or --allow-write") for step in (Allow, Landlock)),
     Since(Network, 2, "--net private"),
+    Since(Name, 2, "--name"),
+    Since(Label, 2, "what sandbox ps shows", optional=True),
 )
 
 
@@ -104,7 +109,10 @@ def lowered(plan: Plan, version: int) -> Plan:
             continue
         if not since.optional:
             raise TooNewError(since, version)
-        plan = plan.replace(flags=plan.flags & ~PlanFlag(since.what))  # type: ignore[arg-type]
+        if isinstance(since.what, PlanFlag):
+            plan = plan.replace(flags=plan.flags & ~since.what)
+        else:
+            plan = plan.replace(steps=tuple(step for step in plan.steps if type(step) is not since.what))
     return plan
 
 

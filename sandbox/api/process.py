@@ -26,7 +26,7 @@ def ask(pid: int) -> None:
 
 def kill(start: Start, pid: int) -> None:
     """Kill all that the supervisor has below it, and never itself: it is to clean up. `pid` is not yet waited for."""
-    from sandbox.engine.supervisor import below
+    from sandbox.processes import below
 
     for supervisor in below(pid)[:1] if start.nested else [pid]:
         for victim in below(supervisor):

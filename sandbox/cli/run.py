@@ -23,6 +23,7 @@ from sandbox.spec import (
     TreeKind,
     parse_descriptor,
     parse_hostname,
+    parse_run_name,
     parse_save,
     parse_size,
     parse_symlinks,
@@ -135,6 +136,7 @@ def make_parser() -> tuple[Parser, list[argparse.Action]]:
     option("--report", metavar="FILE|-|fd:N", help="an account of the run as JSON, written when it is over")
     option("--trace", metavar="FILE|-|fd:N", help="the phases of the launch, in the Chrome trace format")
     option("--allow-new-privs", action="store_true", help="let setuid programs work (setuid mode: if its policy does)")
+    option("--name", metavar="NAME", help="what sandbox ps, exec and kill call it; one running sandbox of yours has it")
     option("--job", metavar="NAME", help="start with the options and the command of this job of sandbox.toml")
     option("--job-file", metavar="FILE", help="where that job is (default: sandbox.toml here or above)")
     option("--no-plan-cache", action="store_true", help="compile this launch anew, and do not store it")
@@ -251,6 +253,7 @@ def make_spec(args: argparse.Namespace, command: tuple[bytes, ...]) -> Spec:
         allow_new_privs=args.allow_new_privs,
         allow_read=tuple(map(raw, args.allow_read)),
         allow_write=tuple(map(raw, args.allow_write)),
+        name=None if args.name is None else parse_run_name(raw(args.name)),
         saves=(
             *(parse_save(raw(text), full=False) for text in args.save),
             *(parse_save(raw(text), full=True) for text in args.save_full),

@@ -31,7 +31,7 @@ def run(plan: Plan, launch: Launch, where: Home) -> Result:
         # The cgroup comes last.
         cgroup = next((step for step in plan.steps if isinstance(step, Cgroup)), None)
         paths = [source.path for source in (*parents, *([plan.sources[cgroup.source]] if cgroup else ()))]
-        record = home.new_record(where, launch.command, plan.mode.name.lower(), paths)
+        record = home.new_record(where, launch.command, plan, paths)
         inherited = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         account = Account(plan, wanted=launch.report is not None)
         stack.callback(account.close)

@@ -26,8 +26,10 @@ from sandbox.plan import (
     Identity,
     IdMap,
     Image,
+    Label,
     Limit,
     Mkdir,
+    Name,
     Nice,
     NoNewPrivs,
     Overlay,
@@ -306,8 +308,8 @@ class Child:
         """Kept for the end: what is still to be done must not run into them."""
         self.limits.append(step)
 
-    def elsewhere(self, _: Timeout | Cgroup) -> None:
-        """The supervisor's, or done before the first step."""
+    def elsewhere(self, _: Timeout | Cgroup | Name | Label) -> None:
+        """The supervisor's, the record's, or done before the first step."""
 
 
 _DO: dict[type[Any], Any] = {
@@ -337,6 +339,8 @@ _DO: dict[type[Any], Any] = {
     Nice: Child.limit,
     Timeout: Child.elsewhere,
     Cgroup: Child.elsewhere,
+    Name: Child.elsewhere,
+    Label: Child.elsewhere,
 }
 
 

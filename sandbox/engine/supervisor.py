@@ -7,6 +7,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, NoReturn
 
+from sandbox import processes
 from sandbox.engine import Result, init
 from sandbox.engine import syscalls as sys
 from sandbox.engine.account import Account, reap
@@ -47,7 +48,7 @@ class _Clock:
             self.deadline = time.monotonic() + _LOOK
             return
         self.is_up = True
-        _ask(below(os.getpid()))
+        _ask(processes.below(os.getpid()))
         self.deadline = time.monotonic() + self.kill_after
 
 
@@ -137,7 +138,7 @@ def end_leftovers(account: Account) -> None:
     asked: set[int] = set()
     while _any_left(account):
         if time.monotonic() < deadline:
-            new = [pid for pid in below(os.getpid()) if pid not in asked]
+            new = [pid for pid in processes.below(os.getpid()) if pid not in asked]
             asked.update(new)
             _ask(new)
         elif not _kill_below():
@@ -165,7 +166,7 @@ def _kill_below() -> bool:
     """
     stopped: set[int] = set()
     for _ in range(_SCANS):
-        new = [pid for pid in below(os.getpid()) if pid not in stopped]
+        new = [pid for pid in processes.below(os.getpid()) if pid not in stopped]
         if not new:
             break
         stopped.update(new)
@@ -180,20 +181,6 @@ def _kill_below() -> bool:
         except PermissionError:
             refused += 1
     return refused < len(stopped) or not stopped
-
-
-def below(top: int) -> list[int]:
-    """Every process below this pid, from /proc: a child's children are found whatever thread started them."""
-    children: dict[int, list[int]] = {}
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:
-            # Field 4 of proc_pid_stat(5); the name before it may hold anything.
-            parent = int(file.read().rpartition(b")")[2].split()[1])
-            children.setdefault(parent, []).append(int(entry))
-    found = [top]
-    for pid in found:
-        found += children.get(pid, ())
-    return found[1:]
 
 
 def end_like(result: Result) -> NoReturn:

@@ -4,7 +4,7 @@ use crate::error::{Doing, Failure, Outcome};
 use crate::fsops::{proc_fd, remove_dir, write_all};
 use crate::home::Home;
 use crate::json::{quote, quote_list};
-use crate::plan::{Plan, Step};
+use crate::plan::{LAST_VERSION, Plan, Step, encode};
 use crate::prelude::*;
 use crate::scratch;
 use crate::sys;
@@ -43,11 +43,17 @@ impl<'h> Record<'h> {
     pub fn new(home: &'h Home, plan: &Plan, command: &[&CStr]) -> Outcome<Record<'h>> {
         let id = random_id()?;
         let scratch = scratch::paths(plan, &id);
-        let text = describe(plan, command, &id, &scratch)?;
+        let encoded = encode(plan, LAST_VERSION);
+        let mut text = describe(plan, command, &id, &scratch, encoded.len())?.into_bytes();
+        text.extend(encoded);
         let draft = Draft::new(home).doing("make a run record in", plan.home.path)?;
         flock(&draft.fd, FlockOperation::LockExclusive).doing("lock a run record in", plan.home.path)?;
-        write_all(&draft.fd, text.as_bytes()).doing("write a run record in", plan.home.path)?;
-        let (name, lock) = claim(home, draft, plan.home.path)?;
+        write_all(&draft.fd, &text).doing("write a run record in", plan.home.path)?;
+        let called = plan.steps.iter().find_map(|step| if let Step::Name { name } = *step { Some(name) } else { None });
+        let (name, lock) = match called {
+            Some(name) => claim_called(home, draft, plan.home.path, name)?,
+            None => claim(home, draft, plan.home.path)?,
+        };
         Ok(Record { home, id, name, scratch, _lock: lock })
     }
 }
@@ -123,6 +129,25 @@ fn claim(home: &Home, mut draft: Draft, path: &[u8]) -> Outcome<(String, OwnedFd
     Err(undo(&draft, Failure::new("no name is free for the run").hint("remove what is left in procdirs/ and records/")))
 }
 
+/// The name that the user chose, if no running sandbox has it.
+fn claim_called(home: &Home, mut draft: Draft, path: &[u8], name: &[u8]) -> Outcome<(String, OwnedFd)> {
+    let name = String::from_utf8_lossy(name).into_owned();
+    match draft.rename(&name) {
+        Ok(()) => {}
+        Err(Errno::EXIST) => {
+            let failure = Failure::new(format!("--name: a sandbox called {name} is running"));
+            return Err(undo(&draft, failure.hint("another name, or sandbox kill")));
+        }
+        Err(error) => return Err(undo(&draft, Failure::os("make a run record in", path, error))),
+    }
+    // Without a record, a procdir of that name is nobody's.
+    let _ = remove_dir(&home.procdirs, name.as_bytes());
+    match take_procdir(home, &name) {
+        Ok(()) => Ok((name, draft.fd)),
+        Err(error) => Err(undo(&draft, Failure::os("make a procdir in", path, error))),
+    }
+}
+
 /// An empty directory of this name, which nothing had.
 fn take_procdir(home: &Home, name: &str) -> Result<(), Errno> {
     for spare in SPARE {
@@ -162,7 +187,7 @@ fn random_id() -> Outcome<String> {
 }
 
 /// The record's text, one line of JSON.
-fn describe(plan: &Plan, command: &[&CStr], id: &str, scratch: &[Vec<u8>]) -> Outcome<String> {
+fn describe(plan: &Plan, command: &[&CStr], id: &str, scratch: &[Vec<u8>], encoded: usize) -> Outcome<String> {
     let namespace = sys::pid_namespace().doing("look at the pid namespace", b"")?;
     let (pid, start_time) = (rustix::process::getpid(), sys::since_boot().as_millis() / MILLISECONDS_PER_TICK);
     let mut text = format!("{{\"id\": \"{id}\", \"host\": ");
@@ -173,7 +198,22 @@ fn describe(plan: &Plan, command: &[&CStr], id: &str, scratch: &[Vec<u8>]) -> Ou
     quote_list(&mut text, run.into_iter().chain(command.iter().map(|word| word.to_bytes())));
     let _ = write!(text, ", \"mode\": \"{}\", \"scratch\": ", plan.mode.name());
     quote_list(&mut text, scratch.iter().map(Vec::as_slice));
-    text.push_str("}\n");
+    for step in &plan.steps {
+        match *step {
+            Step::Name { name } => {
+                text.push_str(", \"name\": ");
+                quote(&mut text, name);
+            }
+            Step::Label { level, images } => {
+                text.push_str(", \"level\": ");
+                quote(&mut text, level);
+                text.push_str(", \"images\": ");
+                quote_list(&mut text, images.iter());
+            }
+            _ => {}
+        }
+    }
+    let _ = writeln!(text, ", \"engine\": \"native\", \"plan\": {encoded}}}");
     Ok(text)
 }
 

@@ -66,7 +66,9 @@ struct Run {
 
 fn read_record(fd: &OwnedFd) -> Result<Option<Run>, Errno> {
     let text = read_all(fd, MAX_RECORD)?;
-    let Some(members) = json::parse(&text) else { return Ok(None) };
+    // An encoded plan follows the line.
+    let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let Some(members) = json::parse(line) else { return Ok(None) };
     let mut run = Run { id: String::new(), host: Vec::new(), boot_id: Vec::new(), scratch: Vec::new() };
     for (name, value) in members {
         match (name.as_slice(), value) {

@@ -31,12 +31,14 @@ from sandbox.plan import (
     Image,
     Init,
     KeepDescriptors,
+    Label,
     Landlock,
     Limit,
     LockTree,
     Loopback,
     Mkdir,
     Mode,
+    Name,
     Network,
     Nice,
     NoNewPrivs,
@@ -152,6 +154,8 @@ def good() -> Iterator[tuple[str, str, Plan]]:
     fence = (Allow(OUTSIDE, 2**64 - 1, 0), Allow(TOP, 1, 1), Landlock(2**64 - 1, 3))
     yield "fence", "a fence, in mode landlock", plan(*fence, mode=Mode.LANDLOCK)
     yield "network", "a private network", plan(Network(0), sources=(MEMORY,))
+    labels = (Name(b"build-7.x"), Label(b"job", (b"t=/srv/t.sfs", b"odd \xff=/\n")))
+    yield "labels", "what a record says for who looks", plan(*labels)
     odd = b"/a b/\xff\xfe/new\nline/\xe2\x80\xae/..//."
     yield (
         "odd-paths",
@@ -376,6 +380,15 @@ def bad_isolation() -> Iterator[tuple[str, str, bytes]]:
     yield "hide-relative", "Hide of a relative path", with_steps(step(0x19, text(b"x")), version=2)
     yield "hostname-empty", "an empty host name", with_steps(step(0x1B, text(b"")), version=2)
     yield "hostname-long", "a host name of 65 bytes", with_steps(step(0x1B, text(b"x" * 65)), version=2)
+    for name, what, value in (
+        ("empty", "an empty name", b""),
+        ("long", "a name of 64 bytes", b"x" * 64),
+        ("number", "a name that is a number", b"12"),
+        ("up", "a name that leads out", b".."),
+        ("slash", "a name of two components", b"a/b"),
+    ):
+        yield f"name-{name}", what, with_steps(step(0x60, text(value)), version=2)
+    yield "name-twice", "two names", with_steps(*[step(0x60, text(b"a"))] * 2, version=2)
     yield "idmap-slot", "Idmap of a slot that was not made", with_steps(step(0x1E, u32(1, 0, 0, 0, 0)), version=2)
     yield "fds-over", "more descriptors than a list may hold", with_steps(step(0x1F, u32(MAX_ITEMS + 1)), version=2)
     yield "fds-short", "fewer descriptors than promised", with_steps(step(0x1F, u32(2, 3)), version=2)

@@ -226,7 +226,7 @@ impl<'p> Child<'p> {
             Step::Landlock { handled, scoped } => self.build_fence(handled, scoped),
             Step::Network { source } => self.attach_network(source),
             // The supervisor's, and what was done before the first step.
-            Step::Timeout { .. } | Step::Cgroup { .. } => Ok(()),
+            Step::Timeout { .. } | Step::Cgroup { .. } | Step::Name { .. } | Step::Label { .. } => Ok(()),
         }
     }
 }

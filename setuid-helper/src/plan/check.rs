@@ -1,7 +1,7 @@
 //! What the layout alone cannot say: indices within bounds, slots made once and before use, option bits.
 
 use super::reader::Invalid;
-use super::{MAX_HOSTNAME, Plan, Slot, SourceKind, Step, attr, overlay};
+use super::{MAX_HOSTNAME, MAX_NAME, Plan, Slot, SourceKind, Step, attr, overlay};
 use crate::prelude::*;
 
 pub fn check(plan: &Plan) -> Result<(), Invalid> {
@@ -9,14 +9,16 @@ pub fn check(plan: &Plan) -> Result<(), Invalid> {
         return Err(Invalid { why: "the home is not a directory source", at: 0 });
     }
     let count = |is: fn(&Step) -> bool| plan.steps.iter().filter(|step| is(step)).count();
-    let once: [fn(&Step) -> bool; 4] = [
+    let once: [fn(&Step) -> bool; 6] = [
         |step| matches!(step, Step::Timeout { .. }),
         |step| matches!(step, Step::Cgroup { .. }),
         |step| matches!(step, Step::Landlock { .. }),
         |step| matches!(step, Step::Network { .. }),
+        |step| matches!(step, Step::Name { .. }),
+        |step| matches!(step, Step::Label { .. }),
     ];
     if once.into_iter().any(|is| count(is) > 1) {
-        return Err(Invalid { why: "more than one Timeout, Cgroup, Landlock or Network", at: 0 });
+        return Err(Invalid { why: "more than one Timeout, Cgroup, Landlock, Network, Name or Label", at: 0 });
     }
     let mut defined = Defined(Vec::new());
     for (index, step) in plan.steps.iter().enumerate() {
@@ -94,6 +96,7 @@ fn step_fault(step: &Step, plan: &Plan, defined: &mut Defined) -> Fault {
         Step::Hide { path } if !path.starts_with(b"/") => Err("the path is not absolute"),
         Step::Hostname { name } if name.is_empty() || name.len() > MAX_HOSTNAME => Err("not a host name"),
         Step::Seccomp { filter } if filter.is_empty() => Err("an empty filter"),
+        Step::Name { name } if !is_run_name(name) => Err("not a name for a run"),
         Step::Idmap { slot, .. } => defined.used(slot),
         Step::PlaceEnv { name, .. } | Step::UnsetEnv { name } => variable_name(name),
         Step::Network { source } => match plan.sources.get(source as usize) {
@@ -114,6 +117,12 @@ fn source_exists(source: u32, sources: usize) -> Fault {
 
 fn absolute(program: &[u8]) -> Fault {
     if program.starts_with(b"/") { Ok(()) } else { Err("the program's path is not absolute") }
+}
+
+/// One component of a path, and never a number: what runs without a name are called.
+fn is_run_name(name: &[u8]) -> bool {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
+    name.first().is_some_and(u8::is_ascii_alphabetic) && name.len() <= MAX_NAME && name.iter().all(plain)
 }
 
 fn variable_name(name: &[u8]) -> Fault {

@@ -127,6 +127,12 @@ impl Writer {
             Step::Landlock { handled, scoped } => self.u64(handled).u64(scoped).code(0x35),
             Step::Network { source } => self.u32(source).code(0x36),
             Step::Timeout { limit_ns, kill_after_ns } => self.u64(limit_ns).u64(kill_after_ns).code(0x32),
+            Step::Name { name } => self.bytes(name).code(0x60),
+            Step::Label { level, images } => {
+                self.bytes(level).u32(images.count());
+                self.0.extend(images.raw());
+                0x61
+            }
         }
     }
 

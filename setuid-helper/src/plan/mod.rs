@@ -30,6 +30,8 @@ pub const MAX_PATH: u32 = 4095;
 
 /// The longest host name: `HOST_NAME_MAX`.
 pub const MAX_HOSTNAME: usize = 64;
+/// The longest name of a run, in bytes.
+pub const MAX_NAME: usize = 63;
 
 /// Where the right to mount comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,6 +221,8 @@ pub enum Step<'a> {
     Allow { place: Place<'a>, access: u64, optional: bool },
     Landlock { handled: u64, scoped: u64 },
     Network { source: u32 },
+    Name { name: &'a [u8] },
+    Label { level: &'a [u8], images: Strings<'a> },
 }
 
 impl Step<'_> {
@@ -285,6 +289,8 @@ impl Step<'_> {
             Step::Allow { .. } => "Allow",
             Step::Landlock { .. } => "Landlock",
             Step::Network { .. } => "Network",
+            Step::Name { .. } => "Name",
+            Step::Label { .. } => "Label",
         }
     }
 }

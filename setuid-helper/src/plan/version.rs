@@ -34,6 +34,7 @@ fn of_step(step: &Step) -> u16 {
         Step::Limit { .. } | Step::Nice { .. } | Step::Timeout { .. } | Step::Cgroup { .. } => 2,
         Step::Stack { .. } => 2,
         Step::Allow { .. } | Step::Landlock { .. } | Step::Network { .. } => 2,
+        Step::Name { .. } | Step::Label { .. } => 2,
         _ => FIRST_VERSION,
     }
 }

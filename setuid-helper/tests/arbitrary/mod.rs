@@ -18,6 +18,7 @@ pub struct Seed {
     name: Vec<u8>,
     rooted: Vec<u8>,
     below: Vec<u8>,
+    called: Vec<u8>,
     lists: Vec<u8>,
 }
 
@@ -29,18 +30,19 @@ pub struct PlanSeed {
     numbers: [u64; 5],
 }
 
-const KINDS: u8 = 40;
+const KINDS: u8 = 42;
 
 fn seed() -> impl Strategy<Value = Seed> {
     let component = prop::collection::vec(b'a'..=b'z', 1..8);
     let below = prop::collection::vec(component, 0..4).prop_map(|parts| parts.join(&b'/'));
     let name = prop::collection::vec((1..=255u8).prop_filter("=", |byte| *byte != b'='), 1..64);
     let words = prop::collection::vec(any::<u64>(), 1..4);
-    (0..KINDS, any::<[u64; 3]>(), name, text(64), below, words, text(20)).prop_map(
-        |(kind, numbers, name, rest, below, words, argument)| {
+    let called = prop::collection::vec(b'a'..=b'z', 1..64);
+    (0..KINDS, any::<[u64; 3]>(), name, text(64), below, called, words, text(20)).prop_map(
+        |(kind, numbers, name, rest, below, called, words, argument)| {
             let rooted = [b"/".as_slice(), &rest].concat();
             let lists = lists(&words, &[&rooted, &argument]);
-            Seed { kind, numbers, name, rooted, below, lists }
+            Seed { kind, numbers, name, rooted, below, called, lists }
         },
     )
 }
@@ -99,8 +101,15 @@ pub fn plan(seed: &PlanSeed) -> Plan<'_> {
     let mut made = 0;
     for seed in &seed.steps {
         let step = step(seed, &mut made);
-        let once =
-            matches!(step, Step::Timeout { .. } | Step::Cgroup { .. } | Step::Landlock { .. } | Step::Network { .. });
+        let once = matches!(
+            step,
+            Step::Timeout { .. }
+                | Step::Cgroup { .. }
+                | Step::Landlock { .. }
+                | Step::Network { .. }
+                | Step::Name { .. }
+                | Step::Label { .. }
+        );
         if !once || !plan.steps.iter().any(|other| other.name() == step.name()) {
             plan.steps.push(step);
         }
@@ -170,6 +179,8 @@ fn step<'a>(seed: &'a Seed, made: &mut u32) -> Step<'a> {
         (32, _) => Step::Limit { resource: resource(c), soft: a.min(b), hard: a.max(b) },
         (33, _) => Step::Nice { value: (a % 40) as u8 },
         (34, _) => Step::Timeout { limit_ns: a, kill_after_ns: b },
+        (39, _) => Step::Name { name: &seed.called },
+        (40, _) => Step::Label { level: &seed.name, images: argv },
         (35, _) => Step::Cgroup { source, memory: a, swap: b, pids: c, cpu_us: !a },
         (36, _) => Step::Allow { place, access: b | 1, optional: c & 1 == 0 },
         (37, _) => Step::Landlock { handled: a, scoped: b },

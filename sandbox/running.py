@@ -1,0 +1,288 @@
+"""The sandboxes that run now: found by their locked records, named, looked at, ended.
+
+A record says what is known; the lock on it says that the run lives. The pid in a record is the word of who wrote it:
+where the looker has more rights than the writer (root), only a process that the kernel shows to hold the lock counts.
+"""
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import stat
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from sandbox import fsops, home, processes
+from sandbox.errors import HostError, UsageError, printable
+from sandbox.home import Home
+from sandbox.plan import Plan
+from sandbox.processes import Process
+from sandbox.record import Record
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_SHORTEST_ID = 3
+_KEEPER = "sandbox-keeper"
+# Kinds of file systems that a user or another host serves.
+_SERVED = (b"fuse", b"nfs", b"cifs", b"smb", b"9p", b"ceph", b"afs")
+# How long a supervisor whose command was killed has to clean up.
+_CLEAN_SECONDS = 10.0
+
+
+class Running(Record):
+    """A live run. `record` is its name; `pid` the supervisor's, 0 when that is gone or not to be seen from here.
+
+    `uid` owns the record; `plan` are the encoded plan and what was appended to it.
+    """
+
+    record: bytes
+    home: bytes
+    uid: int
+    pid: int
+    facts: dict[str, Any]
+    plan: bytes
+
+    @property
+    def id(self) -> str:
+        """32 hexadecimal digits."""
+        return str(self.facts.get("id", ""))
+
+    @property
+    def called(self) -> str:
+        """What --name said, or nothing."""
+        return str(self.facts.get("name") or "")
+
+    @property
+    def shown(self) -> str:
+        """The name, or the start of the id, for a person."""
+        return printable(self.called or self.id[:12])
+
+    def words(self, fact: str) -> list[str]:
+        """A list of strings of the record."""
+        value = self.facts.get(fact)
+        return [str(word) for word in value] if isinstance(value, list) else []
+
+    def decoded(self) -> Plan:
+        """The plan. Raises SandboxError when the record has none, or a damaged one."""
+        from sandbox.codec import decode
+
+        length = self.facts.get("plan")
+        if not isinstance(length, int) or not length:
+            raise HostError(f"the record of {self.shown} holds no plan", hint="it was started by an older sandbox")
+        return decode(self.plan[:length])
+
+
+class Usage(Record):
+    """What a run uses now: `tasks` are processes and threads, `cpu` seconds since its start, `memory` bytes resident.
+
+    `age` is in seconds. None: not to be seen from here.
+    """
+
+    tasks: int | None
+    cpu: float | None
+    memory: int | None
+    age: float | None
+
+
+def mine(where: Home) -> list[Running]:
+    """The live runs of this home, oldest first."""
+    found = []
+    for name in fsops.names(where.records_fd):
+        if not name.startswith(fsops.TEMPORARY):
+            with contextlib.suppress(OSError), fsops.closing(os.open(name, _READ, dir_fd=where.records_fd)) as fd:
+                if _is_locked(fd) and (run := _read(fd, name, where.run_path)) is not None:
+                    found.append(run.replace(pid=_believed(run.facts)))
+    return sorted(found, key=_started)
+
+
+def everyones(where: Home) -> list[Running]:
+    """For root: the same of every user, whatever home they have; found by the locks that processes hold."""
+    found = {run.id: run for run in mine(where)}
+    for pid in _holders_of_locks():
+        for run in _held_by(pid):
+            found.setdefault(run.id, run)
+    return sorted(found.values(), key=_started)
+
+
+def _started(run: Running) -> tuple[int, bytes]:
+    start = run.facts.get("start_time")
+    return (start if isinstance(start, int) else 0, run.record)
+
+
+def _is_locked(fd: int) -> bool:
+    """Whether somebody lives in this record. A shared lock is let go at once, and disturbs no one who is alive."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
+
+
+def _read(fd: int, name: bytes, where: bytes) -> Running | None:
+    line, plan = home.read_record(fd)
+    facts = home.parse_record(line)
+    return Running(name, where, os.fstat(fd).st_uid, 0, facts, plan) if facts.get("id") else None
+
+
+def _believed(facts: dict[str, Any]) -> int:
+    """The supervisor's pid as a record of one's own says, if that process is the one that was meant; else 0."""
+    pid = facts.get("pid")
+    with contextlib.suppress(OSError):
+        here = (
+            facts.get("boot_id") == home.boot_id() and facts.get("pid_namespace") == os.stat("/proc/self/ns/pid").st_ino
+        )
+        if here and isinstance(pid, int) and _started_before(pid, facts):
+            return pid
+    return 0
+
+
+def _started_before(pid: int, facts: dict[str, Any]) -> bool:
+    """Whether the process is older than the record: one that got the number later is not."""
+    made = facts.get("start_time")
+    return isinstance(made, int) and processes.start_of(pid) <= made
+
+
+def _holders_of_locks() -> set[int]:
+    """Pids of those that hold an exclusive flock (proc_locks(5)), and of keepers: theirs was taken by a dead one."""
+    with open("/proc/locks", "rb") as file:
+        lines = [line.split() for line in file]
+    found = {int(words[4]) for words in lines if words[1:4:2] == [b"FLOCK", b"WRITE"] and int(words[4]) > 0}
+    return found | {pid for pid, process in processes.table().items() if process.name == _KEEPER}
+
+
+def _held_by(pid: int) -> Iterator[Running]:
+    """Records that this process has open and locked. Its owner cannot say so of another's process: the kernel does.
+
+    Nothing of a file system that a user serves (FUSE) is touched: it could keep root waiting for ever.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        owner = os.stat(f"/proc/{pid}").st_uid
+        for entry in os.listdir(f"/proc/{pid}/fd"):
+            directory, name = os.path.split(os.fsencode(os.readlink(f"/proc/{pid}/fd/{entry}")))
+            if os.path.basename(directory) != b"records" or not _is_local_and_locked(pid, entry):
+                continue
+            with fsops.closing(os.open(f"/proc/{pid}/fd/{entry}", _READ & ~os.O_NOFOLLOW)) as fd:
+                status = os.fstat(fd)
+                run = _read(fd, name, os.path.dirname(directory)) if stat.S_ISREG(status.st_mode) else None
+                # A process that cannot be traced shows as root's.
+                if run is not None and status.st_nlink and owner in (0, status.st_uid):
+                    is_supervisor = run.facts.get("pid") == pid and _believed(run.facts) == pid
+                    yield run.replace(pid=pid if is_supervisor else 0)
+
+
+def _is_local_and_locked(pid: int, fd: str) -> bool:
+    """What the kernel says of an open file without asking its file system: proc_pid_fdinfo(5)."""
+    with open(f"/proc/{pid}/fdinfo/{fd}", "rb") as file:
+        lines = [line.split() for line in file]
+    mount = next(words[1] for words in lines if words[0] == b"mnt_id:")
+    if not any(words[0] == b"lock:" and words[2:5:2] == [b"FLOCK", b"WRITE"] for words in lines):
+        return False
+    with open(f"/proc/{pid}/mountinfo", "rb") as file:
+        kinds = [fields[fields.index(b"-") + 1] for line in file if (fields := line.split())[0] == mount]
+    return bool(kinds) and not kinds[0].startswith(_SERVED)
+
+
+def find(runs: list[Running], text: str) -> Running:
+    """The run of this name, or whose id starts so. Raises UsageError."""
+    found = [run for run in runs if text and run.called == text]
+    if not found and len(text) >= _SHORTEST_ID:
+        found = [run for run in runs if run.id.startswith(text)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        which = ", ".join(run.id[:12] for run in found)
+        raise UsageError(f"{len(found)} running sandboxes match {printable(text)!r}: {which}", hint="give one of these")
+    raise UsageError(f"no running sandbox is called {printable(text)!r}", hint="sandbox ps lists them")
+
+
+def usage(runs: list[Running]) -> dict[str, Usage]:
+    """What each run uses, by its id: the processes below its supervisor."""
+    everybody = processes.table()
+    children = processes.by_parent((process.pid, process.parent) for process in everybody.values())
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return {run.id: _used(run, everybody, children, now) for run in runs}
+
+
+def _used(run: Running, everybody: dict[int, Process], children: dict[int, list[int]], now: float) -> Usage:
+    start = run.facts.get("start_time")
+    same_boot = run.facts.get("boot_id") == home.boot_id()
+    age = max(now - start / processes.TICKS, 0.0) if isinstance(start, int) and same_boot else None
+    if run.pid not in everybody:
+        return Usage(None, None, None, age)
+    members = [everybody[pid] for pid in processes.below(run.pid, children)]
+    return Usage(
+        sum(process.threads for process in members),
+        sum(process.cpu for process in members),
+        sum(process.memory for process in members),
+        age,
+    )
+
+
+# -- ending -----------------------------------------------------------------------------------------------------
+
+
+def open_supervisor(run: Running) -> int:
+    """A pidfd of the supervisor, which is the one that the record means. Raises HostError."""
+    try:
+        if not run.pid:
+            raise ProcessLookupError
+        fd = os.pidfd_open(run.pid)
+        # Looked at after it was opened: a number that was given out again stands for a later start.
+        if _started_before(run.pid, run.facts):
+            return fd
+        os.close(fd)
+        raise ProcessLookupError
+    except OSError:
+        raise HostError(
+            f"the supervisor of {run.shown} is not here",
+            hint="what it left running ends by itself; another host's or container's is ended there",
+        ) from None
+
+
+def kill(run: Running, *, kill_after: float) -> str:
+    """End a run: SIGTERM for its command through the supervisor, which cleans up; SIGKILL `kill_after` seconds later.
+
+    The word for how it ended. Raises HostError when it does not end, or may not be ended by this user.
+    """
+    with fsops.closing(open_supervisor(run)) as supervisor:
+        try:
+            signal.pidfd_send_signal(supervisor, signal.SIGTERM)
+            # A stopped one passes nothing on.
+            signal.pidfd_send_signal(supervisor, signal.SIGCONT)
+        except PermissionError:
+            raise HostError(
+                f"you may not end {run.shown}: it is uid {run.uid}'s", hint="as root, or as that user"
+            ) from None
+        except ProcessLookupError:
+            return "was ending"
+        if _ended(supervisor, kill_after):
+            return "ended"
+        _kill_commands(run)
+        if _ended(supervisor, _CLEAN_SECONDS):
+            return "killed"
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(supervisor, signal.SIGKILL)
+        if not _ended(supervisor, _CLEAN_SECONDS):
+            raise HostError(f"{run.shown} does not end, not even of SIGKILL", hint="a file system that hangs holds it")
+        return "killed, with its supervisor: sandbox cleanup removes what it left"
+
+
+def _kill_commands(run: Running) -> None:
+    """SIGKILL to the children of the supervisor: the command, or the init with which all of it ends."""
+    for pid in _children(run.pid):
+        with contextlib.suppress(OSError), fsops.closing(os.pidfd_open(pid)) as fd:
+            # Opened first: if it still is a child now, the descriptor is that child's.
+            if pid in _children(run.pid):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+
+
+def _children(pid: int) -> list[int]:
+    return [child for child, fields, _ in processes.parents() if int(fields[1]) == pid]
+
+
+def _ended(pidfd: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
