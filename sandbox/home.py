@@ -38,6 +38,7 @@ _NETWORK = {
 }
 Say = Callable[[str], None]
 _LEFTOVER_AGE = 3600.0
+_END_SECONDS = 3.0
 # The kernel bounds a command line, and a plan is smaller than that.
 _MAX_RECORD = 8 << 20
 
@@ -291,18 +292,18 @@ def clean_stale(home: Home, *, say: Say) -> None:
         # A procdir is made after its record: without one it is nobody's.
         if not fsops.exists(home.records_fd, name):
             with contextlib.suppress(OSError):
-                _remove_orphan(home, name)
+                remove_orphan(home, name)
 
 
 def clean_one(home: Home, name: bytes) -> bool:
     """Remove what the run of this record left, if it is dead, and the record. Whether it was. Raises OSError."""
-    with _dead_record(home, name) as facts:
+    with dead_record(home, name) as facts:
         if facts is not None:
-            _clean_after(home, name, facts)
+            clean_after(home, name, facts)
         return facts is not None
 
 
-def _remove_orphan(home: Home, name: bytes) -> None:
+def remove_orphan(home: Home, name: bytes) -> None:
     """Remove a procdir without a record, as the owner of that record: else a run that takes the name just now dies."""
     with fsops.Draft(home.records_fd) as draft:
         fcntl.flock(draft.fd, fcntl.LOCK_EX)
@@ -321,7 +322,7 @@ def clean_at(run_fd: int) -> None:
 
 
 @contextlib.contextmanager
-def _dead_record(home: Home, name: bytes) -> Iterator[dict[str, Any] | None]:
+def dead_record(home: Home, name: bytes) -> Iterator[dict[str, Any] | None]:
     """The facts of a record whose run is dead, locked for the block; None for anybody alive or elsewhere."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with fsops.closing(os.open(name, flags, dir_fd=home.records_fd)) as fd:
@@ -357,7 +358,8 @@ def parse_record(data: bytes) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _clean_after(home: Home, name: bytes, facts: dict[str, Any]) -> None:
+def clean_after(home: Home, name: bytes, facts: dict[str, Any]) -> None:
+    """Remove what a dead run left, and its record, by whoever holds that."""
     run_id = str(facts.get("id", ""))
     if facts.get("boot_id") == boot_id():
         _end_orphans(run_id)
@@ -387,10 +389,15 @@ def remove_scratch(path: bytes, run_id: str) -> None:
 
 
 def _end_orphans(run_id: str) -> None:
+    """Kill them, and wait for their ends a while: their mounts go with them."""
     with contextlib.ExitStack() as stack:
-        for pidfd in _holders(run_id, stack):
+        pidfds = _holders(run_id, stack)
+        for pidfd in pidfds:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        end = time.monotonic() + _END_SECONDS
+        for pidfd in pidfds:
+            select.select([pidfd], [], [], max(end - time.monotonic(), 0))
 
 
 def wait_for_holders(run_id: str) -> None:

@@ -18,6 +18,7 @@ _COMMANDS = {
     "top": "watch them, the busiest first",
     "inspect": "all that is known of a running one",
     "kill": "end running ones, cleanly",
+    "cleanup": "undo what crashes left behind",
     "report": "show what a run reported about itself",
     "setuid": "install, look at and remove the setuid helper",
     "doctor": "what this host can do, and the remedy for what it cannot",

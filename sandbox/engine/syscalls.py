@@ -75,6 +75,7 @@ _LANDLOCK_CREATE_RULESET_VERSION = 1
 _LANDLOCK_RULE_PATH_BENEATH = 1
 _TIMER_ABSTIME = 1
 
+_LOOP_CLR_FD = 0x4C01
 _LOOP_SET_STATUS64 = 0x4C04
 _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_CONFIGURE = 0x4C0A
@@ -291,6 +292,11 @@ def loop_configure(loop_fd: int, backing_fd: int) -> None:
     flags = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR
     info = _LOOP_INFO64.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, b"", b"", b"", 0, 0)
     fcntl.ioctl(loop_fd, _LOOP_CONFIGURE, _LOOP_CONFIG.pack(backing_fd, 0, info))
+
+
+def loop_clear(loop_fd: int) -> None:
+    """Detach it, or as long as somebody uses it, have it detached by its last user (LOOP_CLR_FD)."""
+    fcntl.ioctl(loop_fd, _LOOP_CLR_FD)
 
 
 def syncfs(fd: int) -> None:

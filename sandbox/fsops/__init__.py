@@ -41,7 +41,14 @@ from sandbox.fsops.publishing import (
     replace_file,
     switch_name,
 )
-from sandbox.fsops.removing import delete_file, remove_abandoned, remove_dir, remove_drafts, remove_tree
+from sandbox.fsops.removing import (
+    delete_file,
+    is_abandoned,
+    remove_abandoned,
+    remove_dir,
+    remove_drafts,
+    remove_tree,
+)
 
 __all__ = [
     "TEMPORARY",
@@ -51,6 +58,7 @@ __all__ = [
     "copy_file",
     "delete_file",
     "exists",
+    "is_abandoned",
     "make_dir",
     "make_dirs",
     "make_new_dir",

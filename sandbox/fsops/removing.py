@@ -164,23 +164,41 @@ def remove_abandoned(parent: int, name: bytes, *, before: float) -> bool:
 
     Builders lock what they write to.
     """
-    import fcntl
-
     try:
-        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        if max(status.st_mtime, status.st_ctime) >= before:
-            return False
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            return delete_file(parent, name)
-        opened = open_dir if stat.S_ISDIR(status.st_mode) else _open_existing_lock
-        with closing(opened(parent, name)) as fd:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not same_file(os.stat(name, dir_fd=parent, follow_symlinks=False), os.fstat(fd)):
+        with _abandoned(parent, name, before) as (is_abandoned, is_plain):
+            if not is_abandoned:
                 return False
+            if not is_plain:
+                return delete_file(parent, name)
             remove_tree(parent, name)
         return True
     except OSError:
         return False
+
+
+def is_abandoned(parent: int, name: bytes, *, before: float) -> bool:
+    """Whether remove_abandoned would remove it now."""
+    try:
+        with _abandoned(parent, name, before) as (found, _):
+            return found
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _abandoned(parent: int, name: bytes, before: float) -> Iterator[tuple[bool, bool]]:
+    """Whether it is so, and whether it is a file or directory, locked for the block."""
+    import fcntl
+
+    status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    is_plain = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+    if max(status.st_mtime, status.st_ctime) >= before or not is_plain:
+        yield max(status.st_mtime, status.st_ctime) < before, is_plain
+        return
+    opened = open_dir if stat.S_ISDIR(status.st_mode) else _open_existing_lock
+    with closing(opened(parent, name)) as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield same_file(os.stat(name, dir_fd=parent, follow_symlinks=False), os.fstat(fd)), True
 
 
 def _open_existing_lock(parent: int, name: bytes) -> int:

@@ -1,0 +1,201 @@
+"""sandbox cleanup: what is left when processes of a sandbox are killed at random moments, and that it all goes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from sandbox import processes
+from tests.support import archives, living
+from tests.support.archives import Entry
+from tests.support.living import Living, wait_for
+
+ROUNDS = 25 * int(os.environ.get("SANDBOX_SOAK", "1")) if os.environ.get("SANDBOX_SOAK") else 8
+TREE = [Entry("f", b"hello\n" * 1000), Entry.directory("sub"), Entry("sub/g", b"g\n")]
+LEVELS = ([], ["--isolation", "job"])
+SOURCES = (
+    ["-s", "t:{d}/tree.sfs"],
+    ["-d", "t:{d}/tree.zip"],
+    ["--cache", "-d", "t:{d}/tree.zip"],
+    ["-d", "t:{d}/tree"],
+)
+
+
+@pytest.fixture
+def inputs(session_area):
+    where = session_area / "cleanup-inputs"
+    if not where.exists():
+        where.mkdir(mode=0o755)
+        archives.make_squashfs(where / "tree.sfs", TREE)
+        archives.make_zip(where / "tree.zip", TREE)
+        archives.make_tree(where / "tree", TREE)
+    return where
+
+
+def family(pid: int) -> list[int]:
+    """The launcher or supervisor, what is below it, and the reapers that were started since."""
+    everybody = processes.table()
+    children = processes.by_parent((process.pid, process.parent) for process in everybody.values())
+    mine = processes.below(os.getpid(), children)
+    reapers = [other for other in mine if everybody[other].name == "sandbox-reaper"]
+    return [pid, *processes.below(pid, children), *reapers]
+
+
+def kill_one(pid: int, chance: random.Random) -> None:
+    victim = chance.choice(family(pid))
+    try:
+        pidfd = os.pidfd_open(victim)
+    except ProcessLookupError:
+        return
+    # The number may have changed hands before it was opened: only what is still ours is killed.
+    if victim in family(pid):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    os.close(pidfd)
+
+
+def drafts(home: Path) -> list[Path]:
+    return [path for path in home.rglob("*") if path.name.startswith(".tmp-")] if home.exists() else []
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize(("engine", "mode"), living.COMBINATIONS, ids=lambda value: value)
+def test_nothing_is_left_after_kills_at_random(engine, mode, run_sandbox, identities, area, inputs, request):
+    if mode == "setuid":
+        run_sandbox.system = request.getfixturevalue("setuid_system")
+    elif living.unsupported(engine, mode, identities):
+        pytest.skip(f"engine {engine} in mode {mode} is not supported here")
+    as_user = mode != "root"
+    seed = random.SystemRandom().getrandbits(32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    # What daemonises and ignores requests is left when its supervisor dies at level none.
+    script = "(trap '' TERM; setsid sleep 1000 >/dev/null 2>&1 &) ; sleep 0.2"
+    running: list[subprocess.Popen[str]] = []
+    for number in range(ROUNDS):
+        options = [*chance.choice(LEVELS), *(word.replace("{d}", str(inputs)) for word in chance.choice(SOURCES))]
+        command = ["run", "--engine", engine, "--mode", mode, *options, "--", "sh", "-c", script]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        running.append(run_sandbox.popen(command, as_user=as_user, **quiet))
+        time.sleep(chance.uniform(0, 0.4))
+        for process in running:
+            if process.poll() is None and chance.random() < 0.7:
+                kill_one(process.pid, chance)
+        if number % 4 == 3:
+            for process in running:
+                process.wait(60)
+            running.clear()
+    for process in running:
+        process.wait(60)
+
+    def clean() -> bool:
+        done = run_sandbox(["cleanup", "--json"], as_user=as_user)
+        assert done.returncode == 0, done.stderr
+        return not drafts(area.home(as_user)) and not run_sandbox.left_procdirs()
+
+    # A draft must have lain there for two seconds; a builder that lost its parent ends when it notices.
+    wait_for(clean)
+    assert run_sandbox(["cleanup"], as_user=as_user).stdout == "nothing is left behind\n"
+
+
+@pytest.fixture(params=[("python", "userns"), ("native", "root")], ids="-".join)
+def live(request, run_sandbox, identities):
+    if living.unsupported(*request.param, identities):
+        pytest.skip("not supported here")
+    return Living(run_sandbox, *request.param)
+
+
+def fall(live: Living, *options: str) -> None:
+    """A run whose supervisor was killed, with a process that survives it."""
+    process = live.start(*options, script="(trap '' TERM; setsid sleep 1000 >/dev/null 2>&1 &)")
+    process.kill()
+    process.wait(20)
+
+
+def test_what_lives_is_left_alone_and_a_dry_run_changes_nothing(live):
+    process = live.start("--name", "alive")
+    fall(live, "--name", "dead", "--scratch", str(live.area))
+    home = live.run.area.home(live.as_user)
+    (home / "procdirs" / "4000000").mkdir()
+    (home / "cache").mkdir(exist_ok=True)
+    (home / "cache" / ".tmp-0123456789abcdef").write_text("half")
+    (home / "cache" / ".tmp-fedcba9876543210").mkdir()
+    who = live.run.identities[live.as_user]
+    for path in (home / "cache", *(home / "cache").iterdir(), home / "procdirs" / "4000000"):
+        os.chown(path, who.uid, who.gid)
+    time.sleep(2.1)
+
+    def tree() -> list[tuple[str, int]]:
+        return sorted((str(path), path.lstat().st_ino) for path in live.area.rglob("*") if "locks" not in path.parts)
+
+    before = tree()
+    told = live("cleanup", "--dry-run").stdout.splitlines()
+    assert [line.split()[:2] for line in told] == [
+        ["left:", "run"],
+        ["left:", "procdir"],
+        ["left:", "draft"],
+        ["left:", "draft"],
+    ]
+    assert told[0].startswith("left: run dead sh -c")
+    assert tree() == before
+    kinds = [finding["kind"] for finding in json.loads(live("cleanup", "--json").stdout)]
+    assert kinds == ["run", "procdir", "draft", "draft"]
+    assert [path.name for path in (home / "records").iterdir()] == ["alive"]
+    assert not [path for path in live.area.iterdir() if path.name.startswith("sandbox-") and path != home]
+    assert live("cleanup").stdout == "nothing is left behind\n"
+    assert process.poll() is None
+    assert live("kill", "alive").stdout == "alive: ended\n"
+    process.wait(20)
+
+
+def test_a_record_that_names_the_directories_of_others(run_sandbox, who, area):
+    """Scratch directories are removed only under the name of the run, and not through a link in its place."""
+    home, where = area.home(who.as_user), area.dir(who.as_user)
+    run_sandbox(["run", "true"], as_user=who.as_user, check=True)
+    number = "ab" * 16
+    for name in ("precious", f"other/sandbox-{number}x", "linked"):
+        (where / name).mkdir(parents=True)
+        (where / name / "f").write_text("keep")
+    (where / "parent").mkdir()
+    (where / "parent" / f"sandbox-{number}").symlink_to(where / "linked")
+    scratch = [where / "precious", where / f"other/sandbox-{number}x", where / "parent" / f"sandbox-{number}"]
+    scratch += ["/", "", f"/proc/self/sandbox-{number}"]
+    facts = {"id": number, "host": os.uname().nodename, "boot_id": "-", "scratch": list(map(str, scratch))}
+    (home / "records" / "77").write_text(json.dumps(facts) + "\n")
+    for path in (home / "records" / "77", *where.rglob("*")):
+        os.chown(path, who.uid, who.gid, follow_symlinks=False)
+    assert run_sandbox(["cleanup"], as_user=who.as_user).returncode == 0
+    kept = [where / "precious/f", where / f"other/sandbox-{number}x/f", where / "linked/f"]
+    assert [path.read_text() for path in kept] == ["keep"] * 3
+    assert not list((home / "records").iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for loop devices")
+def test_loop_devices(run_sandbox, area, inputs):
+    """One of ours that nobody uses is detached; one that is mounted, and one of somebody else's, are not."""
+    run_sandbox(["run", "-s", f"t:{inputs}/tree.sfs", "true"], as_user=False, check=True)
+    image, other = area.path / "mine.sfs", area.path / "other.sfs"
+    for path in (image, other):
+        path.write_bytes((inputs / "tree.sfs").read_bytes())
+
+    def attach(path: Path) -> str:
+        done = subprocess.run(["losetup", "--show", "-rf", path], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    ours, theirs = attach(image), attach(other)
+    status = image.stat()
+    lock = area.home(False) / "locks" / f"loop-{status.st_dev}-{status.st_ino}"
+    lock.write_text(ours.removeprefix("/dev/loop"))
+    try:
+        # Shared by no one, but in use.
+        with open(ours, "rb"):
+            assert f"left: loop device {ours}\n" in run_sandbox(["cleanup", "-n"], as_user=False).stdout
+        assert f"removed: loop device {ours}\n" in run_sandbox(["cleanup"], as_user=False).stdout
+        wait_for(lambda: not Path(f"/sys/block/{ours[5:]}/loop").exists())
+        assert Path(f"/sys/block/{theirs[5:]}/loop").exists()
+    finally:
+        subprocess.run(["losetup", "-d", theirs], check=True)
