@@ -61,6 +61,7 @@ class CommonOptions(TypedDict, total=False):
     report: Text
     trace: Text
     allow_new_privs: bool
+    name: Text
 
 
 class Options(CommonOptions, total=False):

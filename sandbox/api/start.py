@@ -248,9 +248,9 @@ def has_plan(spec: Spec) -> bool:
     """Whether a run of this spec is nothing but a plan for a native engine.
 
     Otherwise the launcher has something to do of its own before or after it: be the engine, save what was changed, be
-    put into a scope of systemd's.
+    put into a scope of systemd's, take a name from a dead run.
     """
-    if spec.saves or (spec.limits is not None and spec.limits.controllers):
+    if spec.saves or spec.name is not None or (spec.limits is not None and spec.limits.controllers):
         return False
     return _engine(spec) == "native"
 
