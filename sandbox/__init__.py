@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sandbox.api.box import Sandbox, prepare, run, run_async
+    from sandbox.api.executor import SandboxExecutor
     from sandbox.api.process import AsyncProcess, Process
     from sandbox.api.result import CommandFailedError, Result, TimeoutExpiredError
+    from sandbox.api.wire import CallError
     from sandbox.errors import SandboxError
     from sandbox.spec import Spec
 
@@ -14,11 +16,13 @@ __version__ = "0.1.0"
 # Where each public name is made. The command line is this package too, and starts without any of them.
 _HOMES = {
     "AsyncProcess": "sandbox.api.process",
+    "CallError": "sandbox.api.wire",
     "CommandFailedError": "sandbox.api.result",
     "Process": "sandbox.api.process",
     "Result": "sandbox.api.result",
     "Sandbox": "sandbox.api.box",
     "SandboxError": "sandbox.errors",
+    "SandboxExecutor": "sandbox.api.executor",
     "Spec": "sandbox.spec",
     "TimeoutExpiredError": "sandbox.api.result",
     "prepare": "sandbox.api.box",
@@ -28,11 +32,13 @@ _HOMES = {
 
 __all__ = [
     "AsyncProcess",
+    "CallError",
     "CommandFailedError",
     "Process",
     "Result",
     "Sandbox",
     "SandboxError",
+    "SandboxExecutor",
     "Spec",
     "TimeoutExpiredError",
     "__version__",

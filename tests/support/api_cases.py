@@ -14,8 +14,17 @@ import time
 import zipfile
 from pathlib import Path
 
-import sandbox
-from sandbox import CommandFailedError, Sandbox, SandboxError, TimeoutExpiredError, prepare, run, run_async
+from sandbox import (
+    CallError,
+    CommandFailedError,
+    Sandbox,
+    SandboxError,
+    SandboxExecutor,
+    TimeoutExpiredError,
+    prepare,
+    run,
+    run_async,
+)
 from sandbox.api import process
 from sandbox.errors import CommandError, UsageError
 
@@ -200,6 +209,34 @@ def case_what_is_saved():
     os.unlink("base.zip")
 
 
+class OwnError(Exception):
+    pass
+
+
+def inside(what, *values):
+    """Called in a sandbox."""
+    if what == "add":
+        return sum(values)
+    if what == "look":
+        return os.getuid(), os.getcwd(), os.listdir("/tmp")
+    raise {"value": ValueError, "own": OwnError}[what](*values)
+
+
+def case_executor():
+    with SandboxExecutor(2, **HOW) as pool:
+        assert list(pool.map(inside, ["add"] * 3, [1, 2], [10, 20])) == [11, 22]
+        uid, where, private = pool.submit(inside, "look").result()
+        assert (where, private) == (os.getcwd(), [])
+        assert (uid != os.getuid()) == (MODE == "root")
+        for what, kind, said in (("value", ValueError, "no"), ("own", CallError, "OwnError: no")):
+            error = pool.submit(inside, what, "no").exception()
+            assert (type(error), str(error)) == (kind, said), error
+            assert "in inside" in (error.__cause__ or error).remote
+        assert "lambda" in str(pool.submit(lambda: 1).exception())
+        done = pool.submit_command(["sh", "-c", "echo $((6 * 7)); exit 2"]).result()
+        assert (done.returncode, done.stdout) == (2, b"42\n")
+
+
 def case_files_of_an_account():
     os.umask(0o027)
     run(["true"], report="r.json", trace="t.json", **HOW)
@@ -250,5 +287,5 @@ def main():
         print("ok", name, flush=True)
 
 
-assert sandbox.__all__
-main()
+if __name__ == "__main__":
+    main()
