@@ -157,7 +157,7 @@ inputs() {
     "$python" -V
     ! command -v cargo >/dev/null || cargo --version
     local input present=()
-    for input in pyproject.toml packaging/setup.sh .cargo setuid-helper; do
+    for input in pyproject.toml setup.py packaging/setup.sh packaging/sandbox .cargo setuid-helper; do
         [ ! -e "$input" ] || present+=("$input")
     done
     find "${present[@]}" -path setuid-helper/target -prune -o -type f -print0 | sort -z | xargs -0 sha256sum

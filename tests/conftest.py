@@ -10,6 +10,7 @@ ordinary user:
 import os
 import secrets
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -180,6 +181,9 @@ def _expected_modes(request: pytest.FixtureRequest, identities: Mapping[bool, Id
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_RAN] = set()
     config.stash[_EXPECTED] = set()
+    # A shell starts what it puts in the background with these ignored, and what is ignored stays so across exec.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

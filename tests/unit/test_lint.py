@@ -10,7 +10,6 @@ PACKAGE = Path(__file__).resolve().parents[2] / "sandbox"
 
 # Module, function and what it does: why it need not go through fsops.
 ALLOWED = {
-    ("_build.py", "run", "shutil.copy2"): "inside the build directory of a wheel",
     (
         "engine/isolation.py",
         "_swapping_namespace",
