@@ -15,31 +15,42 @@ from sandbox.plan import (
     Attach,
     Attr,
     Base,
+    Bind,
     Cgroup,
+    Chdir,
+    DeathSignal,
+    DropCapabilities,
     Extract,
     Fuse,
     Hide,
     Hostname,
+    Identity,
     Idmap,
     Image,
     Init,
+    KeepDescriptors,
     Label,
     Landlock,
     Limit,
     LockTree,
+    Loopback,
     Mode,
     Name,
     Network,
+    NewRoot,
     Nice,
+    NoNewPrivs,
     Overlay,
     OverlayOption,
     Path,
+    PivotRoot,
     Place,
     PlaceEnv,
     Plan,
     PlanFlag,
     Propagation,
     Resource,
+    Run,
     Scratch,
     Seccomp,
     SetPropagation,
@@ -50,6 +61,8 @@ from sandbox.plan import (
     Step,
     String,
     Strings,
+    Symlink,
+    Text,
     Timeout,
     Tmpfs,
     Tree,
@@ -65,6 +78,12 @@ MAX_ITEMS = 4096
 MAX_STRING = 65536
 MAX_PATH = 4095
 MAX_HOSTNAME = 64
+
+# All others make namespaces, mounts or files: in the old root only, where /proc is the kernel's.
+AFTER_PIVOT = (
+    *(PlaceEnv, UnsetEnv, Chdir, Run, NoNewPrivs, DeathSignal, Hostname, Loopback, Identity, DropCapabilities),
+    *(KeepDescriptors, Seccomp, Allow, Landlock, Name, Label, Limit, Nice, Timeout, Cgroup),
+)
 
 
 class PlanError(SandboxError):
@@ -226,9 +245,11 @@ def _check(plan: Plan) -> None:
         _check_source(source)
     if plan.home.kind != SourceKind.DIRECTORY:
         raise PlanError("cannot decode the plan: the home is not a directory source")
-    for kind in (Timeout, Cgroup, Landlock, Network, Name, Label):
+    for kind in (Timeout, Cgroup, Landlock, Network, Name, Label, NewRoot, PivotRoot):
         if sum(isinstance(step, kind) for step in plan.steps) > 1:
             raise PlanError(f"cannot decode the plan: more than one {kind.__name__}")
+    if why := _pivot_fault(plan.steps):
+        raise PlanError(f"cannot decode the plan: {why}")
     defined: set[int] = set()
     for index, step in enumerate(plan.steps):
         why = _step_fault(step, plan, defined)
@@ -242,6 +263,18 @@ def _check_source(source: Source) -> None:
     is_memory = source.kind == SourceKind.MEMORY
     if is_memory != (source.path == b"") or not (is_memory or source.path.startswith(b"/")):
         raise PlanError("cannot decode the plan: a source's path is not absolute, or a memory source has one")
+
+
+def _pivot_fault(steps: tuple[Step, ...]) -> str:
+    """Why there is no new root to go to, or what would then believe a /proc and other paths of somebody's choice."""
+    kinds = [type(step) for step in steps]
+    if PivotRoot not in kinds:
+        return ""
+    at = kinds.index(PivotRoot)
+    if NewRoot not in kinds[:at]:
+        return "PivotRoot without a new root"
+    late = [kind.__name__ for kind in kinds[at + 1 :] if kind not in AFTER_PIVOT]
+    return f"{late[0]} after PivotRoot" if late else ""
 
 
 def _step_fault(step: Step, plan: Plan, defined: set[int]) -> str:
@@ -263,7 +296,7 @@ def _value_fault(step: Step) -> str:  # noqa: C901  (one case per kind of step)
             return f"unknown propagation {kind}"
         case Tree(recursive=value) if value > 1:
             return f"recursive is {value}"
-        case Attach(attrs=attrs) | LockTree(attrs) if attrs & ~int(sum(Attr)):
+        case Attach(attrs=attrs) | LockTree(attrs) | NewRoot(attrs=attrs) if attrs & ~int(sum(Attr)):
             return f"unknown attributes {attrs:#x}"
         case Overlay(lowers=lowers, options=options) if not lowers or options & ~int(sum(OverlayOption)):
             return "no lower, or unknown options"
@@ -289,6 +322,12 @@ def _isolation_fault(step: Step) -> str:
             return f"as_pid_1 is {as_pid_1}"
         case Hide(path) if not path.startswith(b"/"):
             return "the path is not absolute"
+        case PivotRoot(read_only) if read_only > 1:
+            return f"read_only is {read_only}"
+        case Bind(place=place) if place.base != Base.ROOT:
+            return "a bind is of the host"
+        case Symlink(target=b""):
+            return "an empty target"
         case Hostname(name) if not 0 < len(name) <= MAX_HOSTNAME:
             return "not a host name"
         case Seccomp(filter=words) if not words:
@@ -319,13 +358,13 @@ def _slots(step: Step) -> tuple[tuple[int, ...], tuple[int, ...]]:
     match step:
         case Scratch(slot=slot, overlay_slot=overlay):
             return (), (slot, overlay)
-        case Tmpfs() | Tree() | Image() | Fuse():
+        case Tmpfs() | Tree() | Image() | Fuse() | Bind() | Text():
             return (), (step.slot,)
         case Overlay(slot, lowers, upper):
             return (*lowers, upper), (slot,)
         case Stack(slot, lowers):
             return lowers, (slot,)
-        case Extract() | Attach() | Idmap():
+        case Extract() | Attach() | Idmap() | NewRoot():
             return (step.slot,), ()
         case _:
             return (), ()

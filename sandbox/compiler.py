@@ -395,9 +395,9 @@ def compile_plan(
     builder.saving = saving
     deny = {tree.name: policies.get(tree.name, policies.get(b"", False)) for tree in trees}
     if where is not None:
-        from sandbox.isolation import Level
+        from sandbox.isolation import level
 
-        Level(builder, where).compile(materials, targets, kinds, deny, cwd)
+        level(builder, where).compile(materials, targets, kinds, deny, cwd)
     elif mode is Mode.LANDLOCK:
         from sandbox import landlock
 

@@ -6,12 +6,14 @@ from sandbox.plan import (
     Attach,
     Attr,
     Base,
+    Bind,
     Cgroup,
     Chdir,
     DeathSignal,
     Dev,
     DropCapabilities,
     Extract,
+    File,
     Fuse,
     Guard,
     Hide,
@@ -31,9 +33,11 @@ from sandbox.plan import (
     Mode,
     Name,
     Network,
+    NewRoot,
     Nice,
     NoNewPrivs,
     Overlay,
+    PivotRoot,
     Place,
     PlaceEnv,
     Plan,
@@ -47,6 +51,8 @@ from sandbox.plan import (
     SourceKind,
     Stack,
     Step,
+    Symlink,
+    Text,
     Timeout,
     Tmpfs,
     Tree,
@@ -188,6 +194,18 @@ def _isolation_line(step: Step) -> str:  # noqa: C901
             return f"no descriptors but {', '.join(map(str, (0, 1, 2, *fds)))}"
         case Seccomp(words):
             return f"a seccomp filter of {len(words)} instructions"
+        case Bind(slot, place):
+            return f"[{slot}] {_place(place)} of the host, with all that is mounted below it"
+        case Text(slot, _, content):
+            return f"[{slot}] a file of {len(content)} bytes"
+        case File(place, _, content):
+            return f"make the file {_place(place)}" + (f", {len(content)} bytes" if content else "")
+        case Symlink(place, target):
+            return f"make {_place(place)} a link to {printable(target)}"
+        case NewRoot(slot, attrs):
+            return f"[{slot}] is the new root ({_attrs(attrs)})"
+        case PivotRoot(read_only):
+            return f"leave the host's root for the new one{', which is read-only from here on' if read_only else ''}"
         case Limit(resource, soft):
             return f"at most {soft} {_RESOURCES[Resource(resource)]}"
         case Allow(place, access):

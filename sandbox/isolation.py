@@ -35,6 +35,7 @@ from sandbox.spec import Spec, TreeKind
 
 if TYPE_CHECKING:
     from sandbox.compiler import Material, Target, _Builder
+    from sandbox.newroot import HostRoot
     from sandbox.sources import Opened
 
 RUN_DIRECTORY = b"/run/sandbox"
@@ -44,8 +45,8 @@ _FIRST_UID = 0x70000000
 # The kernel gives out no higher pid: PID_MAX_LIMIT, proc_sys_kernel(5). Below the last uid there is room for 575 lanes.
 _PIDS = 1 << 22
 LANES = 500
-_SAFE = Attr.NOSUID | Attr.NODEV
-_LOCKED = _SAFE | Attr.READ_ONLY
+SAFE = Attr.NOSUID | Attr.NODEV
+LOCKED = SAFE | Attr.READ_ONLY
 _SHARED_DIRECTORIES = (b"/tmp", b"/var/tmp")
 _HOMES = (b"/home", b"/root")
 _HIDDEN = (b"/sys/firmware", b"/sys/devices/virtual/powercap", b"/sys/kernel/debug", b"/sys/kernel/tracing")
@@ -55,7 +56,8 @@ class Surroundings(Record):
     """What a level needs to know of the host. Paths are absolute and without links.
 
     `shared` get a private, empty stand-in, `homes` an empty one, `home` is the command's own; `workspace` is the
-    working directory unless one of these covers it; `ids` are the command's uid and gid where they are not the user's.
+    working directory unless one of these covers it; `ids` are the command's uid and gid where they are not the user's;
+    `root` is what a root of the run's own is made of.
     """
 
     shared: tuple[bytes, ...]
@@ -65,10 +67,13 @@ class Surroundings(Record):
     ids: tuple[int, int] | None
     hidden: tuple[bytes, ...]
     filter: tuple[int, ...] = ()
+    root: "HostRoot | None" = None
 
     def covers(self, path: bytes) -> bool:
         """Whether what is at this path on the host does not show."""
-        return any(_is_below(path, top) for top in (*self.shared, *self.homes, self.home, b"/run", b"/dev", b"/proc"))
+        return self.root is not None or any(
+            _is_below(path, top) for top in (*self.shared, *self.homes, self.home, b"/run", b"/dev", b"/proc")
+        )
 
 
 def look(environ: Mapping[bytes, bytes], spec: Spec, mode: Mode, home: bytes) -> Surroundings:
@@ -77,7 +82,13 @@ def look(environ: Mapping[bytes, bytes], spec: Spec, mode: Mode, home: bytes) ->
     homes = _real(_HOMES)
     own = _real((environ.get(b"HOME", b""),))
     wanted = own[0] if (own and own[0].count(b"/") > 1) or own == (b"/root",) else RUN_DIRECTORY + b"/home"
-    return Surroundings(shared, homes, wanted, None, ids(spec, mode), (*_HIDDEN, home))
+    own_ids = ids(spec, mode)
+    found = Surroundings(shared, homes, wanted, None, own_ids, (*_HIDDEN, home))
+    if spec.isolation != "strict":
+        return found
+    from sandbox import newroot
+
+    return newroot.surroundings(spec, found, own_ids or (os.getuid(), os.getgid()), spec.hostname or HOSTNAME)
 
 
 def ids(spec: Spec, mode: Mode, lane: int = 0) -> tuple[int, int] | None:
@@ -120,6 +131,15 @@ def can_be_workspace(path: bytes, where: Surroundings) -> bool:
     return path != b"" and not any(_is_below(top, path) for top in covered)
 
 
+def level(builder: "_Builder", where: Surroundings) -> "Level":
+    """What adds the steps of the level that these surroundings are for."""
+    if where.root is None:
+        return Level(builder, where)
+    from sandbox.newroot import StrictLevel
+
+    return StrictLevel(builder, where)
+
+
 class Level:
     """Adds the steps of an isolating level to a builder's."""
 
@@ -158,7 +178,7 @@ class Level:
 
     def lock(self) -> None:
         """The host's tree read-only, and private places over it. The sources of trees were cloned before."""
-        self.add(LockTree(_LOCKED))
+        self.add(LockTree(LOCKED))
         self.private(b"/run", 0o755)
         self.add(Mkdir(Place(Base.ROOT, RUN_DIRECTORY), 0o700))
         self.add(Procdir(Place(Base.ROOT, RUN_DIRECTORY)))
@@ -174,7 +194,7 @@ class Level:
 
     def private(self, path: bytes, mode: int) -> None:
         slot = self.builder.tmpfs(mode=mode)
-        self.add(Attach(slot, Place(Base.ROOT, path), _SAFE))
+        self.add(Attach(slot, Place(Base.ROOT, path), SAFE))
 
     def ground(self, material: "Material", *, writable: bool) -> tuple[int, bool]:
         """Like the builder's, with what is the user's shown as the command's own."""
@@ -204,7 +224,7 @@ class Level:
             self.add(Mkdir(place, 0o755))
         if overlay:
             slot = self.builder.overlay(slot)
-        self.add(Attach(slot, place, _LOCKED if self.spec.workspace == "ro" else _SAFE))
+        self.add(Attach(slot, place, LOCKED if self.spec.workspace == "ro" else SAFE))
 
     def target(self, target: "Target | None") -> "Target | None":
         """None for a mount point that the run has to make, as what is there on the host is covered."""

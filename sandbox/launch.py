@@ -210,7 +210,8 @@ def prepare(
     given = environ if calling.environ is None else calling.environ
     cwd = _working_directory() if calling.cwd is None else calling.cwd
     command_env = environment.build(spec, given)
-    targets = _targets(opened, spec)
+    # In a root of its own nothing of the host is there to be mounted on.
+    targets = {} if spec.isolation == "strict" else _targets(opened, spec)
     where = where or _home(environ, stack, say)
     maker = Maker(spec, machine, mode, where, stack, say=say, hint=hint, build=build)
     materials = [maker.material(item) for item in opened]

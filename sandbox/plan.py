@@ -102,6 +102,11 @@ class Place(Record):
     dev: U64 = 0
     ino: U64 = 0
 
+    @property
+    def is_root(self) -> bool:
+        """Whether the path is one of the root directory's."""
+        return self.base == Base.ROOT
+
 
 class Unshare(Record):
     """unshare(2) with these CLONE_NEW* flags."""
@@ -322,6 +327,49 @@ class Seccomp(Record):
     filter: Words
 
 
+class Bind(Record):
+    """A detached clone of what is at a place of the host, of any kind, with all that is mounted below it."""
+
+    slot: U32
+    place: Place
+
+
+class Text(Record):
+    """A detached mount of one private file that holds `content`."""
+
+    slot: U32
+    mode: U32
+    content: String
+
+
+class File(Record):
+    """Make a file and its missing parents. Without content one that is there is fine, with it that is an error."""
+
+    place: Place
+    mode: U32
+    content: String
+
+
+class Symlink(Record):
+    """Make a symlink to `target`, and its missing parents."""
+
+    place: Place
+    target: Path
+
+
+class NewRoot(Record):
+    """From here on base root is the slot's mount, with these attributes; what it holds leads nowhere out of it."""
+
+    slot: U32
+    attrs: U32
+
+
+class PivotRoot(Record):
+    """The new root becomes the root directory, itself read-only if asked for; nothing of the old one is left."""
+
+    read_only: U8
+
+
 class Limit(Record):
     """setrlimit(2) of the command, right before it starts; what it starts inherits it."""
 
@@ -431,6 +479,12 @@ Step = (
     | Idmap
     | KeepDescriptors
     | Seccomp
+    | Bind
+    | Text
+    | File
+    | Symlink
+    | NewRoot
+    | PivotRoot
     | Limit
     | Nice
     | Timeout
@@ -476,6 +530,12 @@ OPCODES: dict[int, type[Any]] = {
     0x1E: Idmap,
     0x1F: KeepDescriptors,
     0x20: Seccomp,
+    0x24: Bind,
+    0x25: Text,
+    0x26: File,
+    0x27: Symlink,
+    0x28: NewRoot,
+    0x29: PivotRoot,
     0x30: Limit,
     0x31: Nice,
     0x32: Timeout,

@@ -132,8 +132,6 @@ def _check_choices(spec: Spec) -> None:
 
 
 def _check_isolation(spec: Spec) -> None:
-    if spec.isolation == "strict":
-        raise UsageError("--isolation strict is not supported yet", hint="--isolation job")
     if spec.isolation != "none":
         if spec.allow_new_privs:
             raise UsageError("--allow-new-privs: an isolated command gains no privileges", hint="leave one of them out")

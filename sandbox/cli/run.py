@@ -147,7 +147,11 @@ def make_parser() -> tuple[Parser, list[argparse.Action]]:
 
 def _isolation_options(option: Callable[..., None]) -> None:
     option("--isolation", choices=LEVELS, default="none", help="what the command is kept from (docs/security.md)")
-    option("--net", choices=NETS, help="none: loopback only (default of job), host: the host's, private: outgoing only")
+    option(
+        "--net",
+        choices=NETS,
+        help="none: loopback only (default of job, strict), host: the host's, private: outgoing only",
+    )
     for access, text in (("read", "read and execute"), ("write", "read and write")):
         option(
             f"--allow-{access}",

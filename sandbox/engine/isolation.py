@@ -65,10 +65,14 @@ _DEV_LINKS = (
 )
 
 
+def attributes(attrs: int) -> int:
+    """MOUNT_ATTR_* of a plan's attributes."""
+    return sum(bit for flag, bit in ATTRS.items() if attrs & flag)
+
+
 def lock_tree(_: "Child", step: LockTree) -> None:
-    attrs = sum(bit for flag, bit in ATTRS.items() if step.attrs & flag)
     with fsops.closing(os.open(b"/", os.O_PATH | os.O_CLOEXEC)) as root:
-        sys.mount_setattr(root, set_attrs=attrs)
+        sys.mount_setattr(root, set_attrs=attributes(step.attrs))
 
 
 def procdir(child: "Child", step: Procdir) -> None:
@@ -82,7 +86,7 @@ def procdir(child: "Child", step: Procdir) -> None:
 def proc(child: "Child", _: Proc) -> None:
     with contextlib.ExitStack() as stack:
         root = stack.enter_context(fsops.closing(sys.make_mount(b"proc", [], _SAFE)))
-        target = stack.enter_context(fsops.closing(os.open(b"/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)))
+        target = stack.enter_context(fsops.closing(child.open_root(b"/proc", os.O_PATH | os.O_DIRECTORY)))
         sys.move_mount(root, target)
         for name in _PROC_READ_ONLY:
             with _open_below(root, name) as fd:
@@ -147,7 +151,7 @@ def dev(child: "Child", _: Dev) -> None:
         for clone in clones:
             stack.enter_context(fsops.closing(clone))
         root = stack.enter_context(fsops.closing(sys.make_mount(b"tmpfs", options, _SAFE)))
-        target = stack.enter_context(fsops.closing(os.open(b"/dev", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)))
+        target = stack.enter_context(fsops.closing(child.open_root(b"/dev", os.O_PATH | os.O_DIRECTORY)))
         sys.move_mount(root, target)
         for clone, (_major, _minor, name) in zip(clones, _NODES, strict=True):
             with fsops.closing(fsops.new_file(root, name)) as point:
@@ -174,7 +178,7 @@ def _pts_options(child: "Child") -> list[tuple[bytes, bytes | None]]:
 
 def hide(child: "Child", step: Hide) -> None:
     try:
-        fd = sys.openat2(sys.AT_FDCWD, step.path, os.O_PATH, resolve=sys.RESOLVE_NO_MAGICLINKS)
+        fd = child.open_root(step.path, os.O_PATH)
     except OSError as error:
         # What is not there, or out of this user's reach, is out of the command's as well.
         if error.errno in (errno.ENOENT, errno.EACCES, errno.ENOTDIR):

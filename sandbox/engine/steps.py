@@ -9,7 +9,7 @@ from typing import Any
 import prctl
 
 from sandbox import fsops
-from sandbox.engine import Launch, fence, isolation, loop, overlays, rlimits, trouble
+from sandbox.engine import Launch, fence, isolation, loop, newroot, overlays, rlimits, trouble
 from sandbox.engine import syscalls as sys
 from sandbox.engine.account import Account
 from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, StepError, printable, reason
@@ -71,6 +71,8 @@ class Child:
         self.limits: list[Limit | Nice] = []
         self.momentary = contextlib.ExitStack()
         self.procdir = -1
+        # Where base root starts, while that is not the root directory.
+        self.root = -1
         # Whose the things are that the run makes.
         self.owner = next(((s.uid, s.gid) for s in plan.steps if isinstance(s, Identity)), (plan.uid, plan.gid))
         self.status = -1
@@ -221,33 +223,36 @@ class Child:
 
     # -- where things appear ----------------------------------------------------------------------------------
 
+    def open_root(self, path: bytes, flags: int, *, resolve: int = 0) -> int:
+        """An absolute path of base root; `resolve` where that is the host's root directory. In a new root its links
+        are its author's: they lead nowhere out of it.
+        """
+        if self.root >= 0:
+            return sys.openat2(self.root, path, flags, resolve=sys.RESOLVE_IN_ROOT | sys.RESOLVE_NO_MAGICLINKS)
+        return sys.openat2(sys.AT_FDCWD, path, flags, resolve=resolve | sys.RESOLVE_NO_MAGICLINKS)
+
     def open_place(self, place: Place) -> int:
         if place.base == Base.ROOT:
-            fd = sys.openat2(sys.AT_FDCWD, place.path, os.O_PATH | os.O_DIRECTORY, resolve=sys.RESOLVE_NO_MAGICLINKS)
+            fd = self.open_root(place.path, os.O_PATH | os.O_DIRECTORY)
         else:
             fd = fsops.open_path(self.procdir, place.path) if place.path else os.dup(self.procdir)
-        if place.dev or place.ino:
-            try:
-                check_identity(fd, place.dev, place.ino, place.path)
-            except BaseException:
-                os.close(fd)
-                raise
-        return fd
+        return _checked_place(fd, place)
 
-    def open_target(self, place: Place) -> int:
-        """Where a tree is mounted. What was not looked at before the run may lie in another tree: its links, which are
-        its author's, do not say where.
+    def open_target(self, place: Place, mount: int) -> int:
+        """Where a tree or a file is mounted. What was not looked at before the run may lie in another tree: its links,
+        which are its author's, do not say where.
         """
-        if place.base == Base.ROOT and not (place.dev or place.ino):
-            resolve = sys.RESOLVE_NO_SYMLINKS | sys.RESOLVE_NO_MAGICLINKS
-            return sys.openat2(sys.AT_FDCWD, place.path, os.O_PATH | os.O_DIRECTORY, resolve=resolve)
-        return self.open_place(place)
+        if place.base != Base.ROOT:
+            return self.open_place(place)
+        kind = os.O_DIRECTORY if stat.S_ISDIR(os.fstat(mount).st_mode) else 0
+        known = place.dev or place.ino
+        fd = self.open_root(place.path, os.O_PATH | kind, resolve=0 if known else sys.RESOLVE_NO_SYMLINKS)
+        return _checked_place(fd, place)
 
     def attach(self, step: Attach) -> None:
         mount = self.mounts[step.slot]
-        attrs = sum(bit for flag, bit in isolation.ATTRS.items() if step.attrs & flag)
-        sys.mount_setattr(mount, set_attrs=attrs, propagation=sys.MS_SLAVE)
-        with fsops.closing(self.open_target(step.place)) as target:
+        sys.mount_setattr(mount, set_attrs=isolation.attributes(step.attrs), propagation=sys.MS_SLAVE)
+        with fsops.closing(self.open_target(step.place, mount)) as target:
             sys.move_mount(mount, target)
         self.attached.add(step.slot)
         if step.place.base == Base.PROCDIR and not step.place.path:
@@ -256,12 +261,7 @@ class Child:
             self.procdir = os.open(b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
 
     def mkdir(self, step: Mkdir) -> None:
-        place = step.place
-        if place.base == Base.ROOT:
-            root = os.open(b"/", os.O_PATH | os.O_CLOEXEC)
-            fsops.make_dirs(root, place.path, step.mode, owner=self.owner)
-        else:
-            fsops.make_dirs(os.dup(self.procdir), place.path, step.mode, owner=self.owner)
+        os.close(newroot.make_directory(self, step.place, step.place.path, step.mode))
 
     def path_of(self, place: Place) -> bytes:
         return place.path if place.base == Base.ROOT else os.path.join(self.procdir_path, place.path)
@@ -335,6 +335,7 @@ _DO: dict[type[Any], Any] = {
     DeathSignal: Child.death_signal,
     **isolation.DO,
     **fence.DO,
+    **newroot.DO,
     Limit: Child.limit,
     Nice: Child.limit,
     Timeout: Child.elsewhere,
@@ -368,6 +369,17 @@ def _above(fd: int) -> int:
     import fcntl
 
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
+
+
+def _checked_place(fd: int, place: Place) -> int:
+    """The descriptor, which is closed if it is not of the place's device and inode."""
+    if place.dev or place.ino:
+        try:
+            check_identity(fd, place.dev, place.ino, place.path)
+        except BaseException:
+            os.close(fd)
+            raise
+    return fd
 
 
 def check_identity(fd: int, dev: int, ino: int, path: bytes) -> None:

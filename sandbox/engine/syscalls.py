@@ -69,6 +69,7 @@ _SYS_LANDLOCK_ADD_RULE = 445
 _SYS_LANDLOCK_RESTRICT_SELF = 446
 # The two that are older than the common numbers.
 _SYS_CLONE = 56 if os.uname().machine == "x86_64" else 220
+_SYS_PIVOT_ROOT = 155 if os.uname().machine == "x86_64" else 41
 _SYS_SECCOMP = 317 if os.uname().machine == "x86_64" else 277
 _SECCOMP_SET_MODE_FILTER = 1
 _LANDLOCK_CREATE_RULESET_VERSION = 1
@@ -185,6 +186,21 @@ def unmount(fd: int) -> None:
     """Detach the mount whose root is `fd` from the tree (umount2(2) with MNT_DETACH)."""
     path = b"/proc/self/fd/%d" % fd
     _checked(_libc.umount2(path, MNT_DETACH), path)
+
+
+def pivot_root(new: int) -> None:
+    """The mount of the directory `new` becomes the root and the working directory; the old root is detached
+    (pivot_root(2): with both in one place the old root lies on the new one).
+    """
+    old = os.open(b"/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        os.fchdir(new)
+        _checked(_syscall(_long(_SYS_PIVOT_ROOT), b".", b"."))
+        os.fchdir(old)
+        _checked(_libc.umount2(b".", MNT_DETACH))
+        os.chdir(b"/")
+    finally:
+        os.close(old)
 
 
 def unshare(flags: int) -> None:

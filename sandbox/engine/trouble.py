@@ -3,6 +3,7 @@
 import errno
 from typing import TYPE_CHECKING, Any
 
+from sandbox.engine import newroot
 from sandbox.errors import printable, reason
 from sandbox.host import userns_remedy
 from sandbox.plan import (
@@ -10,15 +11,18 @@ from sandbox.plan import (
     Attach,
     Chdir,
     Extract,
+    File,
     Fuse,
     Guard,
     Image,
     Mkdir,
     Overlay,
+    PivotRoot,
     Scratch,
     SetPropagation,
     Source,
     Stack,
+    Symlink,
     Tmpfs,
     Tree,
     Unshare,
@@ -53,14 +57,14 @@ def describe(child: "Child", step: Any) -> str:
         case Guard() | Scratch():
             return f"cannot set up {printable(child.procdir_path)}"
         case _:
-            return f"step {type(step).__name__} failed"
+            return newroot.describe(step) or f"step {type(step).__name__} failed"
 
 
 def remedy(step: Any, error: OSError) -> str:
     match step, error.errno:
         case Unshare(), number:
             return userns_remedy(number or 0)
-        case SetPropagation(), errno.EINVAL:
+        case ((SetPropagation() | PivotRoot()), errno.EINVAL):
             return "/ is not a mount point here, as in a chroot: bind the directory onto itself before the chroot"
         case Chdir(), errno.ENOENT:
             return "name a directory that exists, or NAME/PATH of a mounted tree"
@@ -68,6 +72,8 @@ def remedy(step: Any, error: OSError) -> str:
             return "name what is there, in the sandbox: --allow-read, --allow-write"
         case Attach(), errno.ENOENT:
             return "create the directory, or let --mkdir do it"
+        case ((Mkdir() | File() | Symlink()), errno.EROFS):
+            return "what is there is read-only: name a place that exists, or leave out --root-ro"
         case Image(), errno.ENODEV:
             return "the kernel has no squashfs: modprobe squashfs, or use --mode userns"
         case ((Overlay() | Stack() | Tmpfs()), errno.ENODEV):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from sandbox.engine import syscalls as sys
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PATH = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 TEMPORARY = b".tmp-"
 
 
@@ -45,26 +46,53 @@ def open_path(parent: int, path: bytes) -> int:
     return sys.openat2(parent, path, os.O_PATH | os.O_DIRECTORY, resolve=resolve)
 
 
-def make_dirs(start: int, path: bytes, mode: int, *, owner: tuple[int, int]) -> None:
-    """The directory `path` below `start`, which is closed, and its missing parents; through no link.
-
-    What is made belongs to `owner`.
+def make_dirs(start: int, path: bytes, mode: int, *, owner: tuple[int, int]) -> int:
+    """An O_PATH handle of the directory `path` below `start`, which is closed, made with its missing parents; through
+    no link. What is made belongs to `owner`.
     """
-    ours = (os.geteuid(), os.getegid())
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = start
     for part in filter(None, path.split(b"/")):
         with closing(fd):
             try:
-                os.mkdir(part, mode, dir_fd=fd)
-                made = owner != ours
+                fd = _new_dir_of(fd, part, mode, owner)
             except FileExistsError:
-                made = False
-            fd = os.open(part, flags if not made else flags & ~os.O_PATH, dir_fd=fd)
+                fd = os.open(part, _PATH | os.O_NOFOLLOW, dir_fd=fd)
+    return fd
+
+
+def make_dirs_in(root: int, path: bytes, mode: int, *, owner: tuple[int, int]) -> int:
+    """The same below `root` as if that were the root directory: links on the way lead nowhere out of it."""
+    resolve = sys.RESOLVE_IN_ROOT | sys.RESOLVE_NO_MAGICLINKS
+    fd, reached = os.dup(root), b""
+    for part in filter(None, path.split(b"/")):
+        reached += b"/" + part
+        with closing(fd):
+            try:
+                fd = sys.openat2(root, reached, _PATH, resolve=resolve)
+            except FileNotFoundError:
+                fd = _new_dir_of(fd, part, mode, owner)
+    return fd
+
+
+def _new_dir_of(parent: int, name: bytes, mode: int, owner: tuple[int, int]) -> int:
+    """A directory that was not there before. Raises FileExistsError, for a link too."""
+    os.mkdir(name, mode, dir_fd=parent)
+    ours = (os.geteuid(), os.getegid())
+    if owner != ours:
+        with closing(open_dir(parent, name)) as fd:
             # Somebody may have put another directory there since: only one of ours is given away.
-            if made and os.fstat(fd).st_uid == ours[0]:
+            if os.fstat(fd).st_uid == ours[0]:
                 os.fchown(fd, *owner)
-    os.close(fd)
+    return os.open(name, _PATH | os.O_NOFOLLOW, dir_fd=parent)
+
+
+def fill(fd: int, content: bytes, owner: tuple[int, int]) -> None:
+    """Write all of a new file, and give it away."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
+    if owner != (os.geteuid(), os.getegid()):
+        os.fchown(fd, *owner)
 
 
 def open_or_make_dir(path: bytes, mode: int = 0o700) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance import fences, isolation, stacks
+from tests.conformance import fences, isolation, stacks, strict
 from tests.conformance.cases import CASES, Case, make_inputs
 from tests.support import modes, reports
 
@@ -32,7 +32,11 @@ def supported(engine: str, mode: str, identities) -> bool:
     return (engine, mode) in modes.expected(identities[True])
 
 
-@pytest.mark.parametrize("case", [*CASES, *fences.CASES, *isolation.CASES, *stacks.CASES], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [*CASES, *fences.CASES, *isolation.CASES, *stacks.CASES, *strict.CASES],
+    ids=lambda case: case.name,
+)
 @pytest.mark.parametrize(("engine", "mode"), COMBINATIONS, ids=lambda value: value)
 def test_case(engine, mode, case: Case, inputs: Path, run_sandbox, area, identities, ran, request):
     if mode == "setuid":

@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 
 from sandbox import plan
-from sandbox.codec import MAX_HOSTNAME
+from sandbox.codec import AFTER_PIVOT, MAX_HOSTNAME
 from sandbox.plan import Attr, Base, Mode, OverlayOption, Place, Plan, PlanFlag, Resource, Source, SourceKind
 from sandbox.versions import SINCE
 
@@ -39,17 +39,21 @@ _FIELDS = {
     (plan.Nice, "value"): st.integers(0, 39),
     (plan.Limit, "resource"): st.sampled_from([int(resource) for resource in Resource]),
     (plan.Attach, "attrs"): st.integers(0, int(sum(Attr))),
+    (plan.NewRoot, "attrs"): st.integers(0, int(sum(Attr))),
+    (plan.PivotRoot, "read_only"): st.integers(0, 1),
     (plan.LockTree, "attrs"): st.integers(0, int(sum(Attr))),
     (plan.Overlay, "options"): st.integers(0, int(sum(OverlayOption))),
     (plan.Stack, "options"): st.integers(0, int(OverlayOption.USERXATTR)),
     (plan.Allow, "access"): st.integers(1, 2**64 - 1),
     (plan.Allow, "optional"): st.integers(0, 1),
+    (plan.Bind, "place"): st.builds(Place, st.just(Base.ROOT), _absolute, _U64, _U64),
+    (plan.Symlink, "target"): _absolute,
     (plan.Run, "path"): _bytes,
     (plan.Name, "name"): st.from_regex(rb"[A-Za-z][A-Za-z0-9._-]{0,62}", fullmatch=True),
     (plan.Hostname, "name"): st.binary(min_size=1, max_size=MAX_HOSTNAME).map(lambda raw: raw.replace(b"\0", b".")),
 }
-_ONCE = (plan.Timeout, plan.Cgroup, plan.Landlock, plan.Network, plan.Name, plan.Label)
-_USES = (plan.Extract, plan.Attach, plan.Idmap)
+_ONCE = (plan.Timeout, plan.Cgroup, plan.Landlock, plan.Network, plan.Name, plan.Label, plan.NewRoot)
+_USES = (plan.Extract, plan.Attach, plan.Idmap, plan.NewRoot)
 _NEWER = tuple(since.what for since in SINCE if isinstance(since.what, (type, Mode)))
 _CLASSES = sorted(plan.OPCODES.values(), key=str)
 
@@ -81,7 +85,11 @@ def _steps(draw, classes, sources):
     steps, made = [], []
     for cls in draw(st.lists(st.sampled_from(classes), max_size=12)):
         needs_slot = cls in (*_USES, plan.Overlay, plan.Stack) and not made
-        if not needs_slot and not (cls in _ONCE and any(isinstance(step, cls) for step in steps)):
+        kinds = {type(step) for step in steps}
+        pivoted = plan.PivotRoot in kinds
+        misplaced = cls is plan.PivotRoot and (pivoted or plan.NewRoot not in kinds)
+        misplaced = misplaced or (pivoted and cls not in AFTER_PIVOT) or (cls in _ONCE and cls in kinds)
+        if not needs_slot and not misplaced:
             steps.append(_step(draw, cls, sources, made))
     return tuple(steps)
 

@@ -30,6 +30,7 @@ _TYPES = {
     (plan.Tree, "recursive"): bool,
     (plan.Init, "as_pid_1"): bool,
     (plan.Allow, "optional"): bool,
+    (plan.PivotRoot, "read_only"): bool,
 }
 
 

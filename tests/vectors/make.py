@@ -15,12 +15,14 @@ from sandbox.plan import (
     Allow,
     Attach,
     Base,
+    Bind,
     Cgroup,
     Chdir,
     DeathSignal,
     Dev,
     DropCapabilities,
     Extract,
+    File,
     Fuse,
     Guard,
     Hide,
@@ -40,9 +42,11 @@ from sandbox.plan import (
     Mode,
     Name,
     Network,
+    NewRoot,
     Nice,
     NoNewPrivs,
     Overlay,
+    PivotRoot,
     Place,
     PlaceEnv,
     Plan,
@@ -56,6 +60,8 @@ from sandbox.plan import (
     Source,
     SourceKind,
     Stack,
+    Symlink,
+    Text,
     Timeout,
     Tmpfs,
     Tree,
@@ -142,12 +148,27 @@ ISOLATION = (
     Seccomp((0x7FFF000000000006, 1)),
 )
 
+NEW_ROOT = (
+    Tmpfs(0, 1 << 20, 0, 0o755),
+    Bind(1, Place(Base.ROOT, b"/usr", 2049, 5)),
+    Text(2, 0o444, b"127.0.0.1 localhost\n"),
+    NewRoot(0, 6),
+    Symlink(Place(Base.ROOT, b"/bin"), b"usr/bin"),
+    Mkdir(Place(Base.ROOT, b"/usr"), 0o755),
+    Attach(1, Place(Base.ROOT, b"/usr"), 7),
+    File(Place(Base.ROOT, b"/etc/hosts"), 0o644, b""),
+    Attach(2, Place(Base.ROOT, b"/etc/hosts"), 7),
+    File(Place(Base.ROOT, b"/etc/hostname"), 0o644, b"box\n"),
+    PivotRoot(1),
+)
+
 
 def good() -> Iterator[tuple[str, str, Plan]]:
     yield "minimal", "no source, no step, mode root", plan()
     yield "setuid", "mode setuid, one step", plan(NoNewPrivs(), mode=Mode.SETUID)
     yield "every-step", "every kind of step and source, mode userns, the flag to leave processes running", FULL
     yield "isolation", "every kind of step of the isolating levels", plan(*ISOLATION)
+    yield "new-root", "every kind of step of a new root", plan(*NEW_ROOT)
     yield "limits", "every limit, nice value and a timeout", plan(*LIMITS, sources=(DIRECTORY,))
     stacked = (Tmpfs(0, 1, 0, 0), Tmpfs(1, 1, 0, 0), Stack(2, (0, 1), 0), Stack(3, (1, 2, 0), 1))
     yield "stacks", "stacks of two and three layers", plan(*stacked)
@@ -392,6 +413,23 @@ def bad_isolation() -> Iterator[tuple[str, str, bytes]]:
     yield "idmap-slot", "Idmap of a slot that was not made", with_steps(step(0x1E, u32(1, 0, 0, 0, 0)), version=2)
     yield "fds-over", "more descriptors than a list may hold", with_steps(step(0x1F, u32(MAX_ITEMS + 1)), version=2)
     yield "fds-short", "fewer descriptors than promised", with_steps(step(0x1F, u32(2, 3)), version=2)
+    tmpfs = step(0x05, u32(1) + bytes(20))
+    root = step(0x28, u32(1, 0))
+    yield "root-slot", "NewRoot of a slot that was not made", with_steps(root, version=2)
+    yield "root-attrs", "an unknown attribute of the new root", with_steps(tmpfs, step(0x28, u32(1, 32)), version=2)
+    yield "root-twice", "two new roots", with_steps(tmpfs, root, root, version=2)
+    yield "pivot-2", "read_only is 2", with_steps(tmpfs, root, step(0x29, b"\2"), version=2)
+    yield "pivot-twice", "two pivots", with_steps(tmpfs, root, *[step(0x29, b"\0")] * 2, version=2)
+    yield "pivot-alone", "PivotRoot without a new root", with_steps(step(0x29, b"\0"), version=2)
+    late = with_steps(tmpfs, root, step(0x29, b"\0"), step(0x0D, place(1, b"/x") + u32(0)), version=2)
+    yield "pivot-late", "a directory after PivotRoot", late
+    yield "symlink-empty", "a link to nothing", with_steps(step(0x27, place(1, b"/x") + text(b"")), version=2)
+    yield "bind-procdir", "a bind of the procdir", with_steps(step(0x24, u32(1) + place(2, b"x")), version=2)
+    yield (
+        "bind-twice",
+        "a slot that Bind makes anew",
+        with_steps(tmpfs, step(0x24, u32(1) + place(1, b"/x")), version=2),
+    )
     yield "filter-empty", "an empty filter", with_steps(step(0x20, u32(0)), version=2)
     yield "filter-short", "half an instruction", with_steps(step(0x20, u32(1, 6)), version=2)
 

@@ -12,6 +12,7 @@ mod loopdev;
 mod mounts;
 mod namespaces;
 mod network;
+mod newroot;
 mod overlay;
 mod place;
 mod remedy;
@@ -89,6 +90,8 @@ pub struct Child<'p> {
     procdirs: Option<OwnedFd>,
     /// The root of what is mounted on the procdir, or the procdir itself.
     procdir: Option<OwnedFd>,
+    /// Where base root starts, while that is not the root directory.
+    root: Option<OwnedFd>,
     layers: Option<Layers>,
     /// The command's ids where they are not the user's: whose the things are that the run makes.
     owner: Option<(u32, u32)>,
@@ -118,6 +121,7 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
         mounts: Vec::new(),
         procdirs: None,
         procdir: None,
+        root: None,
         layers: None,
         owner: steps
             .iter()
@@ -218,6 +222,12 @@ impl<'p> Child<'p> {
                 self.filter = filter.iter().collect();
                 Ok(())
             }
+            Step::Bind { slot, ref place } => self.bind(slot, place),
+            Step::Text { slot, mode, content } => self.text(slot, mode, content),
+            Step::File { ref place, mode, content } => self.file(place, mode, content),
+            Step::Symlink { ref place, target } => self.symlink(place, target),
+            Step::NewRoot { slot, attrs } => self.new_root(slot, attrs),
+            Step::PivotRoot { read_only } => self.pivot_root(read_only),
             Step::Limit { .. } | Step::Nice { .. } => {
                 self.limits.push(*step);
                 Ok(())

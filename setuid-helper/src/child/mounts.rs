@@ -9,7 +9,7 @@ use crate::setuid::{MOUNT, OVERLAY, Rights, check_target};
 use crate::sources::same_directory;
 use crate::{scratch, sys};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
@@ -175,7 +175,9 @@ impl Child<'_> {
 
     pub fn attach(&mut self, slot: Slot, place: &Place, attrs: u32) -> Outcome<()> {
         let path = self.path_of(place);
-        let target = self.open_target(place)?;
+        let root = fstat(&self.mount(slot)?.root).doing("look at the mount for", &path)?;
+        let is_directory = FileType::from_raw_mode(root.st_mode) == FileType::Directory;
+        let target = self.open_target(place, is_directory)?;
         let rights = self.prepared.rights;
         // A `Procdir` step may have put the procdir anywhere.
         if rights.are_lent() && (place.base == Base::Root || self.procdir_path.is_some()) {

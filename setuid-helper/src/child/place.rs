@@ -10,8 +10,8 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fstat, mkdirat, openat, openat2};
 use rustix::io::Errno;
 
-const PATH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-const NO_LINKS: ResolveFlags = ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_MAGICLINKS);
+pub const PATH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+pub const NO_LINKS: ResolveFlags = ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_MAGICLINKS);
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(NO_LINKS);
 /// RESOLVE_BENEATH and RESOLVE_IN_ROOT answer EAGAIN when a rename ran beside them: openat2(2), "try again".
 const ATTEMPTS: u32 = 100;
@@ -75,7 +75,7 @@ impl Child<'_> {
     pub fn open_place(&mut self, place: &Place) -> Outcome<OwnedFd> {
         let path = self.path_of(place);
         let fd = match place.base {
-            Base::Root => resolve(CWD, place.path, PATH, ResolveFlags::NO_MAGICLINKS),
+            Base::Root => self.open_root(place.path, PATH, ResolveFlags::NO_MAGICLINKS),
             Base::Procdir if place.path.is_empty() => openat(self.procdir()?, ".", PATH, Mode::empty()),
             Base::Procdir => resolve(self.procdir()?, place.path, PATH, BENEATH),
         };
@@ -86,24 +86,50 @@ impl Child<'_> {
         Ok(fd)
     }
 
-    /// Where a tree is mounted. What was not looked at before the run may lie in another tree: its links, which are
-    /// its author's, do not say where.
-    pub fn open_target(&mut self, place: &Place) -> Outcome<OwnedFd> {
-        if place.base == Base::Root && (place.dev, place.ino) == (0, 0) {
-            return resolve(CWD, place.path, PATH, NO_LINKS).doing("open", place.path);
+    /// Where a tree or a file is mounted. What was not looked at before the run may lie in another tree: its links,
+    /// which are its author's, do not say where.
+    pub fn open_target(&mut self, place: &Place, is_directory: bool) -> Outcome<OwnedFd> {
+        if place.base != Base::Root {
+            return self.open_place(place);
         }
-        self.open_place(place)
+        let known = (place.dev, place.ino) != (0, 0);
+        let mut flags = PATH;
+        flags.set(OFlags::DIRECTORY, is_directory);
+        let how = if known { ResolveFlags::NO_MAGICLINKS } else { NO_LINKS };
+        let fd = self.open_root(place.path, flags, how).doing("open", place.path)?;
+        if known {
+            same_directory(place.path, place.dev, place.ino, &fstat(&fd).doing("look at", place.path)?)?;
+        }
+        Ok(fd)
     }
 
-    /// A directory and its missing parents; no link on the way.
+    /// A directory and its missing parents.
     pub fn mkdir(&mut self, place: &Place, mode: u32) -> Outcome<()> {
-        let path = self.path_of(place);
-        let how = if place.base == Base::Root { NO_LINKS } else { BENEATH };
-        let mut fd = match place.base {
-            Base::Root => openat(CWD, "/", PATH, Mode::empty()).doing("open", b"/")?,
+        let fd = self.make_directory(place.base, place.path, mode)?;
+        if (place.dev, place.ino) != (0, 0) {
+            let path = self.path_of(place);
+            same_directory(&path, place.dev, place.ino, &fstat(&fd).doing("look at", &path)?)?;
+        }
+        Ok(())
+    }
+
+    /// No link is on the way, but in a new root, where links lead nowhere out of it.
+    pub fn make_directory(&mut self, base: Base, wanted: &[u8], mode: u32) -> Outcome<OwnedFd> {
+        let path = self.path_of(&Place { base, path: wanted, dev: 0, ino: 0 });
+        let how = if base == Base::Root { NO_LINKS } else { BENEATH };
+        let is_new = base == Base::Root && self.root.is_some();
+        let mut fd = match base {
+            Base::Root => self.open_root(b"/", PATH, NO_LINKS).doing("open", b"/")?,
             Base::Procdir => openat(self.procdir()?, ".", PATH, Mode::empty()).doing("open", &path)?,
         };
-        for part in place.path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
+        let mut reached = Vec::with_capacity(wanted.len() + 1);
+        for part in wanted.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
+            reached.push(b'/');
+            reached.extend(part);
+            if is_new && let Ok(next) = self.open_root(&reached, PATH, how) {
+                fd = next;
+                continue;
+            }
             match mkdirat(&fd, part, Mode::from_raw_mode(mode & 0o7777)) {
                 Ok(()) => self.own(&fd, part).doing("make the directory", &path)?,
                 Err(Errno::EXIST) => {}
@@ -113,10 +139,7 @@ impl Child<'_> {
             }
             fd = resolve(fd.as_fd(), part, PATH, how).doing("make the directory", &path)?;
         }
-        if (place.dev, place.ino) != (0, 0) {
-            same_directory(&path, place.dev, place.ino, &fstat(&fd).doing("look at", &path)?)?;
-        }
-        Ok(())
+        Ok(fd)
     }
 
     /// What was just made belongs to the command.

@@ -36,6 +36,12 @@ pub fn remedy(step: &Step, error: Errno) -> &'static str {
         (Step::Loopback, Errno::PERM) => {
             "a container may withhold the right to: give it CAP_NET_ADMIN, or use --net host"
         }
+        (Step::PivotRoot { .. }, Errno::INVAL) => {
+            "/ is not a mount point here, as in a chroot: bind the directory onto itself before the chroot"
+        }
+        (Step::Mkdir { .. } | Step::File { .. } | Step::Symlink { .. }, Errno::ROFS) => {
+            "what is there is read-only: name a place that exists, or leave out --root-ro"
+        }
         (_, Errno::NOSYS) => "the kernel is too old: Linux 5.12 is the oldest that works",
         (_, Errno::NOSPC) => "no space is left there, or a limit is reached",
         _ => "",

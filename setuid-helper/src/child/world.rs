@@ -2,6 +2,7 @@
 
 use super::Child;
 use super::mounts::{SAFE, clone_mount, kernel_attributes, move_onto, new_mount};
+use super::place::PATH;
 use crate::error::{Doing, Failure, Outcome, printable};
 use crate::fsops::{make_new_dir, open_path};
 use crate::plan::{Mode as LaunchMode, Place};
@@ -62,8 +63,8 @@ impl Child<'_> {
     /// Of this pid namespace; what is the host's in it is masked or read-only.
     pub fn proc(&mut self) -> Outcome<()> {
         let rights = self.prepared.rights;
-        let target = open_path(CWD, b"/proc").doing("open", b"/proc")?;
-        if rights.are_lent() && !is_proc(target.as_fd())? {
+        let target = self.open_root(b"/proc", PATH, ResolveFlags::NO_MAGICLINKS).doing("open", b"/proc")?;
+        if rights.are_lent() && self.root.is_none() && !is_proc(target.as_fd())? {
             return Err(refused("setuid mode mounts a /proc over nothing but /proc"));
         }
         let root = new_mount("proc", &[], QUIET, rights)
@@ -132,7 +133,7 @@ impl Child<'_> {
         let rights = self.prepared.rights;
         let nodes = NODES.map(|node| self.device(node, 0));
         let root = self.small_tmpfs("65536", "64", "755", QUIET)?;
-        let target = open_path(CWD, b"/dev").doing("open", b"/dev")?;
+        let target = self.open_root(b"/dev", PATH, ResolveFlags::NO_MAGICLINKS).doing("open", b"/dev")?;
         move_onto(root.as_fd(), target.as_fd(), rights).doing("mount onto", b"/dev")?;
         for ((.., name), node) in NODES.iter().zip(nodes) {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -164,8 +165,8 @@ impl Child<'_> {
 
     /// What is not there, or out of this user's reach, is out of the command's as well.
     pub fn hide(&mut self, path: &[u8]) -> Outcome<()> {
-        let how = ResolveFlags::NO_MAGICLINKS;
-        let fd = match super::place::resolve(CWD, path, OFlags::PATH | OFlags::CLOEXEC, how) {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let fd = match self.open_root(path, flags, ResolveFlags::NO_MAGICLINKS) {
             Err(Errno::NOENT | Errno::ACCESS | Errno::NOTDIR) => return Ok(()),
             other => other.doing("open", path)?,
         };

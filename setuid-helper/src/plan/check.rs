@@ -1,7 +1,7 @@
 //! What the layout alone cannot say: indices within bounds, slots made once and before use, option bits.
 
 use super::reader::Invalid;
-use super::{MAX_HOSTNAME, MAX_NAME, Plan, Slot, SourceKind, Step, attr, overlay};
+use super::{Base, MAX_HOSTNAME, MAX_NAME, Plan, Slot, SourceKind, Step, attr, overlay};
 use crate::prelude::*;
 
 pub fn check(plan: &Plan) -> Result<(), Invalid> {
@@ -9,22 +9,37 @@ pub fn check(plan: &Plan) -> Result<(), Invalid> {
         return Err(Invalid { why: "the home is not a directory source", at: 0 });
     }
     let count = |is: fn(&Step) -> bool| plan.steps.iter().filter(|step| is(step)).count();
-    let once: [fn(&Step) -> bool; 6] = [
+    let once: [fn(&Step) -> bool; 8] = [
         |step| matches!(step, Step::Timeout { .. }),
         |step| matches!(step, Step::Cgroup { .. }),
         |step| matches!(step, Step::Landlock { .. }),
         |step| matches!(step, Step::Network { .. }),
         |step| matches!(step, Step::Name { .. }),
         |step| matches!(step, Step::Label { .. }),
+        |step| matches!(step, Step::NewRoot { .. }),
+        |step| matches!(step, Step::PivotRoot { .. }),
     ];
     if once.into_iter().any(|is| count(is) > 1) {
-        return Err(Invalid { why: "more than one Timeout, Cgroup, Landlock, Network, Name or Label", at: 0 });
+        return Err(Invalid { why: "more than one of what there is one of", at: 0 });
     }
+    check_pivot(&plan.steps)?;
     let mut defined = Defined(Vec::new());
     for (index, step) in plan.steps.iter().enumerate() {
         step_fault(step, plan, &mut defined).map_err(|why| Invalid { why, at: index })?;
     }
     Ok(())
+}
+
+/// There is a new root to go to, and nothing afterwards that would believe a /proc of somebody's choice.
+fn check_pivot(steps: &[Step]) -> Result<(), Invalid> {
+    let Some(at) = steps.iter().position(|step| matches!(step, Step::PivotRoot { .. })) else { return Ok(()) };
+    if !steps[..at].iter().any(|step| matches!(step, Step::NewRoot { .. })) {
+        return Err(Invalid { why: "PivotRoot without a new root", at });
+    }
+    match steps[at..].iter().position(Step::is_before_pivot) {
+        Some(late) => Err(Invalid { why: "a step that makes something after PivotRoot", at: at + late }),
+        None => Ok(()),
+    }
 }
 
 /// The slots made so far, sorted: a hostile plan may hold thousands.
@@ -51,7 +66,14 @@ impl Defined {
 fn step_fault(step: &Step, plan: &Plan, defined: &mut Defined) -> Fault {
     let sources = plan.sources.len();
     match *step {
-        Step::Tmpfs { slot, .. } => defined.made(slot),
+        Step::Tmpfs { slot, .. } | Step::Text { slot, .. } => defined.made(slot),
+        Step::Bind { slot, place } => {
+            if place.base != Base::Root {
+                return Err("a bind is of the host");
+            }
+            defined.made(slot)
+        }
+        Step::Symlink { target: b"", .. } => Err("an empty target"),
         Step::Scratch { source, slot, overlay_slot } => {
             source_exists(source, sources)?;
             defined.made(slot)?;
@@ -86,7 +108,7 @@ fn step_fault(step: &Step, plan: &Plan, defined: &mut Defined) -> Fault {
             lowers.iter().try_for_each(|lower| defined.used(lower))?;
             defined.made(slot)
         }
-        Step::Attach { slot, attrs, .. } => {
+        Step::Attach { slot, attrs, .. } | Step::NewRoot { slot, attrs } => {
             if attrs & !attr::ALL != 0 {
                 return Err("unknown attributes");
             }

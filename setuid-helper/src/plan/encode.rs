@@ -118,6 +118,12 @@ impl Writer {
                 self.0.extend(filter.raw());
                 0x20
             }
+            Step::Bind { slot, ref place } => self.u32(slot).place(place).code(0x24),
+            Step::Text { slot, mode, content } => self.u32(slot).u32(mode).bytes(content).code(0x25),
+            Step::File { ref place, mode, content } => self.place(place).u32(mode).bytes(content).code(0x26),
+            Step::Symlink { ref place, target } => self.place(place).bytes(target).code(0x27),
+            Step::NewRoot { slot, attrs } => self.u32(slot).u32(attrs).code(0x28),
+            Step::PivotRoot { read_only } => self.u8(read_only.into()).code(0x29),
             Step::Limit { resource, soft, hard } => self.u8(resource as u8).u64(soft).u64(hard).code(0x30),
             Step::Nice { value } => self.u8(value).code(0x31),
             Step::Cgroup { source, memory, swap, pids, cpu_us } => {

@@ -214,6 +214,12 @@ pub enum Step<'a> {
     Idmap { slot: Slot, uid: u32, shown_uid: u32, gid: u32, shown_gid: u32 },
     KeepDescriptors { fds: Slots<'a> },
     Seccomp { filter: Words<'a> },
+    Bind { slot: Slot, place: Place<'a> },
+    Text { slot: Slot, mode: u32, content: &'a [u8] },
+    File { place: Place<'a>, mode: u32, content: &'a [u8] },
+    Symlink { place: Place<'a>, target: &'a [u8] },
+    NewRoot { slot: Slot, attrs: u32 },
+    PivotRoot { read_only: bool },
     Limit { resource: Resource, soft: u64, hard: u64 },
     Nice { value: u8 },
     Timeout { limit_ns: u64, kill_after_ns: u64 },
@@ -243,6 +249,40 @@ impl Step<'_> {
                 | Step::Allow { .. }
                 | Step::Landlock { .. }
                 | Step::Network { .. }
+                | Step::Bind { .. }
+                | Step::Text { .. }
+                | Step::File { .. }
+                | Step::Symlink { .. }
+                | Step::NewRoot { .. }
+                | Step::PivotRoot { .. }
+        )
+    }
+
+    /// Whether it makes namespaces, mounts or files: in the old root only, where /proc is the kernel's.
+    pub fn is_before_pivot(&self) -> bool {
+        !matches!(
+            self,
+            Step::PivotRoot { .. }
+                | Step::PlaceEnv { .. }
+                | Step::UnsetEnv { .. }
+                | Step::Chdir { .. }
+                | Step::Run { .. }
+                | Step::NoNewPrivs
+                | Step::DeathSignal { .. }
+                | Step::Loopback
+                | Step::Hostname { .. }
+                | Step::Identity { .. }
+                | Step::DropCapabilities
+                | Step::KeepDescriptors { .. }
+                | Step::Seccomp { .. }
+                | Step::Limit { .. }
+                | Step::Nice { .. }
+                | Step::Timeout { .. }
+                | Step::Cgroup { .. }
+                | Step::Allow { .. }
+                | Step::Landlock { .. }
+                | Step::Name { .. }
+                | Step::Label { .. }
         )
     }
 
@@ -282,6 +322,12 @@ impl Step<'_> {
             Step::Idmap { .. } => "Idmap",
             Step::KeepDescriptors { .. } => "KeepDescriptors",
             Step::Seccomp { .. } => "Seccomp",
+            Step::Bind { .. } => "Bind",
+            Step::Text { .. } => "Text",
+            Step::File { .. } => "File",
+            Step::Symlink { .. } => "Symlink",
+            Step::NewRoot { .. } => "NewRoot",
+            Step::PivotRoot { .. } => "PivotRoot",
             Step::Limit { .. } => "Limit",
             Step::Nice { .. } => "Nice",
             Step::Timeout { .. } => "Timeout",

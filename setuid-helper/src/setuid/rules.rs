@@ -119,7 +119,6 @@ impl Rules<'_> {
                 }
                 self.slots.push((slot, Kind::Image));
             }
-            Step::Tree { slot, .. } | Step::Fuse { slot, .. } => self.slots.push((slot, Kind::Other)),
             Step::Overlay { slot, lowers, upper, options } => {
                 self.overlay(lowers.iter(), upper, options)?;
                 self.slots.push((slot, Kind::Other));
@@ -130,7 +129,7 @@ impl Rules<'_> {
                 }
                 self.slots.push((slot, Kind::Other));
             }
-            Step::Attach { slot, .. } => {
+            Step::Attach { slot, .. } | Step::NewRoot { slot, .. } => {
                 if self.attached.contains(&slot) || self.uppers.contains(&slot) {
                     return Err("a mount is attached once, and the upper layer of an overlay nowhere");
                 }
@@ -172,6 +171,7 @@ impl Rules<'_> {
         Ok(())
     }
 
+    /// What is neither a tmpfs nor an image need not be noted.
     fn kind(&self, slot: Slot) -> Kind {
         self.slots.iter().find(|(other, _)| *other == slot).map_or(Kind::Other, |(_, kind)| *kind)
     }

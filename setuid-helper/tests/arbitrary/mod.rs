@@ -30,7 +30,7 @@ pub struct PlanSeed {
     numbers: [u64; 5],
 }
 
-const KINDS: u8 = 42;
+const KINDS: u8 = 48;
 
 fn seed() -> impl Strategy<Value = Seed> {
     let component = prop::collection::vec(b'a'..=b'z', 1..8);
@@ -101,20 +101,25 @@ pub fn plan(seed: &PlanSeed) -> Plan<'_> {
     let mut made = 0;
     for seed in &seed.steps {
         let step = step(seed, &mut made);
-        let once = matches!(
-            step,
-            Step::Timeout { .. }
-                | Step::Cgroup { .. }
-                | Step::Landlock { .. }
-                | Step::Network { .. }
-                | Step::Name { .. }
-                | Step::Label { .. }
-        );
-        if !once || !plan.steps.iter().any(|other| other.name() == step.name()) {
+        if may_follow(&plan.steps, &step) {
             plan.steps.push(step);
         }
     }
     plan
+}
+
+/// What there is one of, and what a new root wants before and after it is entered.
+fn may_follow(steps: &[Step], step: &Step) -> bool {
+    let has = |name: &str| steps.iter().any(|other| other.name() == name);
+    match step {
+        Step::Timeout { .. } | Step::Cgroup { .. } | Step::Landlock { .. } | Step::Name { .. } | Step::Label { .. } => {
+            !has(step.name())
+        }
+        Step::Network { .. } => !has("Network") && !has("PivotRoot"),
+        Step::NewRoot { .. } => !has("NewRoot") && !has("PivotRoot"),
+        Step::PivotRoot { .. } => has("NewRoot") && !has("PivotRoot"),
+        _ => !step.is_before_pivot() || !has("PivotRoot"),
+    }
 }
 
 fn resource(number: u64) -> Resource {
@@ -185,6 +190,12 @@ fn step<'a>(seed: &'a Seed, made: &mut u32) -> Step<'a> {
         (36, _) => Step::Allow { place, access: b | 1, optional: c & 1 == 0 },
         (37, _) => Step::Landlock { handled: a, scoped: b },
         (38, _) => Step::Network { source: 1 },
+        (41, _) => Step::Bind { slot: slot(), place: Place { base: Base::Root, path: &seed.rooted, dev: a, ino: b } },
+        (42, _) => Step::Text { slot: slot(), mode: y, content: &seed.name },
+        (43, _) => Step::File { place, mode: z, content: &seed.below },
+        (44, _) => Step::Symlink { place, target: &seed.rooted },
+        (45, Some(used)) => Step::NewRoot { slot: used, attrs: z % 32 },
+        (46, _) => Step::PivotRoot { read_only: b & 1 == 0 },
         _ => Step::Tmpfs { slot: slot(), size: b, inodes: c, mode: x },
     }
 }

@@ -1,0 +1,158 @@
+"""Level strict: a root directory that holds nothing of the host but what a command needs to start at all."""
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from sandbox.errors import HostError, reason
+from sandbox.isolation import LOCKED, RUN_DIRECTORY, SAFE, Level, Surroundings
+from sandbox.plan import Attach, Base, Bind, File, Mkdir, NewRoot, PivotRoot, Place, Procdir, Symlink
+from sandbox.record import Record
+
+if TYPE_CHECKING:
+    from sandbox.spec import Spec
+
+SHARED = (b"/tmp", b"/var/tmp")
+_TOP = (b"bin", b"sbin", b"lib", b"lib32", b"lib64", b"libx32")
+# Of /etc: what links of /usr lead through (Debian), and the certificates that TLS trusts (Debian, Fedora).
+_OF_ETC = (
+    b"/etc/alternatives",
+    b"/etc/ld.so.cache",
+    b"/etc/localtime",
+    b"/etc/ssl/certs",
+    b"/etc/pki/tls/certs",
+    b"/etc/pki/ca-trust/extracted",
+)
+_MOST = 1 << 16
+
+
+class Shown(Record):
+    """Something of the host that the new root shows at its own path, read-only."""
+
+    place: Place
+    is_directory: bool
+
+
+class HostRoot(Record):
+    """What the new root is built of: things of the host, links (path and target), files (path and content)."""
+
+    shown: tuple[Shown, ...]
+    links: tuple[tuple[bytes, bytes], ...]
+    files: tuple[tuple[bytes, bytes], ...]
+
+
+def host_root(spec: "Spec", ids: tuple[int, int], home: bytes, hostname: bytes) -> HostRoot:
+    """What there is of it on this host. Raises HostError where that is no /usr."""
+    shown, links = [], []
+    for name in _TOP:
+        path = b"/" + name
+        if os.path.islink(path):
+            links.append((path, os.readlink(path)))
+        elif (found := _look(path)) is not None:
+            shown.append(found)
+    usr = _look(b"/usr")
+    if usr is None:
+        raise HostError("--isolation strict: this host has no /usr", hint="--root IMAGE|DIR")
+    for path in _OF_ETC:
+        if os.path.islink(path):
+            links.append((path, os.readlink(path)))
+        elif (found := _look(path)) is not None:
+            shown.append(found)
+    return HostRoot((usr, *shown), tuple(links), _files(spec, ids, home, hostname))
+
+
+def _look(path: bytes) -> Shown | None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return Shown(Place(Base.ROOT, path, status.st_dev, status.st_ino), stat.S_ISDIR(status.st_mode))
+
+
+def _files(spec: "Spec", ids: tuple[int, int], home: bytes, hostname: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    user, (uid, gid) = _user_name(ids[0]), ids
+    users = [b"root:x:0:0:root:/root:/bin/sh", b"nobody:x:65534:65534:nobody:/:/bin/false"]
+    groups = [b"root:x:0:", b"tty:x:5:", b"nogroup:x:65534:"]
+    if uid != 0:
+        users.append(b"%s:x:%d:%d::%s:/bin/sh" % (user, uid, gid, home.replace(b":", b"_").replace(b"\n", b"_")))
+        groups.append(b"%s:x:%d:" % (user, gid))
+    names = b"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 " + hostname
+    return (
+        (b"/etc/passwd", b"\n".join(users) + b"\n"),
+        (b"/etc/group", b"\n".join(groups) + b"\n"),
+        (b"/etc/hosts", names + b"\n"),
+        (b"/etc/hostname", hostname + b"\n"),
+        (b"/etc/nsswitch.conf", b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\n"),
+        (b"/etc/resolv.conf", resolver(spec)),
+    )
+
+
+def resolver(spec: "Spec") -> bytes:
+    """The host's resolv.conf for who uses the host's network, and none for who has none."""
+    nothing = b"# no network\n"
+    if spec.net != "host":
+        return nothing
+    try:
+        with open("/etc/resolv.conf", "rb") as file:
+            return file.read(_MOST) or nothing
+    except FileNotFoundError:
+        return nothing
+    except OSError as error:
+        raise HostError(f"cannot read /etc/resolv.conf: {reason(error)}") from None
+
+
+def _user_name(uid: int) -> bytes:
+    import pwd
+
+    try:
+        name = os.fsencode(pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        return b"sandbox"
+    return b"sandbox" if set(name) & set(b":\n") else name
+
+
+class StrictLevel(Level):
+    """Nothing of the host's tree is locked or hidden: it is not there."""
+
+    def lock(self) -> None:
+        assert self.where.root is not None
+        self.add(NewRoot(self.builder.tmpfs(mode=0o755), SAFE))
+        self.fill(self.where.root)
+        for path in (b"/proc", b"/dev"):
+            self.mkdir(path, 0o755)
+        self.private(b"/run", 0o755)
+        self.mkdir(RUN_DIRECTORY, 0o700)
+        self.add(Procdir(Place(Base.ROOT, RUN_DIRECTORY)))
+        for path in self.where.shared:
+            self.private(path, 0o1777)
+        if self.where.home not in self.where.shared:
+            self.private(self.where.home, 0o700)
+
+    def fill(self, root: HostRoot) -> None:
+        for path, target in root.links:
+            self.add(Symlink(Place(Base.ROOT, path), target))
+        for path, content in root.files:
+            self.add(File(Place(Base.ROOT, path), 0o644, content))
+        for place, is_directory in root.shown:
+            slot = self.builder.slot()
+            self.add(Bind(slot, place))
+            point = place.replace(dev=0, ino=0)
+            self.add(Mkdir(point, 0o755) if is_directory else File(point, 0o644, b""))
+            self.add(Attach(slot, point, LOCKED))
+
+    def mkdir(self, path: bytes, mode: int) -> None:
+        self.add(Mkdir(Place(Base.ROOT, path), mode))
+
+    def private(self, path: bytes, mode: int) -> None:
+        self.mkdir(path, 0o755)
+        super().private(path, mode)
+
+    def enclose(self) -> None:
+        super().enclose()
+        self.add(PivotRoot(1))
+
+
+def surroundings(spec: "Spec", where: Surroundings, ids: tuple[int, int], hostname: bytes) -> Surroundings:
+    """The same for a root of its own: everything is covered, and only what this module names is there."""
+    home = where.home
+    return where.replace(shared=SHARED, homes=(), hidden=(), root=host_root(spec, ids, home, hostname))
