@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.front import front, many
 from benchmarks.measure import Bench, Figure, ratio, seconds
 from benchmarks.native import helper, native
 from benchmarks.setuid import rebuilt
@@ -44,7 +45,7 @@ def launch(stage: Stage) -> Iterator[Figure]:
 
 def _imports(stage: Stage) -> Figure:
     bench = stage.root or stage.user
-    command = [str(stage.python), "-X", "importtime", bench.sandbox, "run", "--", "true"]
+    command = [str(stage.python), "-X", "importtime", f"{bench.sandbox}-python", "run", "--", "true"]
     options = {"env": bench.environment, "cwd": bench.directory, "capture_output": True, "text": True}
     done = subprocess.run(command, check=True, **options, **bench.who.popen_options())  # type: ignore[call-overload]
     names = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
@@ -143,6 +144,8 @@ def _loop_devices() -> int:
 
 SECTIONS: dict[str, Callable[[Stage], Iterator[Figure]]] = {
     "launch": launch,
+    "front": front,
+    "many": many,
     "first": first,
     "root": root,
     "userns": userns,

@@ -330,6 +330,9 @@ NOT_STORED = {
     "seccomp": lambda front: ["--isolation", "job", "--seccomp", "none"],
     "report": lambda front: ["--report", front.directory / "report"],
     "trace": lambda front: ["--trace", front.directory / "trace"],
+    "name": lambda front: ["--name", "called"],
+    "allow_read": lambda front: ["--allow-read", "/"],
+    "allow_write": lambda front: ["--allow-write", "/"],
     "saves": lambda front: ["-d", f"t:{front.image('s.sfs')}", "--save", "t=saved"],
 }
 
