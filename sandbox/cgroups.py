@@ -6,6 +6,7 @@ an ancestor that was delegated to the user, or a scope that systemd makes for th
 
 import contextlib
 import os
+import re
 import subprocess
 import time
 
@@ -17,6 +18,7 @@ _MAGIC = 0x63677270
 _PERIOD_US = 100_000
 UNLIMITED = 2**64 - 1
 _SYSTEMD_SECONDS = 5.0
+_SESSIONS = re.compile(rb"user@\d+\.service")
 _EMPTY_SECONDS = 2.0
 # How deep a command may have nested cgroups of its own for them to be removed.
 _DEPTH = 64
@@ -38,17 +40,29 @@ def place(controllers: set[str], *, ask_systemd: bool) -> bytes:
     own = _own(mount)
     systemd = os.path.isdir("/run/systemd/system")
     for path in _ancestors(own, mount):
-        # Root may write anywhere, but what systemd has not delegated is systemd's.
-        if _is_ours(path, anywhere=not systemd) and _enable(path, controllers):
+        # Root may write anywhere, a user to all of its session; but what systemd has not delegated is systemd's, and
+        # it changes the controllers there without asking.
+        if _is_ours(path) and (not systemd or _is_delegated(path, mount)) and _enable(path, controllers):
             return path
     if systemd and not ask_systemd:
         return own
     if systemd and (scope := _ask_systemd(mount)) and _enable(scope, controllers):
         return scope
-    raise HostError(
-        "no cgroup is delegated to this user",
-        hint="systemd-run --user --scope -p Delegate=yes COMMAND, chown a cgroup, or use --limits best-effort",
-    )
+    raise _no_place(systemd=systemd)
+
+
+def _no_place(*, systemd: bool) -> HostError:
+    """Why there is none, and who can change that."""
+    effort = "use --limits best-effort"
+    if not systemd:
+        hint = (
+            f"have root chown a cgroup, its cgroup.procs and its cgroup.subtree_control; start in a leaf; or {effort}"
+        )
+        return HostError("no cgroup is delegated to this user", hint=hint)
+    if os.geteuid() == 0:
+        return HostError("systemd makes no scope for this run", hint=f"see that busctl reaches systemd, or {effort}")
+    hint = f"log in, so that you have a systemd --user and XDG_RUNTIME_DIR names its place, or {effort}"
+    return HostError("no systemd of this user's makes a scope for this run", hint=hint)
 
 
 def _mount_point() -> bytes | None:
@@ -75,16 +89,19 @@ def _ancestors(path: bytes, mount: bytes) -> list[bytes]:
     return found
 
 
-def _is_ours(path: bytes, *, anywhere: bool) -> bool:
+def _is_ours(path: bytes) -> bool:
     """Delegated, as cgroups(7) has it: the directory and both files may be written to."""
-    files = (path, path + b"/cgroup.procs", path + b"/cgroup.subtree_control")
-    if not all(os.access(file, os.W_OK) for file in files):
-        return False
-    if anywhere or os.geteuid() != 0:
-        return True
-    for name in (b"trusted.delegate", b"user.delegate"):
-        with contextlib.suppress(OSError):
-            return os.getxattr(path, name) == b"1"
+    return all(os.access(path + file, os.W_OK) for file in (b"", b"/cgroup.procs", b"/cgroup.subtree_control"))
+
+
+def _is_delegated(path: bytes, mount: bytes) -> bool:
+    """By systemd, to somebody else than the manager of a user's session, which is the only one to write in its part."""
+    for unit in _ancestors(path, mount):
+        # Only root sees the first (xattr(7)); the second is older than some systemds.
+        for name in (b"trusted.delegate", b"user.delegate"):
+            with contextlib.suppress(OSError):
+                if os.getxattr(unit, name) == b"1":
+                    return not _SESSIONS.fullmatch(os.path.basename(unit))
     return False
 
 

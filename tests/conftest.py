@@ -14,10 +14,11 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import hypothesis
 import prctl
 import pytest
 
-from tests.support import helper, install, leaks, modes, setuid, users, wheels
+from tests.support import delegation, helper, install, leaks, modes, setuid, users, wheels
 from tests.support.helper import Helper
 from tests.support.runner import Area, Runner
 from tests.support.setuid import SetuidSystem
@@ -128,6 +129,13 @@ def _module_leaves_nothing(session_area: Path) -> Iterator[None]:
         pytest.fail("this module left behind:\n" + "\n".join(left), pytrace=False)
 
 
+@pytest.fixture
+def delegated(user: Identity) -> Iterator[Path]:
+    """A cgroup (version 2) of the user's, with this process in a leaf of it; skips where there is none to be had."""
+    with delegation.subtree(user) as own:
+        yield own
+
+
 @pytest.fixture(scope="session")
 def zig_wheel(session_area: Path) -> Path:
     """The ziglang wheel (101 MB, 375 MB unpacked), readable by every identity. Do not change it."""
@@ -179,6 +187,10 @@ def _expected_modes(request: pytest.FixtureRequest, identities: Mapping[bool, Id
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # How long examples take is the machine's affair: it may be loaded, or emulated.
+    patient = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("sandbox", deadline=None, suppress_health_check=patient)
+    hypothesis.settings.load_profile("sandbox")
     config.stash[_RAN] = set()
     config.stash[_EXPECTED] = set()
     # A shell starts what it puts in the background with these ignored, and what is ignored stays so across exec.

@@ -2,18 +2,12 @@
 machines of tests/vm.
 """
 
-import os
-import secrets
 import time
-from pathlib import Path
 
 import pytest
 
-from sandbox import cgroups
-from sandbox.errors import HostError
 from tests.support import modes, reports
 
-NEEDED = {"memory", "pids", "cpu"}
 COMBINATIONS = [
     ("python", "root"),
     ("python", "userns"),
@@ -23,36 +17,6 @@ COMBINATIONS = [
 ]
 FORK_BOMB = "bomb() { while :; do bomb & done; }; bomb"
 DETACH = "(setsid sh -c 'exec >/dev/null 2>&1 </dev/null; (sleep 1000 &) ; exec sleep 1000' &)"
-
-
-@pytest.fixture
-def delegated(user):
-    """A cgroup that is the user's, with this process in a leaf of it for as long as the test takes."""
-    try:
-        place = Path(os.fsdecode(cgroups.place(NEEDED, ask_systemd=False)))
-    except HostError as error:
-        pytest.skip(f"needs cgroup v2: {error.message}; python -m tests.vm -- tests/e2e/test_cgroups.py has one")
-    if os.geteuid() != 0:
-        yield place
-        return
-    before = Path(os.fsdecode(cgroups._own(cgroups._mount_point())))
-    own = place / f"sbx-test-{secrets.token_hex(4)}"
-    leaf = own / "leaf"
-    own.mkdir()
-    (own / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in NEEDED))
-    leaf.mkdir()
-    for directory in (own, leaf):
-        for name in (".", "cgroup.procs", "cgroup.subtree_control"):
-            os.chown(directory / name, user.uid, user.gid)
-    (leaf / "cgroup.procs").write_text("0")
-    yield own
-    (before / "cgroup.procs").write_text("0")
-    left = [entry.name for entry in own.iterdir() if entry.is_dir()]
-    leaf.rmdir()
-    for name in set(left) - {"leaf"}:
-        (own / name).rmdir()
-    own.rmdir()
-    assert left == ["leaf"], "a run left its cgroup behind"
 
 
 @pytest.fixture(params=COMBINATIONS, ids="-".join)

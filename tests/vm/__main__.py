@@ -65,8 +65,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _selection(options: argparse.Namespace, arguments: list[str]) -> Variant:
     session = Session(_SELECTION, tuple(arguments), as_user=options.user)
-    cmdline = options.cmdline + (" vm.systemd" if options.systemd else "")
-    return Variant(_SELECTION, "", kernel=options.kernel, cmdline=cmdline, sessions=(session,), timeout=1800)
+    chosen = Variant(_SELECTION, "", kernel=options.kernel, cmdline=options.cmdline, sessions=(session,), timeout=1800)
+    return matrix.with_systemd(chosen) if options.systemd else chosen
 
 
 def run(variant: Variant, *, verbose: bool) -> int:
@@ -81,7 +81,7 @@ def run(variant: Variant, *, verbose: bool) -> int:
         print(outcome.console[-8000:], flush=True)
     for session in found.sessions:
         print(f"vm: {variant.name}/{session.name}: {session.summary()}")
-    took = f"up in {found.booted} s, {outcome.seconds:.0f} s in all"
+    took = f"up in {found.booted} s, {outcome.seconds:.0f} s in all, {outcome.processor:.0f} s of processor time"
     print(f"vm: {variant.name}: {outcome.why or f'Linux {found.kernel}'}, {took}", flush=True)
     if not outcome.why and variant.name != _SELECTION:
         _keep(variant, outcome.files)

@@ -79,6 +79,15 @@ def delegate() -> None:
         os.chown(directory / "cgroup.subtree_control", user.pw_uid, user.pw_gid)
 
 
+def move_to_leaf() -> None:
+    """What systemd gave this service, in the same shape: a cgroup with processes in it has no children to limit."""
+    own = _CGROUP / Path("/proc/self/cgroup").read_text().strip().removeprefix("0::/")
+    (own / "session").mkdir()
+    (own / "session/cgroup.procs").write_text("0")
+    enable = " ".join(f"+{name}" for name in (own / "cgroup.controllers").read_text().split())
+    (own / "cgroup.subtree_control").write_text(enable)
+
+
 def start(session: dict, *, delegated: bool) -> tuple[dict, subprocess.Popen]:
     """One pytest, as root or as the user; what it prints goes to its log."""
     name, user = session["name"], session["as_user"]
@@ -93,6 +102,7 @@ def start(session: dict, *, delegated: bool) -> tuple[dict, subprocess.Popen]:
         "-o",
         "junit_family=xunit1",
         "--tb=short",
+        "--durations=12",
         f"--junit-xml={RESULTS}/{name}.xml",
     ]
     command = [f"{PLACE}/.venv/bin/python", "-m", "pytest", "-q", *junit, *session["args"]]
@@ -165,6 +175,8 @@ def main() -> None:
         prepare(job)
         if as_init:
             delegate()
+        else:
+            move_to_leaf()
         (RESULTS / "booted").write_text(f"{time.clock_gettime(time.CLOCK_BOOTTIME):.1f}\n")
         run_sessions(job, delegated=as_init)
         (RESULTS / "done").write_text("")

@@ -83,6 +83,17 @@ def _images_fail(words: str) -> dict[str | tuple[str, str], str]:
     return {(mode, feature): words for mode in ("root", "setuid") for feature in ("static image", "dynamic image")}
 
 
+def with_systemd(variant: Variant) -> Variant:
+    """Booted by systemd, with the setuid helper and a session of systemd's for the user of the machine."""
+    units = "dbus.socket systemd-logind.service user@$(id -u tester).service"
+    setup = (
+        "/srv/sandbox/.venv/bin/sandbox setuid install",
+        "usermod -aG sandbox tester",
+        f"systemctl start {units} || {{ journalctl -b -n 60 --no-pager; exit 1; }}",
+    )
+    return variant._replace(cmdline=f"{variant.cmdline} vm.systemd", setup=setup)
+
+
 _PROVEN = (
     Variant("6.1", "Debian 12", sessions=_CORE),
     Variant("6.12", "Debian 13's kernel", kernel="6.12", sessions=_CORE),
@@ -105,7 +116,17 @@ _BY_NAME = (
         fails={"userns": "kernel.unprivileged_userns_clone=1"},
     ),
     Variant("user", "an ordinary user's own session of the suite", sessions=(EXPECTATIONS, _USER._replace(lane=1))),
-    Variant("systemd", "systemd as init, its cgroups, its /dev", cmdline="vm.systemd"),
+    with_systemd(
+        Variant(
+            "systemd",
+            "systemd as init, its cgroups, its /dev",
+            sessions=(
+                EXPECTATIONS,
+                Session("scopes", ("tests/e2e/test_systemd_scope.py", "tests/e2e/test_cgroups.py"), lane=1),
+                Session("scopes-user", ("tests/e2e/test_systemd_scope.py",), as_user=True, lane=1),
+            ),
+        )
+    ),
     Variant("fuse-open", "/dev/fuse open to users", setup=("chmod 666 /dev/fuse",)),
     Variant("loop-max-1", "one loop device made at boot", cmdline="loop.max_loop=1"),
     Variant("no-loop", "no loop module", cmdline="module_blacklist=loop", fails=_images_fail(_NO_LOOP)),

@@ -15,8 +15,29 @@ RELEASE = "bookworm"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 # Besides what packaging/setup.sh names for the tests.
 _MORE = [
-    *("python3", "python3-prctl", "python3-psutil", "kmod", "busybox-static", "systemd", "dbus", "udev", "apparmor"),
-    *("e2fsprogs", "xfsprogs", "btrfs-progs", "iproute2", "crun", "gcc", "libc6-dev", "libfuse3-3", "libcap2-bin"),
+    *(
+        "python3",
+        "python3-prctl",
+        "python3-psutil",
+        "kmod",
+        "busybox-static",
+        "systemd",
+        "dbus-user-session",
+        "udev",
+        "apparmor",
+    ),
+    *(
+        "e2fsprogs",
+        "xfsprogs",
+        "btrfs-progs",
+        "iproute2",
+        "crun",
+        "podman",
+        "gcc",
+        "libc6-dev",
+        "libfuse3-3",
+        "libcap2-bin",
+    ),
 ]
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 # Drivers of hardware that the machine has not: most of a kernel package.
