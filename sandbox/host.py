@@ -100,9 +100,21 @@ def userns_remedy(error_number: int) -> str:
         return "raise the limit: sysctl user.max_user_namespaces=15000, run as root, or sandbox setuid install"
     if _sysctl("kernel/unprivileged_userns_clone") == "0":
         return "allow them: sysctl kernel.unprivileged_userns_clone=1, run as root, or sandbox setuid install"
+    return forbidden_remedy() or "run as root, or sandbox setuid install; a container needs --cap-add SYS_ADMIN"
+
+
+def forbidden_remedy() -> str:
+    """Who stands behind an EPERM or EACCES of a namespace or a mount, as far as the kernel shows it."""
     if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
         return (
-            "AppArmor restricts them: sysctl kernel.apparmor_restrict_unprivileged_userns=0, "
+            "AppArmor restricts user namespaces: sysctl kernel.apparmor_restrict_unprivileged_userns=0, "
             "run as root, or sandbox setuid install"
         )
-    return "run as root, sandbox setuid install, or, in a container, allow unshare (see sandbox doctor)"
+    with open("/proc/self/status") as file:
+        filtered = any(line.split() == ["Seccomp:", "2"] for line in file)
+    if filtered:
+        return (
+            "a seccomp filter is on: start the container with --cap-add SYS_ADMIN or "
+            "--security-opt seccomp=unconfined, the sandbox around this one with --seccomp none"
+        )
+    return ""

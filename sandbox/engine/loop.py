@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator
 
 from sandbox import fsops
@@ -10,6 +11,8 @@ from sandbox.engine import syscalls as sys
 from sandbox.errors import HostError, reason
 
 _ATTEMPTS = 64
+_LOOP_MAJOR = 7
+_GIVE = "give the container --device /dev/loop-control --device-cgroup-rule 'b 7:* rmw', or use --mode userns"
 
 
 @contextlib.contextmanager
@@ -65,20 +68,16 @@ def _attach(image_fd: int) -> tuple[int, bytes]:
     try:
         control = os.open(b"/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise HostError(
-            f"cannot open /dev/loop-control: {reason(error)}",
-            hint="load the loop module (modprobe loop), or give the container /dev/loop-control; or use --mode userns",
-        ) from None
+        why = f"cannot open /dev/loop-control: {reason(error)}"
+        raise HostError(why, hint=f"load the loop module (modprobe loop), {_GIVE}") from None
     with fsops.closing(control):
         for _ in range(_ATTEMPTS):
-            path = b"/dev/loop%d" % sys.loop_get_free(control)
+            number = sys.loop_get_free(control)
+            path = b"/dev/loop%d" % number
             try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                fd = _open_or_make(number)
             except OSError as error:
-                raise HostError(
-                    f"cannot open the loop device {path.decode()}: {reason(error)}",
-                    hint="the container lacks the device node; give it /dev/loop*, or use --mode userns",
-                ) from None
+                raise HostError(f"cannot open {path.decode()}: {reason(error)}", hint=_GIVE) from None
             try:
                 sys.loop_configure(fd, image_fd)
             except OSError as error:
@@ -88,3 +87,27 @@ def _attach(image_fd: int) -> tuple[int, bytes]:
                 continue
             return fd, path
     raise HostError("no loop device stays free long enough to be attached", hint="try again")
+
+
+def _open_or_make(number: int) -> int:
+    """The node of a device that there is. A container's /dev does not get those of new devices from the kernel."""
+    name = b"loop%d" % number
+    with fsops.closing(os.open(b"/dev", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as dev:
+        with contextlib.suppress(FileNotFoundError):
+            return _open_node(dev, name)
+        # In a container without /sys they are numbered as the module does without partitions.
+        major, minor = _LOOP_MAJOR, number
+        with contextlib.suppress(OSError), open(b"/sys/block/" + name + b"/dev") as file:
+            major, minor = map(int, file.read().split(":"))
+        with contextlib.suppress(FileExistsError):
+            fsops.new_block_device(dev, name, os.makedev(major, minor))
+        return _open_node(dev, name)
+
+
+def _open_node(dev: int, name: bytes) -> int:
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dev)
+    status = os.fstat(fd)
+    if stat.S_ISBLK(status.st_mode) and os.major(status.st_rdev) == _LOOP_MAJOR:
+        return fd
+    os.close(fd)
+    raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from sandbox.engine import newroot
 from sandbox.errors import printable, reason
-from sandbox.host import userns_remedy
+from sandbox.host import forbidden_remedy, userns_remedy
 from sandbox.plan import (
     Allow,
     Attach,
@@ -14,10 +14,12 @@ from sandbox.plan import (
     File,
     Fuse,
     Guard,
+    IdMap,
     Image,
     Mkdir,
     Overlay,
     PivotRoot,
+    Proc,
     Scratch,
     SetPropagation,
     Source,
@@ -61,24 +63,51 @@ def describe(child: "Child", step: Any) -> str:
 
 
 def remedy(step: Any, error: OSError) -> str:
-    match step, error.errno:
-        case Unshare(), number:
-            return userns_remedy(number or 0)
-        case ((SetPropagation() | PivotRoot()), errno.EINVAL):
-            return "/ is not a mount point here, as in a chroot: bind the directory onto itself before the chroot"
-        case Chdir(), errno.ENOENT:
-            return "name a directory that exists, or NAME/PATH of a mounted tree"
-        case Allow(), errno.ENOENT:
-            return "name what is there, in the sandbox: --allow-read, --allow-write"
-        case Attach(), errno.ENOENT:
-            return "create the directory, or let --mkdir do it"
-        case ((Mkdir() | File() | Symlink()), errno.EROFS):
-            return "what is there is read-only: name a place that exists, or leave out --root-ro"
-        case Image(), errno.ENODEV:
-            return "the kernel has no squashfs: modprobe squashfs, or use --mode userns"
-        case ((Overlay() | Stack() | Tmpfs()), errno.ENODEV):
-            return "the kernel has no such filesystem: modprobe overlay"
-        case Image(), errno.EINVAL | errno.EIO:
-            return "is the image damaged (sandbox image verify --all), or compressed in a way that this kernel lacks?"
-        case _:
-            return ""
+    """What the user can do about it; empty where nobody knows."""
+    for steps, numbers, text in _REMEDIES:
+        if isinstance(step, steps) and error.errno in numbers:
+            return text
+    if isinstance(step, Unshare | IdMap):
+        return userns_remedy(error.errno or 0)
+    return forbidden_remedy() if error.errno in _FORBIDDEN else ""
+
+
+_FORBIDDEN = (errno.EPERM, errno.EACCES)
+_REMEDIES: tuple[tuple[tuple[type, ...], tuple[int, ...], str], ...] = (
+    (
+        (SetPropagation, PivotRoot),
+        (errno.EINVAL,),
+        "/ is not a mount point here, as in a chroot: bind the directory onto itself before the chroot",
+    ),
+    ((Chdir,), (errno.ENOENT,), "name a directory that exists, or NAME/PATH of a mounted tree"),
+    ((Allow,), (errno.ENOENT,), "name what is there, in the sandbox: --allow-read, --allow-write"),
+    ((Attach,), (errno.ENOENT,), "create the directory, or let --mkdir do it"),
+    (
+        (Mkdir, File, Symlink),
+        (errno.EROFS,),
+        "what is there is read-only: name a place that exists, or leave out --root-ro",
+    ),
+    ((Image,), (errno.ENODEV,), "the kernel has no squashfs: modprobe squashfs, or use --mode userns"),
+    ((Overlay, Stack, Tmpfs), (errno.ENODEV,), "the kernel has no such filesystem: modprobe overlay"),
+    (
+        (Image,),
+        (errno.EINVAL, errno.EIO),
+        "is the image damaged (sandbox image verify --all), or compressed in a way that this kernel lacks?",
+    ),
+    (
+        (Overlay, Stack),
+        (errno.EPERM, errno.EINVAL),
+        (
+            "it may be in an overlay twice already, or have mounts in it that a sandbox or container around this one "
+            "locked: --workspace ro, or another directory"
+        ),
+    ),
+    (
+        (Proc,),
+        (errno.EPERM,),
+        (
+            "what masks a container's /proc forbids a new one: --isolation none, or start the container with "
+            "--security-opt unmask=ALL (Docker: systempaths=unconfined)"
+        ),
+    ),
+)

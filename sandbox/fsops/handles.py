@@ -178,6 +178,11 @@ def new_whiteout(parent: int, name: bytes) -> None:
     os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
 
 
+def new_block_device(parent: int, name: bytes, device: int) -> None:
+    """A node for a block device, for its owner only. Raises FileExistsError."""
+    os.mknod(name, stat.S_IFBLK | 0o600, device, dir_fd=parent)
+
+
 def new_link(source_parent: int, source: bytes, parent: int, name: bytes) -> None:
     """A second name for a file, or for a symlink itself. Raises FileExistsError."""
     os.link(source, name, src_dir_fd=source_parent, dst_dir_fd=parent, follow_symlinks=False)

@@ -42,10 +42,11 @@ impl Failure {
         Failure { code: LAUNCHER_FAILED, message, errno: Some(error) }
     }
 
-    /// What the user can do about it.
+    /// What the user can do about it. The first hint is the best: nobody looks for another one by the kernel's reason.
     pub fn hint(mut self, hint: &str) -> Failure {
         if !hint.is_empty() {
             let _ = write!(self.message, " ({hint})");
+            self.errno = None;
         }
         self
     }

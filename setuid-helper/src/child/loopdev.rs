@@ -1,14 +1,16 @@
 //! Loop devices: one per image file, however many sandboxes.
 
 use crate::error::{Doing, Failure, Outcome};
-use crate::fsops::{make_dir, open_path, same_inode};
+use crate::fsops::{make_dir, open_path, read_all, same_inode};
 use crate::plan::{Plan, Step};
 use crate::prelude::*;
 use crate::setuid::{NODE, Rights, image_lock, lock, lock_file, refused};
 use crate::sources::Sources;
 use crate::sys;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, flock, fstat, major, openat, statat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, flock, fstat, major, makedev, mknodat, openat, statat,
+};
 use rustix::io::Errno;
 use rustix::process::getuid;
 
@@ -19,8 +21,10 @@ const IMAGE_PATIENCE: u32 = 50;
 const COUNT_PATIENCE: u32 = 2000;
 const LOOP_MAJOR: u32 = 7;
 const LIST: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-const NO_LOOP: &str =
-    "load the loop module (modprobe loop), give the container /dev/loop-control and /dev/loop*, or use --mode userns";
+const NO_LOOP: &str = "load the loop module (modprobe loop), give the container --device /dev/loop-control \
+                       --device-cgroup-rule 'b 7:* rmw', or use --mode userns";
+const NO_NODE: &str =
+    "give the container --device /dev/loop-control --device-cgroup-rule 'b 7:* rmw', or use --mode userns";
 
 /// A loop device that shows an image. While it is open nothing can clear it.
 pub struct Device {
@@ -157,6 +161,32 @@ impl Devices {
         if is_loop { Ok(fd) } else { Err(Errno::NODEV) }
     }
 
+    /// A container's `/dev` does not get the nodes of new devices from the kernel. Nobody is lent the right to make one.
+    fn open_or_make(&self, number: usize) -> Result<OwnedFd, Errno> {
+        let opened = self.open_device(number);
+        if self.rights.are_lent() || !matches!(opened, Err(Errno::NOENT)) {
+            return opened;
+        }
+        let mode = Mode::RUSR | Mode::WUSR;
+        match mknodat(&self.dev, &*format!("loop{number}"), FileType::BlockDevice, mode, self.node_of(number)) {
+            Ok(()) | Err(Errno::EXIST) => self.open_device(number),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// In a container without `/sys` they are numbered as the module does without partitions.
+    fn node_of(&self, number: usize) -> u64 {
+        let path = format!("loop{number}/dev");
+        let file = self.blocks.as_ref().and_then(|blocks| openat(blocks, &*path, OFlags::RDONLY, Mode::empty()).ok());
+        let text = file.and_then(|file| read_all(file, 64).ok()).unwrap_or_default();
+        let mut parts =
+            text.trim_ascii().split(|byte| *byte == b':').map(|part| core::str::from_utf8(part).ok()?.parse().ok());
+        match (parts.next().flatten(), parts.next().flatten()) {
+            (Some(major), Some(minor)) => makedev(major, minor),
+            _ => makedev(LOOP_MAJOR, number as u32),
+        }
+    }
+
     fn control(&self) -> Outcome<OwnedFd> {
         let control = self.open_node("loop-control", OFlags::RDWR);
         control.map_err(|error| Failure::os("open", b"/dev/loop-control", error).hint(NO_LOOP))
@@ -201,7 +231,7 @@ impl Devices {
             let number = sys::get_free(control.as_fd()).doing("get a free loop device", b"")?;
             let path = path_of(number);
             let fd =
-                self.open_device(number).map_err(|error| Failure::os("open", path.as_bytes(), error).hint(NO_LOOP))?;
+                self.open_or_make(number).map_err(|error| Failure::os("open", path.as_bytes(), error).hint(NO_NODE))?;
             match sys::loop_configure(fd.as_fd(), image, getuid().as_raw()) {
                 Ok(()) => return Ok((number, fd)),
                 Err(Errno::BUSY) => {} // somebody was faster

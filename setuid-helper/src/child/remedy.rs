@@ -1,6 +1,9 @@
 //! What the user can do about a step that failed.
 
+use crate::fsops::read_all;
 use crate::plan::Step;
+use crate::prelude::*;
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 /// A hint, or nothing.
@@ -11,16 +14,16 @@ pub fn remedy(step: &Step, error: Errno) -> &'static str {
              or sandbox setuid install"
         }
         (Step::Unshare { .. } | Step::IdMap { .. }, Errno::PERM | Errno::ACCESS) => {
-            "user namespaces are restricted here: sysctl kernel.unprivileged_userns_clone=1 or \
-             kernel.apparmor_restrict_unprivileged_userns=0 (whichever is there), run as root, or sandbox setuid install"
+            if setting("kernel/unprivileged_userns_clone") == b"0" {
+                return "allow them: sysctl kernel.unprivileged_userns_clone=1, run as root, or sandbox setuid install";
+            }
+            let otherwise = "run as root, or sandbox setuid install; a container needs --cap-add SYS_ADMIN";
+            Some(forbidden()).filter(|why| !why.is_empty()).unwrap_or(otherwise)
         }
         (Step::Allow { .. }, Errno::NOENT) => "name what is there, in the sandbox: --allow-read, --allow-write",
         (Step::Attach { .. }, Errno::NOENT) => "create the directory, or let --mkdir do it",
         (Step::Chdir { .. }, Errno::NOENT) => "name a directory that exists, or NAME/PATH of a mounted tree",
         (Step::Image { .. }, Errno::NODEV) => "the kernel has no squashfs: modprobe squashfs, or use --mode userns",
-        (Step::Image { .. }, Errno::PERM) => {
-            "only root may mount images: use --mode userns, or install the setuid helper"
-        }
         (Step::Image { .. }, Errno::INVAL | Errno::IO) => {
             "is the image damaged (sandbox image verify --all), or compressed in a way that this kernel lacks?"
         }
@@ -28,7 +31,8 @@ pub fn remedy(step: &Step, error: Errno) -> &'static str {
             "the kernel has no such filesystem: modprobe overlay"
         }
         (Step::Overlay { .. } | Step::Stack { .. }, Errno::PERM | Errno::INVAL) => {
-            "overlays in a user namespace need Linux 5.11, with a tmpfs 6.6"
+            "it may be in an overlay twice already, or have mounts in it that a sandbox or container around this one \
+             locked: --workspace ro, or another directory"
         }
         (Step::Fuse { .. }, Errno::ACCESS | Errno::NOENT | Errno::NXIO) => {
             "/dev/fuse cannot be used here: let the image be unpacked instead"
@@ -42,8 +46,36 @@ pub fn remedy(step: &Step, error: Errno) -> &'static str {
         (Step::Mkdir { .. } | Step::File { .. } | Step::Symlink { .. }, Errno::ROFS) => {
             "what is there is read-only: name a place that exists, or leave out --root-ro"
         }
+        (Step::Proc, Errno::PERM) => {
+            "what masks a container's /proc forbids a new one: --isolation none, or start the container with \
+             --security-opt unmask=ALL (Docker: systempaths=unconfined)"
+        }
+        (_, Errno::PERM | Errno::ACCESS) => forbidden(),
         (_, Errno::NOSYS) => "the kernel is too old: Linux 5.12 is the oldest that works",
         (_, Errno::NOSPC) => "no space is left there, or a limit is reached",
         _ => "",
     }
+}
+
+/// Who stands behind an EPERM or EACCES of a namespace or a mount, from what the kernel shows; empty: it does not.
+fn forbidden() -> &'static str {
+    if setting("kernel/apparmor_restrict_unprivileged_userns") == b"1" {
+        return "AppArmor restricts user namespaces: sysctl kernel.apparmor_restrict_unprivileged_userns=0, run as root, \
+                or sandbox setuid install";
+    }
+    let status = read("/proc/self/status");
+    if status.split(|byte| *byte == b'\n').any(|line| line == b"Seccomp:\t2") {
+        return "a seccomp filter is on: start the container with --cap-add SYS_ADMIN or --security-opt \
+                seccomp=unconfined, the sandbox around this one with --seccomp none";
+    }
+    ""
+}
+
+fn setting(name: &str) -> Vec<u8> {
+    read(&format!("/proc/sys/{name}")).trim_ascii().to_vec()
+}
+
+fn read(path: &str) -> Vec<u8> {
+    let file = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    file.and_then(|file| read_all(file, 1 << 16)).unwrap_or_default()
 }

@@ -67,8 +67,7 @@ impl Child<'_> {
         if rights.are_lent() && self.root.is_none() && !is_proc(target.as_fd())? {
             return Err(refused("setuid mode mounts a /proc over nothing but /proc"));
         }
-        let root = new_mount("proc", &[], QUIET, rights)
-            .map_err(|failure| failure.hint("a container that masks its /proc forbids a new one: --isolation none"))?;
+        let root = new_mount("proc", &[], QUIET, rights)?;
         move_onto(root.as_fd(), target.as_fd(), rights).doing("mount onto", b"/proc")?;
         for name in PROC_READ_ONLY {
             let Some(fd) = below(&root, name)? else { continue };
