@@ -54,6 +54,9 @@ class Maker:
     def layer(self, tree: Opened, *, stacked: bool) -> Material:
         needs_fuse = self.mode is Mode.USERNS and (tree.format is not None or self.spec.cache)
         how = compiler.treatment(tree, self.spec, self.mode, fuse=needs_fuse and self.fuse(), stacked=stacked)
+        if how is Treatment.KEPT and os.fstatvfs(self.home.fd).f_flag & os.ST_NOEXEC:
+            # A bind mount of a kept tree would be noexec as well, and programs of an archive could not be started.
+            how = Treatment.EXTRACT
         if how is Treatment.EMPTY:
             return Material(tree, how, None, None)
         assert tree.status is not None

@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Iterator
 
+from sandbox.engine import syscalls as sys
 from sandbox.errors import SourceError, printable, reason
 from sandbox.images.reader import Raw
 
@@ -33,7 +34,7 @@ def walk(root: int) -> Iterator[Found]:
                 continue
             full = path + b"/" + name if path else name
             status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if status.st_dev != device:
+            if status.st_dev != device and _is_mounted(fd, name):
                 raise SourceError(f"'{printable(full)}' is on another file system", hint="sandbox crosses no mount")
             yield full, status, fd, name
             if stat.S_ISDIR(status.st_mode):
@@ -43,6 +44,16 @@ def walk(root: int) -> Iterator[Found]:
     finally:
         for fd, _, _ in stack:
             os.close(fd)
+
+
+def _is_mounted(parent: int, name: bytes) -> bool:
+    """Whether a mount begins here. An overlay's files have the devices of its layers, and are its own all the same."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        os.close(sys.openat2(parent, name, flags, resolve=sys.RESOLVE_BENEATH | sys.RESOLVE_NO_XDEV))
+    except OSError as error:
+        return error.errno == errno.EXDEV
+    return False
 
 
 def _enter(parent: int, name: bytes, path: bytes) -> tuple[int, bytes, Iterator[bytes]]:

@@ -139,3 +139,30 @@ def test_overlays_on_overlays(run, area):
     assert (done.stdout, done.stderr) == ("hello\n", "")
     two = (*one, second.format("/mnt/b", "/mnt/a/m"))
     refused(run(Container(*two), ["-d", "t:/mnt/b/m"]), "twice already")
+
+
+def test_a_directory_on_an_overlay_of_two_filesystems(run, area):
+    """Its files have other devices than its directories, and nothing is mounted in it all the same."""
+    lower = area.dir(True) / "tree"
+    lower.mkdir(mode=0o755)
+    (lower / "f").write_text("hello\n")
+    layers = "mount -t tmpfs x /mnt; mkdir /mnt/u /mnt/w; echo more >/mnt/u/g"
+    system = Container(layers, f"mount -t overlay -o lowerdir={lower},upperdir=/mnt/u,workdir=/mnt/w x {lower}")
+    script = 'cd "$SANDBOX_STATIC/t" && cat f g'
+    for options in (["--cache", "-s", f"t:{lower}"], ["--mode", "userns", "-d", f"t:{lower}"]):
+        done = run(system, options, script.replace("STATIC", "DYNAMIC") if "-d" in options else script, as_user=True)
+        assert (done.stdout, done.stderr) == ("hello\nmore\n", "")
+    done = run(Container(layers, f"touch {lower}/f; mount --bind /mnt/u/g {lower}/f"), options, "true", as_user=True)
+    refused(done, "'f' is on another file system")
+
+
+def test_a_home_that_forbids_programs(run, area):
+    """What is kept on a noexec filesystem would be noexec as well."""
+    archive = area.path / "tree.zip"
+    archives.make_zip(archive, [Entry.program("tool", "echo ran")])
+    own = area.dir(True) / "sandbox-home"
+    own.mkdir(mode=0o700)
+    os.chown(own, area.dir(True).stat().st_uid, area.dir(True).stat().st_gid)
+    system = Container(f"mount -t tmpfs -o noexec,mode=700,uid={own.stat().st_uid} x {own}")
+    done = run(system, ["--mode", "userns", "--cache", "-s", f"t:{archive}"], '"$SANDBOX_STATIC/t/tool"', as_user=True)
+    assert (done.stdout, done.stderr) == ("ran\n", "")
