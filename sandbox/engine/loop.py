@@ -12,7 +12,10 @@ from sandbox.errors import HostError, reason
 
 _ATTEMPTS = 64
 _LOOP_MAJOR = 7
-_GIVE = "give the container --device /dev/loop-control --device-cgroup-rule 'b 7:* rmw', or use --mode userns"
+_GIVE = (
+    "give the container --device /dev/loop-control --device-cgroup-rule 'b 7:* rmw' --cap-add MKNOD, "
+    "or use --mode userns"
+)
 
 
 @contextlib.contextmanager

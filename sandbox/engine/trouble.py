@@ -16,6 +16,7 @@ from sandbox.plan import (
     Guard,
     IdMap,
     Image,
+    Loopback,
     Mkdir,
     Overlay,
     PivotRoot,
@@ -101,6 +102,11 @@ _REMEDIES: tuple[tuple[tuple[type, ...], tuple[int, ...], str], ...] = (
             "it may be in an overlay twice already, or have mounts in it that a sandbox or container around this one "
             "locked: --workspace ro, or another directory"
         ),
+    ),
+    (
+        (Loopback,),
+        (errno.EPERM,),
+        "a container may withhold the right to: give it CAP_NET_ADMIN (--cap-add NET_ADMIN), or use --net host",
     ),
     (
         (Proc,),

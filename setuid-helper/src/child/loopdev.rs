@@ -22,9 +22,9 @@ const COUNT_PATIENCE: u32 = 2000;
 const LOOP_MAJOR: u32 = 7;
 const LIST: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 const NO_LOOP: &str = "load the loop module (modprobe loop), give the container --device /dev/loop-control \
-                       --device-cgroup-rule 'b 7:* rmw', or use --mode userns";
-const NO_NODE: &str =
-    "give the container --device /dev/loop-control --device-cgroup-rule 'b 7:* rmw', or use --mode userns";
+                       --device-cgroup-rule 'b 7:* rmw' --cap-add MKNOD, or use --mode userns";
+const NO_NODE: &str = "give the container --device /dev/loop-control --device-cgroup-rule 'b 7:* rmw' \
+                       --cap-add MKNOD, or use --mode userns";
 
 /// A loop device that shows an image. While it is open nothing can clear it.
 pub struct Device {

@@ -38,7 +38,7 @@ pub fn remedy(step: &Step, error: Errno) -> &'static str {
             "/dev/fuse cannot be used here: let the image be unpacked instead"
         }
         (Step::Loopback, Errno::PERM) => {
-            "a container may withhold the right to: give it CAP_NET_ADMIN, or use --net host"
+            "a container may withhold the right to: give it CAP_NET_ADMIN (--cap-add NET_ADMIN), or use --net host"
         }
         (Step::PivotRoot { .. }, Errno::INVAL) => {
             "/ is not a mount point here, as in a chroot: bind the directory onto itself before the chroot"
