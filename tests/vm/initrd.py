@@ -15,7 +15,7 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 for module in $(cat /modules/order); do insmod /modules/$module || echo "vm: cannot load $module"; done
-while [ ! -b /dev/vdd ]; do sleep 0.1; done
+while [ ! -b /dev/vdc ]; do sleep 0.1; done
 mount -t ext4 -o noatime /dev/vda /root
 mkdir -p /root/usr/lib/modules
 mount -t ext4 -o ro /dev/vdb /root/usr/lib/modules

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from tests.vm import initrd, packages, project, store
 
 _MEMORY_MIB = 3072
-_BLANK_DISK = 2 << 30
 _KVM_TRIAL_S = 20
 _KVM = ("-accel", "kvm", "-cpu", "host")
 # "max" has five-level page tables, which an emulated processor pays for at every walk.
@@ -42,10 +41,8 @@ def boot(suite: str, cmdline: str, job: dict[str, Any], *, timeout: float) -> Ou
         where = Path(scratch)
         initrd.make(kernel, root / "busybox", where / "initrd")
         project.make_disk(job, where, where / "project.ext4")
-        with (where / "blank").open("wb") as blank:
-            blank.truncate(_BLANK_DISK)
         (where / "results").touch()
-        disks = [root / "root.ext4", kernel.directory / "modules.ext4", where / "project.ext4", where / "blank"]
+        disks = [root / "root.ext4", kernel.directory / "modules.ext4", where / "project.ext4"]
         command = _command(kernel.directory / "vmlinuz", where, disks, f"{_CMDLINE} {cmdline}")
         started, used = time.monotonic(), _processor()
         why = _run(command, timeout)

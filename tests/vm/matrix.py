@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 KERNELS = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "newest": "sid"}
 MODULES = ("loop", "squashfs", "overlay", "fuse")
 MODES = ("root", "setuid", "userns")
+# `sandbox setuid install`, in `Variant.fails`.
+INSTALL = "install"
 
 
 class Session(NamedTuple):
@@ -23,21 +25,38 @@ class Session(NamedTuple):
 
 
 # The table's own lines; every variant begins with them.
-EXPECTATIONS = Session("expectations", ("tests/vm/expectations.py",))
+_LINES = "tests/vm/expectations.py"
+EXPECTATIONS = (
+    Session("expectations", (_LINES, "-k", "not setuid and not install")),
+    Session("expectations-setuid", (_LINES, "-k", "setuid or install"), lane=1),
+)
 _CASES = "tree.sfs or tree.zip or own or killed or denied"
-_CONFORMANCE = Session("conformance", ("tests/conformance", "-k", _CASES), lane=1)
 _SETUID = (
     Session("setuid-trees", ("tests/conformance", "-k", "setuid and (static or dynamic)"), lane=1),
     Session("setuid-others", ("tests/conformance", "-k", "setuid and not (static or dynamic)")),
 )
 _USER = Session("user", ("tests/conformance", "-k", f"userns and ({_CASES})"), as_user=True)
-_CORE = (EXPECTATIONS, _CONFORMANCE)
+_ATTACKS = (
+    "tests/attack/test_setuid_cgroups.py",
+    "tests/attack/test_setuid_plans.py",
+    "tests/attack/test_job_escapes.py",
+)
+# Of every part of the suite what takes no longer than a variant may.
+_CORE = (
+    *EXPECTATIONS,
+    Session("conformance", ("tests/conformance", "-k", f"native and ({_CASES})")),
+    Session("conformance-python", ("tests/conformance", "-k", f"python and ({_CASES}) and not dynamic"), lane=1),
+    Session("attacks", (*_ATTACKS, "-k", "cgroups or namespaces or rules or (native and escapes)"), lane=1),
+    Session("e2e", ("tests/e2e/test_cgroups.py", "tests/e2e/test_containers.py", "-k", "native")),
+    Session("e2e-user", ("tests/e2e/test_cgroups.py", "-k", "native and (hog or processors)"), as_user=True),
+)
 
 
 class Variant(NamedTuple):
     """A machine. `sysctls` are set and `setup` (shell lines) is run by root before the sessions.
 
-    `fails`: (mode, feature) or a mode alone, and words of the one line that is said then; all else must work.
+    `fails`: (mode, feature), a mode alone or INSTALL, and words of the one line that is said; all else must work.
+    `features`: what is tried in each mode, of those in tests/vm/expectations.py; all of them where it names none.
     `timeout`: when the machine counts as hung, in seconds. `default`: part of `make test-vm` without VM=, in half
     an hour.
     """
@@ -50,7 +69,8 @@ class Variant(NamedTuple):
     setup: tuple[str, ...] = ()
     modules: tuple[str, ...] = MODULES
     fails: Mapping[str | tuple[str, str], str] = {}
-    sessions: tuple[Session, ...] = (EXPECTATIONS,)
+    features: tuple[str, ...] = ()
+    sessions: tuple[Session, ...] = EXPECTATIONS
     timeout: float = 900
     default: bool = True
 
@@ -69,18 +89,17 @@ class Variant(NamedTuple):
         }
 
 
-_TOO_OLD = dict.fromkeys(MODES, "sandbox needs 5.12")
-_NO_LOOP = "modprobe loop"
-_DISK = "/dev/vdd"
+_TOO_OLD = dict.fromkeys((*MODES, INSTALL), "sandbox needs 5.12")
+# What touches loop devices, squashfs and overlays, and what touches processes and /dev/fuse.
+_MOUNTS = ("static image", "dynamic image", "dynamic directory", "kept archive")
+_PROCESSES = ("scratch", "static image", "kept archive")
 
 
-def _home(name: str, *setup: str) -> Variant:
-    """Homes, caches and sources on a filesystem of their own: the tests' areas are below /var/tmp."""
-    return Variant(f"home-{name}", f"homes on {name}", setup=(*setup, "chmod 1777 /var/tmp"))
-
-
-def _images_fail(words: str) -> dict[str | tuple[str, str], str]:
-    return {(mode, feature): words for mode in ("root", "setuid") for feature in ("static image", "dynamic image")}
+def _no_images(words: str) -> dict[str | tuple[str, str], str]:
+    """Root mode without images, and no helper: installing it ends with the proof that it mounts one."""
+    features = ("static image", "dynamic image", "static archive", "dynamic archive", "kept archive")
+    root = {("root", feature): words for feature in features}
+    return {**root, INSTALL: words, "setuid": "the setuid helper is not installed"}
 
 
 def with_systemd(variant: Variant) -> Variant:
@@ -104,7 +123,7 @@ _PROVEN = (
         "user namespaces off, by their number",
         sysctls={"user.max_user_namespaces": "0"},
         fails={"userns": "user.max_user_namespaces=15000"},
-        sessions=(EXPECTATIONS, *_SETUID),
+        sessions=(*EXPECTATIONS, *_SETUID),
     ),
 )
 # Asked for by name: `make test-vm VM='systemd no-loop'`. Their expectations have not been seen to hold yet.
@@ -115,37 +134,54 @@ _BY_NAME = (
         sysctls={"kernel.unprivileged_userns_clone": "0"},
         fails={"userns": "kernel.unprivileged_userns_clone=1"},
     ),
-    Variant("user", "an ordinary user's own session of the suite", sessions=(EXPECTATIONS, _USER._replace(lane=1))),
+    Variant("user", "an ordinary user's own session of the suite", sessions=(*EXPECTATIONS, _USER)),
     with_systemd(
         Variant(
             "systemd",
             "systemd as init, its cgroups, its /dev",
             sessions=(
-                EXPECTATIONS,
+                *EXPECTATIONS,
                 Session("scopes", ("tests/e2e/test_systemd_scope.py", "tests/e2e/test_cgroups.py"), lane=1),
                 Session("scopes-user", ("tests/e2e/test_systemd_scope.py",), as_user=True, lane=1),
             ),
         )
     ),
-    Variant("fuse-open", "/dev/fuse open to users", setup=("chmod 666 /dev/fuse",)),
-    Variant("loop-max-1", "one loop device made at boot", cmdline="loop.max_loop=1"),
-    Variant("no-loop", "no loop module", cmdline="module_blacklist=loop", fails=_images_fail(_NO_LOOP)),
-    Variant("no-squashfs", "no squashfs module", cmdline="module_blacklist=squashfs", fails=_images_fail("squashfs")),
-    Variant("no-overlay", "no overlay module", cmdline="module_blacklist=overlay"),
-    Variant("hidepid", "hidepid=2", setup=("mount -o remount,hidepid=2 /proc",)),
-    Variant("ptrace-3", "nobody may trace", sysctls={"kernel.yama.ptrace_scope": "3"}),
-    Variant("apparmor", "AppArmor mediates user namespaces", kernel="6.12", cmdline="lsm=landlock,yama,apparmor"),
-    _home("tmpfs", "mount -t tmpfs home /var/tmp"),
-    _home("ext4", f"mkfs.ext4 -q {_DISK}", f"mount {_DISK} /var/tmp"),
-    _home("xfs", f"mkfs.xfs -q {_DISK}", f"mount {_DISK} /var/tmp"),
-    _home("btrfs", f"mkfs.btrfs -q {_DISK}", f"mount {_DISK} /var/tmp"),
-    _home(
-        "overlay",
-        "mount -t tmpfs layers /mnt && mkdir /mnt/upper /mnt/work",
-        "mount -t overlay -o lowerdir=/var/tmp,upperdir=/mnt/upper,workdir=/mnt/work home /var/tmp",
+    Variant("fuse-open", "/dev/fuse open to users", setup=("chmod 666 /dev/fuse",), features=_MOUNTS),
+    Variant("loop-max-1", "one loop device made at boot", cmdline="loop.max_loop=1", features=_MOUNTS),
+    Variant(
+        "no-loop",
+        "no loop module",
+        cmdline="module_blacklist=loop",
+        fails=_no_images("modprobe loop"),
+        features=_MOUNTS,
     ),
-    _home("noexec", "mount -t tmpfs -o noexec home /var/tmp"),
-    _home("nosuid", "mount -t tmpfs -o nosuid,nodev home /var/tmp"),
+    Variant(
+        "no-squashfs",
+        "no squashfs module",
+        cmdline="module_blacklist=squashfs",
+        fails=_no_images("modprobe squashfs"),
+        features=_MOUNTS,
+    ),
+    Variant("no-overlay", "no overlay module", cmdline="module_blacklist=overlay", features=_MOUNTS),
+    Variant("hidepid", "hidepid=2", setup=("mount -o remount,hidepid=2 /proc",), features=_PROCESSES),
+    Variant("ptrace-3", "nobody may trace", sysctls={"kernel.yama.ptrace_scope": "3"}, features=_PROCESSES),
+    Variant("apparmor", "AppArmor mediates user namespaces", kernel="6.12", cmdline="lsm=landlock,yama,apparmor"),
+    Variant(
+        "homes",
+        "homes on tmpfs, ext4, xfs, btrfs and overlay, noexec and nosuid",
+        sessions=(
+            Session("homes", ("tests/vm/homes.py", "-k", "not setuid")),
+            Session("homes-setuid", ("tests/vm/homes.py", "-k", "setuid"), lane=1),
+        ),
+    ),
+    Variant(
+        "containers",
+        "in podman's containers: what works, and the flag for what does not",
+        sessions=(
+            Session("containers", ("tests/vm/containers.py", "-k", "native")),
+            Session("containers-python", ("tests/vm/containers.py", "-k", "python"), lane=1),
+        ),
+    ),
     *(
         Variant(
             f"full-{kernel}",

@@ -1,11 +1,15 @@
 """docs/compatibility.md, from the results of the last run of every variant. Pure."""
 
+import re
 from collections.abc import Mapping
 
-from tests.vm import features, matrix
+from tests.vm import containers, features, homes, matrix
 from tests.vm.matrix import Variant
 from tests.vm.results import Found
 
+_STATES = {"passed": "works", "failed": "FAILS"}
+# Directories of the tests, which have another name every time.
+_PLACE = re.compile(r"/var/tmp/sbx-tests-[0-9a-f]+(?:/[0-9a-f]{8})?")
 _HEAD = """# Where it runs
 
 Made by `make test-vm` from what it found, never by hand: every variant is a machine with a stock Debian kernel
@@ -16,7 +20,19 @@ _MODES_HEAD = """
 ## Modes
 
 What an ordinary command line does in each machine: scratch, images, archives and directories, read-only and writable.
-"works" is all of it. A number is how many of them work; below the table is the line that is said for the others.
+"works" is all that was tried. A number is how many of them work; the lines for the others are below the table.
+"""
+_HOMES_HEAD = """
+## Homes
+
+Home, cache and sources on a filesystem of its own: an image, an archive and a directory in one launch, read-only and
+writable, programs started from all, then once more with what was kept.
+"""
+_CONTAINERS_HEAD = """
+## Containers
+
+In containers that podman makes of the machine's own root: both engines, mode auto. What does not work says so in one
+line, which names what the container needs; the lines are below the table.
 """
 _FEATURES_HEAD = """
 ## Kernel features
@@ -34,7 +50,8 @@ Passed, failed and skipped; a session named here ran in that machine. The reason
 def page(found: Mapping[str, Found]) -> str:
     """Markdown. Variants without a result are named as such."""
     variants = list(matrix.VARIANTS)
-    return _HEAD + _modes(variants, found) + _kernels(variants, found) + _suites(variants, found)
+    parts = [_modes(variants, found), _homes(found), _containers(found)]
+    return _HEAD + "".join(parts) + _kernels(variants, found) + _suites(variants, found)
 
 
 def _row(*cells: str) -> str:
@@ -71,12 +88,41 @@ def _mode(result: Found, variant: Variant, mode: str) -> tuple[str, list[str]]:
     if wrong:
         return f"FAILS: {', '.join(wrong)}", []
     refused = [name for name in cases if variant.failure(mode, feature[name])]
-    said = sorted({f"`{cases[name].properties.get('line', '')}`" for name in refused})
+    said = sorted({f"`{_PLACE.sub('DIR', cases[name].properties.get('line', ''))}`" for name in refused})
     if not refused:
         return "works", []
     if len(refused) == len(cases):
         return "one line", said[:1]
     return f"{len(cases) - len(refused)} of {len(cases)}", said
+
+
+def _homes(found: Mapping[str, Found]) -> str:
+    if not (cases := found["homes"].cases("homes") if "homes" in found else {}):
+        return ""
+    rows = []
+    for name in homes.FILESYSTEMS:
+        got = [cases.get(f"test_home[{name}-{mode}]") for mode in matrix.MODES]
+        rows.append([name, *("not run" if case is None else _STATES.get(case.state, case.state) for case in got)])
+    return _HOMES_HEAD + _table(["filesystem", *matrix.MODES], rows)
+
+
+def _containers(found: Mapping[str, Found]) -> str:
+    if not (cases := found["containers"].cases("containers") if "containers" in found else {}):
+        return ""
+    rows, lines = [], []
+    for name, container in containers.CONTAINERS.items():
+        both = [
+            cases[key] for key in (f"test_container[{name}-native]", f"test_container[{name}-python]") if key in cases
+        ]
+        cells = []
+        for feature in containers.FEATURES:
+            said = [case.properties.get(feature, "not run") for case in both] or ["not run"]
+            refused = feature in container.fails
+            cells.append("one line" if refused else said[0] if len({*said}) == 1 else "differs")
+            lines += [f"- {name}, {feature}: `{_PLACE.sub('DIR', said[0])}`\n"] if refused else []
+        state = "" if all(case.state == "passed" for case in both) else " FAILS"
+        rows.append([name + state, container.why, *cells])
+    return _CONTAINERS_HEAD + _table(["container", "what", *containers.FEATURES], rows) + "\n" + "".join(lines)
 
 
 def _kernels(variants: list[Variant], found: Mapping[str, Found]) -> str:

@@ -42,7 +42,11 @@ class Found(NamedTuple):
 
     def expectations(self) -> dict[str, Case]:
         """The cases of tests/vm/expectations.py, by the test's name."""
-        cases = [case for session in self.sessions if session.name == "expectations" for case in session.cases]
+        return self.cases("expectations")
+
+    def cases(self, of: str) -> dict[str, Case]:
+        """Those of the sessions whose name begins with this, by the test's name."""
+        cases = [case for session in self.sessions if session.name.startswith(of) for case in session.cases]
         return {case.name.rpartition("::")[2]: case for case in cases}
 
 
