@@ -111,6 +111,8 @@ def start(session: dict, *, delegated: bool) -> tuple[dict, subprocess.Popen]:
         if delegated:
             enter = f'echo $$ >{_CGROUP}/delegated/session/cgroup.procs && exec "$@"'
             command = ["sh", "-c", enter, "sh", *command]
+    # Lanes at once: what one session mounts is nothing that another one left behind.
+    command = ["unshare", "--mount", "--propagation", "slave", *command]
     say(f"{name}: started")
     process = subprocess.Popen(
         command, cwd=PLACE, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT

@@ -58,9 +58,13 @@ def make_disk(job: dict[str, Any], scratch: Path, target: Path) -> None:
     (site / "project.pth").write_text(f"{PLACE}\n")
     (venv / "bin").mkdir()
     (venv / "bin/python").symlink_to("/usr/bin/python3")
-    (venv / "bin/sandbox").write_text(_COMMAND)
+    # As setup.py has it: the native front, where it was built, and the command that it starts for what is new to it.
+    for name in ("sandbox-python", "sandbox"):
+        (venv / "bin" / name).write_text(_COMMAND)
+        (venv / "bin" / name).chmod(0o755)
+    if (front := REPOSITORY / natives[0]).exists():
+        shutil.copy(front, venv / "bin/sandbox")
     (venv / "pyvenv.cfg").write_text(f"home = /usr/bin\ninclude-system-site-packages = true\nversion = {_PYTHON}\n")
-    (venv / "bin/sandbox").chmod(0o755)
     if sys.version_info[:2] == tuple(map(int, _PYTHON.split("."))):
         # Else each module is compiled inside, at its first import, and that is slow there.
         compileall.compile_dir(tree, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)

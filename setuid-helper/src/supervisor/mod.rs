@@ -24,6 +24,7 @@ use crate::stale;
 use crate::sys::{self, Forked, Mask};
 use clock::Clock;
 use core::ffi::CStr;
+use core::time::Duration;
 use network::Network;
 use rustix::fd::OwnedFd;
 use rustix::fs::Mode;
@@ -48,6 +49,8 @@ pub fn launch(
     let inherited = Inherited::take();
     let ended = supervise(&inherited, plan, handed, environment, argv, rights, account);
     if ended.is_err() {
+        // What an init's last words announced themselves with would kill, now that nobody reads them.
+        let _ = sys::wait(Mask::of(&[libc::SIGIO]), Some(Duration::ZERO));
         // The front goes on as Python.
         inherited.restore();
         rustix::process::umask(inherited.umask);
