@@ -1,5 +1,6 @@
 """What this machine can do: the few facts a launch needs (the whole picture is `sandbox doctor`)."""
 
+import contextlib
 import errno
 import os
 
@@ -110,6 +111,10 @@ def forbidden_remedy() -> str:
             "AppArmor restricts user namespaces: sysctl kernel.apparmor_restrict_unprivileged_userns=0, "
             "run as root, or sandbox setuid install"
         )
+    # "NAME (enforce)", or "unconfined": proc_pid_attr(5).
+    with contextlib.suppress(OSError), open("/proc/self/attr/current") as file:
+        if file.read().rstrip("\n\0").endswith("(enforce)"):
+            return "a profile of AppArmor is on: start the container with --security-opt apparmor=unconfined"
     with open("/proc/self/status") as file:
         filtered = any(line.split() == ["Seccomp:", "2"] for line in file)
     if filtered:

@@ -63,6 +63,10 @@ fn forbidden() -> &'static str {
         return "AppArmor restricts user namespaces: sysctl kernel.apparmor_restrict_unprivileged_userns=0, run as root, \
                 or sandbox setuid install";
     }
+    // "NAME (enforce)", or "unconfined": proc_pid_attr(5).
+    if read("/proc/self/attr/current").trim_ascii().ends_with(b"(enforce)") {
+        return "a profile of AppArmor is on: start the container with --security-opt apparmor=unconfined";
+    }
     let status = read("/proc/self/status");
     if status.split(|byte| *byte == b'\n').any(|line| line == b"Seccomp:\t2") {
         return "a seccomp filter is on: start the container with --cap-add SYS_ADMIN or --security-opt \
