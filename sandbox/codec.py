@@ -14,12 +14,15 @@ from sandbox.plan import (
     Allow,
     Attach,
     Attr,
+    Audit,
     Base,
     Bind,
     Cgroup,
     Chdir,
+    CountChanges,
     DeathSignal,
     DropCapabilities,
+    Expose,
     Extract,
     Fuse,
     Hide,
@@ -49,6 +52,7 @@ from sandbox.plan import (
     Plan,
     PlanFlag,
     Propagation,
+    Protect,
     Resource,
     Run,
     Scratch,
@@ -62,6 +66,7 @@ from sandbox.plan import (
     String,
     Strings,
     Symlink,
+    Terminal,
     Text,
     Timeout,
     Tmpfs,
@@ -81,6 +86,9 @@ MAX_HOSTNAME = 64
 
 # All others make namespaces, mounts or files: in the old root only, where /proc is the kernel's.
 AFTER_PIVOT = (
+    Audit,
+    Expose,
+    Terminal,
     *(PlaceEnv, UnsetEnv, Chdir, Run, NoNewPrivs, DeathSignal, Hostname, Loopback, Identity, DropCapabilities),
     *(KeepDescriptors, Seccomp, Allow, Landlock, Name, Label, Limit, Nice, Timeout, Cgroup),
 )
@@ -296,7 +304,9 @@ def _value_fault(step: Step) -> str:  # noqa: C901  (one case per kind of step)
             return f"unknown propagation {kind}"
         case Tree(recursive=value) if value > 1:
             return f"recursive is {value}"
-        case Attach(attrs=attrs) | LockTree(attrs) | NewRoot(attrs=attrs) if attrs & ~int(sum(Attr)):
+        case Attach(attrs=attrs) | LockTree(attrs) | NewRoot(attrs=attrs) | Protect(attrs=attrs) if attrs & ~int(
+            sum(Attr)
+        ):
             return f"unknown attributes {attrs:#x}"
         case Overlay(lowers=lowers, options=options) if not lowers or options & ~int(sum(OverlayOption)):
             return "no lower, or unknown options"
@@ -364,7 +374,7 @@ def _slots(step: Step) -> tuple[tuple[int, ...], tuple[int, ...]]:
             return (*lowers, upper), (slot,)
         case Stack(slot, lowers):
             return lowers, (slot,)
-        case Extract() | Attach() | Idmap() | NewRoot():
+        case Extract() | Attach() | Idmap() | NewRoot() | CountChanges():
             return (step.slot,), ()
         case _:
             return (), ()

@@ -143,6 +143,11 @@ class Programs(Record):
     copy: Callable[[str], tuple[bytes, ...]]
 
 
+def tmpfs_size(spec: Spec, host: Host) -> int:
+    """The most bytes in each private tmpfs."""
+    return spec.tmpfs_size or max(host.memory // 2, 1 << 20)
+
+
 class _Builder:
     """Collects steps and hands out slots and source numbers."""
 
@@ -152,7 +157,7 @@ class _Builder:
         self.sources: list[Source] = []
         self.fds: dict[int, int] = {}
         self.slots = 0
-        self.tmpfs_size = spec.tmpfs_size or max(host.memory // 2, 1 << 20)
+        self.tmpfs_size = tmpfs_size(spec, host)
         self.upper: int | None = None
         self.cgroup: Source | None = None
         self.cwd = b""

@@ -72,5 +72,10 @@ def reason(error: OSError) -> str:
 
 def warn(text: str) -> None:
     """One line on stderr about what the user must know and what stops nothing."""
+    note(f"warning: {text}")
+
+
+def note(text: str) -> None:
+    """One line on stderr about how it went."""
     with contextlib.suppress(OSError):
-        os.write(2, f"sandbox: warning: {printable(text)}\n".encode("utf-8", "backslashreplace"))
+        os.write(2, f"sandbox: {printable(text)}\n".encode("utf-8", "backslashreplace"))

@@ -5,13 +5,16 @@ from sandbox.plan import (
     Allow,
     Attach,
     Attr,
+    Audit,
     Base,
     Bind,
     Cgroup,
     Chdir,
+    CountChanges,
     DeathSignal,
     Dev,
     DropCapabilities,
+    Expose,
     Extract,
     File,
     Fuse,
@@ -43,6 +46,7 @@ from sandbox.plan import (
     Plan,
     Proc,
     Procdir,
+    Protect,
     Resource,
     Run,
     Scratch,
@@ -52,6 +56,7 @@ from sandbox.plan import (
     Stack,
     Step,
     Symlink,
+    Terminal,
     Text,
     Timeout,
     Tmpfs,
@@ -206,6 +211,16 @@ def _isolation_line(step: Step) -> str:  # noqa: C901
             return f"[{slot}] is the new root ({_attrs(attrs)})"
         case PivotRoot(read_only):
             return f"leave the host's root for the new one{', which is read-only from here on' if read_only else ''}"
+        case Expose():
+            return "what is to be kept is copied out of the tree when all is over"
+        case Audit():
+            return "who refuses a system call says which one"
+        case Terminal():
+            return "a terminal of its own"
+        case CountChanges(slot):
+            return f"the changed files in [{slot}] are counted when all is over"
+        case Protect(place, attrs):
+            return f"{_place(place)} is {_attrs(attrs)}"
         case Limit(resource, soft):
             return f"at most {soft} {_RESOURCES[Resource(resource)]}"
         case Allow(place, access):

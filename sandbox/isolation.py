@@ -1,5 +1,6 @@
 """The isolating levels: what is hidden, what is private, and in which order a plan makes it so. Pure but for `look`."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -9,9 +10,12 @@ from sandbox.errors import UsageError
 from sandbox.plan import (
     Attach,
     Attr,
+    Audit,
     Base,
+    CountChanges,
     Dev,
     DropCapabilities,
+    Expose,
     Hide,
     Hostname,
     Identity,
@@ -27,7 +31,10 @@ from sandbox.plan import (
     Proc,
     Procdir,
     Propagation,
+    Protect,
     Seccomp,
+    Terminal,
+    Text,
 )
 from sandbox.plan import Tree as CloneTree
 from sandbox.record import Record
@@ -47,6 +54,9 @@ _PIDS = 1 << 22
 LANES = 500
 SAFE = Attr.NOSUID | Attr.NODEV
 LOCKED = SAFE | Attr.READ_ONLY
+_ACCOUNT = b"sandbox-job"
+_PASSWD, _GROUP = b"/etc/passwd", b"/etc/group"
+_LONGEST_ACCOUNTS = 60_000
 _SHARED_DIRECTORIES = (b"/tmp", b"/var/tmp")
 _HOMES = (b"/home", b"/root")
 _HIDDEN = (b"/sys/firmware", b"/sys/devices/virtual/powercap", b"/sys/kernel/debug", b"/sys/kernel/tracing")
@@ -57,7 +67,8 @@ class Surroundings(Record):
 
     `shared` get a private, empty stand-in, `homes` an empty one, `home` is the command's own; `workspace` is the
     working directory unless one of these covers it; `ids` are the command's uid and gid where they are not the user's;
-    `root` is what a root of the run's own is made of.
+    `root` is what a root of the run's own is made of. `protected` is what of a writable workspace is not; `accounts`
+    are the host's passwd and group files, as lines, where the ids need names.
     """
 
     shared: tuple[bytes, ...]
@@ -68,12 +79,41 @@ class Surroundings(Record):
     hidden: tuple[bytes, ...]
     filter: tuple[int, ...] = ()
     root: "HostRoot | None" = None
+    protected: tuple[Protect, ...] = ()
+    accounts: tuple[tuple[bytes, tuple[bytes, ...]], ...] = ()
+
+    def names(self) -> dict[bytes, bytes]:
+        """What the command's uid and gid are called, by the path of the file that says so."""
+        if self.ids is None:
+            return {}
+        numbers = dict(zip((_PASSWD, _GROUP), self.ids, strict=True))
+        return {path: _name_of(lines, numbers[path]) for path, lines in self.accounts}
+
+    def texts(self) -> list[tuple[bytes, bytes]]:
+        """Those files, by path, with a line for the command's ids, the first: it counts, whatever else has them."""
+        if self.ids is None:
+            return []
+        names = self.names()
+        own = {_PASSWD: b"x:%d:%d::%b:/bin/sh" % (*self.ids, self.home), _GROUP: b"x:%d:" % self.ids[1]}
+        return [(path, b"\n".join([names[path] + b":" + own[path], *lines, b""])) for path, lines in self.accounts]
+
+    def variables(self, spec: Spec) -> dict[bytes, bytes]:
+        """What the command is told of itself; what an option sets stays."""
+        name = self.names().get(_PASSWD)
+        said = {item.partition(b"=")[0] for item in spec.env}
+        own = {key: name for key in (b"USER", b"LOGNAME") if name is not None and key not in said}
+        return {b"HOME": self.home} | own
 
     def covers(self, path: bytes) -> bool:
         """Whether what is at this path on the host does not show."""
         return self.root is not None or any(
             _is_below(path, top) for top in (*self.shared, *self.homes, self.home, b"/run", b"/dev", b"/proc")
         )
+
+
+def _name_of(lines: tuple[bytes, ...], number: int) -> bytes:
+    found = (line.split(b":")[0] for line in lines if line.split(b":")[2:3] == [b"%d" % number])
+    return next(found, _ACCOUNT)
 
 
 def look(environ: Mapping[bytes, bytes], spec: Spec, mode: Mode, home: bytes) -> Surroundings:
@@ -85,7 +125,7 @@ def look(environ: Mapping[bytes, bytes], spec: Spec, mode: Mode, home: bytes) ->
     own_ids = ids(spec, mode)
     found = Surroundings(shared, homes, wanted, None, own_ids, (*_HIDDEN, home))
     if spec.isolation != "strict":
-        return found
+        return found if own_ids is None else found.replace(accounts=_accounts())
     from sandbox import newroot
 
     return newroot.surroundings(spec, found, own_ids or (os.getuid(), os.getgid()), spec.hostname or HOSTNAME)
@@ -109,6 +149,17 @@ def ids(spec: Spec, mode: Mode, lane: int = 0) -> tuple[int, int] | None:
         )
     number = _FIRST_UID + lane * _PIDS + os.getpid()
     return number, number
+
+
+def _accounts() -> tuple[tuple[bytes, tuple[bytes, ...]], ...]:
+    """The host's passwd and group files, by path, as lines. What is beyond their first 60 KB a plan cannot hold."""
+    found = []
+    for path in (_PASSWD, _GROUP):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            data = file.read(_LONGEST_ACCOUNTS + 1)
+            lines = data.splitlines()[: -1 if len(data) > _LONGEST_ACCOUNTS else None]
+            found.append((path, tuple(line for line in lines if b"\0" not in line)))
+    return tuple(found)
 
 
 def _real(paths: tuple[bytes, ...]) -> tuple[bytes, ...]:
@@ -222,9 +273,13 @@ class Level:
         self.builder.workspace = path
         if self.where.covers(path):
             self.add(Mkdir(place, 0o755))
+        lower = slot
         if overlay:
             slot = self.builder.overlay(slot)
         self.add(Attach(slot, place, LOCKED if self.spec.workspace == "ro" else SAFE))
+        if self.spec.workspace == "overlay":
+            self.add(CountChanges(slot if overlay else lower))
+        self.builder.steps += self.where.protected
 
     def target(self, target: "Target | None") -> "Target | None":
         """None for a mount point that the run has to make, as what is there on the host is covered."""
@@ -239,6 +294,9 @@ class Level:
         self.private(b"/dev/shm", 0o1777)
         self.add(Proc())
         self.builder.steps += [Hide(path) for path in self.where.hidden]
+        for path, text in self.where.texts():
+            slot = self.builder.slot()
+            self.builder.steps += [Text(slot, 0o444, text), Attach(slot, Place(Base.ROOT, path), LOCKED | Attr.NOEXEC)]
         self.add(Hostname(self.spec.hostname or HOSTNAME))
         if self.spec.net != "host":
             self.add(Loopback())
@@ -251,7 +309,19 @@ class Level:
         self.add(NoNewPrivs())
         # The inherited directory is one of the host's, whatever is mounted there now.
         self.builder.command(trees, cwd or b"/", covered=[b"/"])
+        if self.spec.keeps:
+            self.add(Expose())
+        if self.spec.tty:
+            self.add(Terminal())
         self.add(KeepDescriptors(self.spec.pass_fds))
         if self.where.filter:
-            self.add(Seccomp(self.where.filter))
+            self.filter()
         self.builder.last()
+
+    def filter(self) -> None:
+        if not self.spec.audit:
+            self.add(Seccomp(self.where.filter))
+            return
+        from sandbox.auditing import asking
+
+        self.builder.steps += [Seccomp(asking(self.where.filter)), Audit()]

@@ -13,13 +13,15 @@ from sandbox.errors import HostError, UsageError, printable, reason, warn
 from sandbox.home import Home
 from sandbox.images import formats
 from sandbox.materials import Maker, Say
-from sandbox.plan import Mode, Source
+from sandbox.plan import Mode, Plan, Protect, Source
 from sandbox.record import Record
 from sandbox.sources import Opened
-from sandbox.spec import Spec, Tree, TreeKind, check_name, validate
+from sandbox.spec import Spec, Tree, TreeKind, check_name, guards_workspace, needs_attendant, validate
 
 if TYPE_CHECKING:
-    from sandbox import saving
+    from collections.abc import Callable
+
+    from sandbox import attending, saving
     from sandbox.isolation import Surroundings
     from sandbox.report import Reporter
     from sandbox.stored import Keeper
@@ -39,6 +41,7 @@ class Prepared(Record):
     surroundings: "Surroundings | None" = None
     # The same plan for other surroundings.
     recompile: "Callable[[Surroundings | None], Compiled] | None" = None
+    wanted: "attending.Wanted | None" = None
 
 
 class Calling(Record):
@@ -101,28 +104,58 @@ def _run(
                 home.clean_one(prepared.home, spec.name)
         say(f"mode {plan.mode.name.lower()}, engine {engine}, {len(plan.steps)} steps")
         if engine == "native":
-            from sandbox.engine import native
+            run_engine = _native(spec, plan, prepared, calling.keeper, environ)
+        else:
+            run_engine = _python(plan, prepared, reporter, say)
+        if prepared.wanted is not None:
+            from sandbox import attending
 
-            # The program of this package is as new as the package.
-            version = versions.LAST
-            if plan.mode is Mode.SETUID:
-                from sandbox import setuid
+            result = attending.run(plan, launch, prepared.wanted.replace(umask=umask), run_engine)
+        elif engine == "native" and prepared.draft is not None:
+            from sandbox import attending
 
-                plan, version = setuid.acceptable(plan, prepared.home.fd)
+            result = attending.beside(plan, lambda: run_engine(launch))
+        else:
+            result = run_engine(launch)
+        result = _saved(spec, prepared, result)
+        if engine == "python":
             _start_reaper(spec, prepared.home)
-            if calling.keeper is not None:
-                calling.keeper.keep(spec, prepared.home, prepared.trees, plan, version, environ)
-            if prepared.draft is None:
-                native.run(plan, launch, version)
-            from sandbox import saving
-
-            return _saved(spec, prepared, saving.run_native(plan, launch, version))
-        from sandbox.engine import python
-
-        home.clean_stale(prepared.home, say=say)
-        result = _saved(spec, prepared, python.run(plan, launch, prepared.home))
-        _start_reaper(spec, prepared.home)
         return result
+
+
+def _native(
+    spec: Spec, plan: Plan, prepared: Prepared, keeper: "Keeper | None", environ: dict[bytes, bytes]
+) -> "Callable[[Launch], Result]":
+    """What becomes the native engine. Raises SandboxError when an installed helper cannot take the plan."""
+    from sandbox.engine import native
+
+    # The program of this package is as new as the package.
+    version = versions.LAST
+    if plan.mode is Mode.SETUID:
+        from sandbox import setuid
+
+        plan, version = setuid.acceptable(plan, prepared.home.fd)
+    _start_reaper(spec, prepared.home)
+    if keeper is not None:
+        keeper.keep(spec, prepared.home, prepared.trees, plan, version, environ)
+    return lambda launch: native.run(plan, launch, version)
+
+
+def _python(plan: Plan, prepared: Prepared, reporter: "Reporter | None", say: Say) -> "Callable[[Launch], Result]":
+    from sandbox.engine import python
+
+    home.clean_stale(prepared.home, say=say)
+
+    def run_engine(launch: Launch) -> Result:
+        try:
+            return python.run(plan, launch, prepared.home)
+        except BaseException as error:
+            # An attended engine runs in a process of its own, and nobody else tells of its failure.
+            if reporter is not None and prepared.wanted is not None:
+                reporter.failed(error)
+            raise
+
+    return run_engine
 
 
 def _saved(spec: Spec, prepared: Prepared, result: Result) -> Result:
@@ -218,7 +251,8 @@ def prepare(
     surroundings = None
     if spec.isolation != "none":
         surroundings = _surroundings(spec, mode, where, given, cwd, stack)
-        command_env[b"HOME"] = surroundings.home
+        command_env |= surroundings.variables(spec)
+    wanted = _wanted(spec, cwd, stack)
     maker.show_hint()
     draft = None
     if spec.saves:
@@ -240,10 +274,25 @@ def prepare(
         saving=None if draft is None else draft.source,
     )
     compiled = recompile(where=surroundings)
+    if wanted is not None and surroundings is not None:
+        # As the filter would decide by itself: the one in the plan asks.
+        words = surroundings.filter if spec.audit else ()
+        wanted = wanted.replace(words=words, limit=compiler.tmpfs_size(spec, machine))
     launch = Launch(spec.command, command_env, compiled.fds)
     return Prepared(
-        compiled, launch, where, opened, materials, draft, surroundings, lambda other: recompile(where=other)
+        compiled, launch, where, opened, materials, draft, surroundings, lambda other: recompile(where=other), wanted
     )
+
+
+def _wanted(spec: Spec, cwd: bytes, stack: contextlib.ExitStack) -> "attending.Wanted | None":
+    """What the run is attended for; a place for artefacts is looked at before anything is done. Raises UsageError."""
+    if not needs_attendant(spec):
+        return None
+    from sandbox import attending, keeping, terminal
+
+    if spec.tty:
+        terminal.check()
+    return attending.Wanted(tuple(keeping.open_destinations(spec.keeps, cwd, stack)), (), 0, 0)
 
 
 def _home(environ: dict[bytes, bytes], stack: contextlib.ExitStack, say: Say) -> Home:
@@ -319,7 +368,12 @@ def _surroundings(
     kind = TreeKind.DYNAMIC if spec.workspace == "overlay" else TreeKind.STATIC
     tree = Opened(kind, cwd, cwd, fd, os.fstat(fd), None)
     source = sources.describe(cwd, os.fstat(fd))
-    return found.replace(workspace=Material(tree, Treatment.DIRECTORY, source, None))
+    protected: tuple[Protect, ...] = ()
+    if guards_workspace(spec):
+        from sandbox import guarding
+
+        protected = guarding.protect(fd, cwd, stack)
+    return found.replace(workspace=Material(tree, Treatment.DIRECTORY, source, None), protected=protected)
 
 
 def _targets(opened: list[Opened], spec: Spec) -> dict[bytes, Target]:

@@ -370,6 +370,31 @@ class PivotRoot(Record):
     read_only: U8
 
 
+class Expose(Record):
+    """Hand the attendant the root directory of the command's tree, and what keeps that tree whole: --keep."""
+
+
+class Audit(Record):
+    """The Seccomp filter asks the attendant (SECCOMP_RET_USER_NOTIF), which is handed the end that is asked."""
+
+
+class Terminal(Record):
+    """A terminal of the command's own devpts as its descriptors 0 to 2; the attendant is handed the other end."""
+
+
+class CountChanges(Record):
+    """The supervisor counts, when all is over, the changed files in the upper of the overlay or the copy `slot`."""
+
+    slot: U32
+
+
+class Protect(Record):
+    """A recursive clone of what is at a place, a directory or a file, over it, with these attributes."""
+
+    place: Place
+    attrs: U32
+
+
 class Limit(Record):
     """setrlimit(2) of the command, right before it starts; what it starts inherits it."""
 
@@ -495,6 +520,11 @@ Step = (
     | Network
     | Name
     | Label
+    | Expose
+    | Audit
+    | Terminal
+    | CountChanges
+    | Protect
 )
 
 OPCODES: dict[int, type[Any]] = {
@@ -546,6 +576,11 @@ OPCODES: dict[int, type[Any]] = {
     0x40: Stack,
     0x60: Name,
     0x61: Label,
+    0x50: Expose,
+    0x51: Audit,
+    0x52: Terminal,
+    0x53: CountChanges,
+    0x54: Protect,
 }
 OPCODE_OF: dict[type[Any], int] = {cls: code for code, cls in OPCODES.items()}
 

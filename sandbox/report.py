@@ -190,6 +190,9 @@ UNKNOWN = dict.fromkeys(
         "forks_refused",
         "read_bytes",
         "written_bytes",
+        "discarded",
+        "kept",
+        "refused_calls",
     )
 )
 

@@ -7,11 +7,10 @@ A crash leaves a draft of the store, which the reaper removes like any other.
 
 import contextlib
 import os
-import signal
 from typing import TYPE_CHECKING
 
 from sandbox import fsops, sources
-from sandbox.engine import Launch, Result
+from sandbox.engine import Result
 from sandbox.errors import SandboxError, SourceError, printable, reason, warn
 from sandbox.home import Home
 from sandbox.images import names, store
@@ -117,42 +116,3 @@ def check_bases(where: Home, layers: "list[Opened]") -> None:
             if base and base.split() != beneath:
                 warn(f"the layer sha256:{digest[:12]} was saved on other images than it is stacked on here")
             beneath.append(digest)
-
-
-def run_native(plan: Plan, launch: Launch, version: int) -> Result:
-    """The native engine as a child, with this process before it as the supervisor is before a command."""
-    from sandbox.engine import init, supervisor
-    from sandbox.engine.account import Account
-
-    inherited = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    parent = os.getpid()
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    try:
-        child = os.fork()
-        if child == 0:
-            _become_engine(plan, launch, version, inherited, parent)
-        account = Account(plan, wanted=False)
-        return supervisor.supervise(child, None, init.Reports(reader), account)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, inherited)
-        os.close(reader)
-        os.close(writer)
-
-
-def _become_engine(
-    plan: Plan, launch: Launch, version: int, inherited: "set[signal.Signals] | set[int]", parent: int
-) -> None:
-    """Never returns."""
-    import prctl
-
-    from sandbox.engine import native
-
-    try:
-        prctl.set_pdeathsig(signal.SIGKILL)
-        if os.getppid() == parent:
-            signal.pthread_sigmask(signal.SIG_SETMASK, inherited)
-            native.run(plan, launch, version)
-    except SandboxError as error:
-        os.write(2, f"sandbox: {error}\n".encode("utf-8", "backslashreplace"))
-    finally:
-        os._exit(125)

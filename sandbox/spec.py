@@ -47,6 +47,13 @@ class Save(Record):
     full: bool
 
 
+class Keep(Record):
+    """--keep SRC[=DEST]: `source` in the job's tree becomes `target`, which must not be there yet."""
+
+    source: bytes
+    target: bytes
+
+
 class Spec(Record):
     """One `sandbox run`. Sizes are bytes; `command` may be empty only with `run`; `limits` None: as inherited."""
 
@@ -74,6 +81,10 @@ class Spec(Record):
     pass_fds: tuple[int, ...] = ()
     user: tuple[int, int] | None = None
     workspace: str = "overlay"
+    workspace_unprotected: bool = False
+    keeps: tuple[Keep, ...] = ()
+    audit: bool = False
+    tty: bool = False
     allow_syscalls: tuple[bytes, ...] = ()
     seccomp: bytes = b"default"
     limits: "Limits | None" = None
@@ -118,6 +129,16 @@ def validate(spec: Spec) -> Spec:
     return spec
 
 
+def needs_attendant(spec: Spec) -> bool:
+    """Whether a process of the launcher has to stay beside the run."""
+    return bool(spec.keeps or spec.audit or spec.tty or guards_workspace(spec))
+
+
+def guards_workspace(spec: Spec) -> bool:
+    """Whether parts of the workspace are kept from being changed, and something has to be undone behind the run."""
+    return spec.workspace == "rw" and not spec.workspace_unprotected
+
+
 def _check_choices(spec: Spec) -> None:
     if spec.mode not in MODES:
         raise UsageError(f"--mode: {spec.mode!r} is not one of {', '.join(MODES)}")
@@ -141,6 +162,10 @@ def _check_isolation(spec: Spec) -> None:
             raise UsageError(f"--scratch: level {spec.isolation} keeps everything in RAM", hint="leave it out")
         for name in spec.pass_env:
             _check_variable(name, "--pass-env")
+        if spec.audit and spec.seccomp == b"none":
+            raise UsageError("--audit: without a filter nothing is refused", hint="leave out --seccomp none")
+        if spec.workspace_unprotected and spec.workspace != "rw":
+            raise UsageError("--workspace-unprotected: this workspace is not changed", hint="--workspace rw")
         return
     defaults = Spec(spec.command)
     for field in (
@@ -150,6 +175,10 @@ def _check_isolation(spec: Spec) -> None:
         "pass_fds",
         "user",
         "workspace",
+        "workspace_unprotected",
+        "keeps",
+        "audit",
+        "tty",
         "allow_syscalls",
         "seccomp",
     ):
@@ -237,6 +266,17 @@ def parse_save(text: bytes, *, full: bool) -> Save:
     if not tree or not image:
         raise UsageError(f"{option}: {printable(text)!r} is not a tree and an image", hint="NAME=IMAGE")
     return Save(tree, image.removeprefix(b"@"), full)
+
+
+def parse_keep(text: bytes) -> Keep:
+    """SRC[=DEST]; DEST is what SRC ends with where it is not given. Raises UsageError."""
+    source, equals, target = text.partition(b"=")
+    name = source.rstrip(b"/").rpartition(b"/")[2]
+    if not source or name in (b"", b".", b"..") or (equals and not target):
+        raise UsageError(f"--keep: {printable(text)!r} names nothing to keep", hint="SRC, or SRC=DEST")
+    if (target or name).rpartition(b"/")[2] in (b".", b".."):
+        raise UsageError(f"--keep: {printable(target)!r} is not a new name", hint="SRC=DEST, or SRC=DIRECTORY/")
+    return Keep(source, target or name)
 
 
 def parse_symlinks(text: bytes) -> SymlinkPolicy:

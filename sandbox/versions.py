@@ -10,10 +10,13 @@ from sandbox.plan import (
     Allow,
     Attach,
     Attr,
+    Audit,
     Bind,
     Cgroup,
+    CountChanges,
     Dev,
     DropCapabilities,
+    Expose,
     File,
     Hide,
     Hostname,
@@ -38,9 +41,11 @@ from sandbox.plan import (
     PlanFlag,
     Proc,
     Procdir,
+    Protect,
     Seccomp,
     Stack,
     Symlink,
+    Terminal,
     Text,
     Timeout,
 )
@@ -76,6 +81,8 @@ _ISOLATION = (
     Idmap,
     KeepDescriptors,
     Seccomp,
+    CountChanges,
+    Protect,
 )
 
 SINCE = (
@@ -94,6 +101,9 @@ SINCE = (
     Since(Network, 2, "--net private"),
     Since(Name, 2, "--name"),
     Since(Label, 2, "what sandbox ps shows", optional=True),
+    Since(Expose, 2, "--keep"),
+    Since(Audit, 2, "--audit"),
+    Since(Terminal, 2, "--tty"),
 )
 
 

@@ -42,12 +42,16 @@ class CommonOptions(TypedDict, total=False):
     isolation: Literal["none", "job", "strict"]
     net: Text
     workspace: Text
+    workspace_unprotected: bool
+    keep: Texts
+    tty: bool
     pass_env: Texts
     pass_fd: int | Sequence[int]
     user: Number
     hostname: Text
     seccomp: Text
     allow_syscall: Texts
+    audit: bool
     as_pid_1: bool
     kill_after: Number
     cpu_time: Number

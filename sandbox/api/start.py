@@ -22,7 +22,7 @@ from sandbox.images import reaper
 from sandbox.launch import Calling
 from sandbox.plan import Extract, Mode
 from sandbox.report import Reporter, description
-from sandbox.spec import Spec
+from sandbox.spec import Spec, needs_attendant
 
 _CHILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "child.py")
 _LONGEST_REPORT = 16 << 20
@@ -173,7 +173,7 @@ class Ready:
             env = environment.build(self.spec, environ)
             where = self._prepared.surroundings
             if where is not None:
-                env[b"HOME"] = where.home
+                env |= where.variables(self.spec)
             sources = {index: self._own(index, fd, start) for index, fd in self._prepared.launch.fds.items()}
             env_fd = start.lend(native.memory("sandbox-env", native.environment_block(env)))
             mode = self._prepared.compiled.plan.mode
@@ -247,10 +247,15 @@ def _is_still(path: bytes, known: os.stat_result) -> bool:
 def has_plan(spec: Spec) -> bool:
     """Whether a run of this spec is nothing but a plan for a native engine.
 
-    Otherwise the launcher has something to do of its own before or after it: be the engine, save what was changed, be
-    put into a scope of systemd's, take a name from a dead run.
+    Otherwise the launcher has something to do of its own before or after it: be the engine, save what was changed, stay
+    beside the run, be put into a scope of systemd's, take a name from a dead run.
     """
-    if spec.saves or spec.name is not None or (spec.limits is not None and spec.limits.controllers):
+    if (
+        spec.saves
+        or spec.name is not None
+        or needs_attendant(spec)
+        or (spec.limits is not None and spec.limits.controllers)
+    ):
         return False
     return _engine(spec) == "native"
 
@@ -263,7 +268,9 @@ def start_python(spec: Spec, cwd: bytes, environ: Mapping[bytes, bytes]) -> Star
     """A Python that launches: it gets the spec through a file in memory, so nothing of it is seen from outside."""
     start = Start(spec.command)
     calling = Calling(cwd or None, dict(environ), start.account)
-    return _child(start, ("run", spec, calling), nested=bool(spec.saves) and _engine(spec) == "native")
+    return _child(
+        start, ("run", spec, calling), nested=needs_attendant(spec) or (bool(spec.saves) and _engine(spec) == "native")
+    )
 
 
 def reap(start: Start) -> None:

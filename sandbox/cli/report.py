@@ -74,11 +74,22 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("processes", facts["processes"]),
         ("storage read", _bytes(facts["read_bytes"])),
         ("storage written", _bytes(facts["written_bytes"])),
+        ("changed files discarded", facts.get("discarded")),
+        *(("kept", _kept(item)) for item in facts.get("kept") or ()),
+        *(
+            ("refused", f"{item['call']} ({item['error']}), {item['count']}")
+            for item in facts.get("refused_calls") or ()
+        ),
         ("launched", ", ".join(filter(None, (facts["mode"], facts["engine"], facts["level"])))),
         *(("image", f"{printable(i['name'])} = {printable(i['source'])} {i['digest'] or ''}") for i in facts["images"]),
         *(("mount", _mount(mount)) for mount in facts["mounts"]),
     ]
     return [(name, printable(str(value))) for name, value in lines if value not in (None, "")]
+
+
+def _kept(item: dict[str, Any]) -> str:
+    source = printable(item["source"])
+    return item["error"] or f"{source} as {printable(item['target'])}: {item['files']} files, {item['size']:,} bytes"
 
 
 def _seconds(facts: dict[str, Any]) -> str | None:

@@ -23,6 +23,7 @@ from sandbox.spec import (
     TreeKind,
     parse_descriptor,
     parse_hostname,
+    parse_keep,
     parse_run_name,
     parse_save,
     parse_size,
@@ -163,12 +164,18 @@ def _isolation_options(option: Callable[..., None]) -> None:
     option(
         "--workspace", choices=WORKSPACES, default="overlay", help="the working directory: changes vanish, stay, fail"
     )
+    option(
+        "--workspace-unprotected", action="store_true", help="with rw: .git, hooks and editor settings can be changed"
+    )
+    option("--keep", metavar="SRC[=DEST]", action="append", default=[], help="copy SRC out of the job when it is over")
+    option("-t", "--tty", action="store_true", help="give the job a terminal of its own")
     option("--pass-env", metavar="K", action="append", default=[], help="a variable that an isolated command gets")
     option("--pass-fd", metavar="N", action="append", default=[], help="a descriptor that an isolated command gets")
     option("--user", metavar="UID[:GID]", help="who an isolated command of root's is (default: nobody else)")
     option("--hostname", metavar="NAME", help="the host name of an isolated command (default sandbox)")
     option("--seccomp", metavar="FILE|none", default="default", help="another filter of system calls (BPF), or none")
     option("--allow-syscall", metavar="NAME", action="append", default=[], help="a system call to allow as well")
+    option("--audit", action="store_true", help="say which system calls the filter refused")
     option("--as-pid-1", action="store_true", help="without an init: the command is pid 1")
 
 
@@ -249,6 +256,10 @@ def make_spec(args: argparse.Namespace, command: tuple[bytes, ...]) -> Spec:
         pass_fds=tuple(parse_descriptor(text, option="--pass-fd") for text in args.pass_fd),
         user=None if args.user is None else parse_user(args.user),
         workspace=args.workspace,
+        workspace_unprotected=args.workspace_unprotected,
+        keeps=tuple(parse_keep(raw(text)) for text in args.keep),
+        audit=args.audit,
+        tty=args.tty,
         allow_syscalls=tuple(map(raw, args.allow_syscall)),
         seccomp=raw(args.seccomp),
         limits=_limits(args),

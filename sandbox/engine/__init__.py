@@ -9,12 +9,15 @@ if TYPE_CHECKING:
 
 
 class Launch(Record):
-    """What a plan needs beside itself: the command, its environment, open sources by number, and who wants a report."""
+    """What a plan needs beside itself: the command, its environment, open sources by number, who wants a report, and
+    the socket of who attends the run (-1: nobody).
+    """
 
     command: tuple[bytes, ...]
     env: dict[bytes, bytes]
     fds: dict[int, int]
     report: "Reporter | None" = None
+    attend: int = -1
 
 
 class Result(Record):

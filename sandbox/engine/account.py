@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sandbox.report import Phase
 
 _MARK = struct.Struct("<Q")
+# What a report says of a run that nobody attended.
+UNATTENDED: dict[str, Any] = dict.fromkeys(("kept", "refused_calls"))
 
 
 class Account:
@@ -31,6 +33,9 @@ class Account:
         self.cgroup: cgroups.Cgroup | None = None
         self.peaks: dict[str, int | None] = dict.fromkeys(("memory", "processes", "oom_kills", "forks_refused"))
         self.largest = self.read = self.written = 0
+        # Changed files of the workspace that are gone, and what the attendant had to say: JSON members.
+        self.discarded: int | None = None
+        self.attended = b""
         # Times that the child notes for its supervisor, in memory that both have open.
         self.marks = os.memfd_create("sandbox-marks", os.MFD_CLOEXEC) if wanted else -1
 
@@ -84,6 +89,8 @@ class Account:
 
     def facts(self) -> dict[str, Any]:
         """The end of the report."""
+        import json
+
         assert self.result is not None
         cause, limit = self._cause(self.result)
         of_group = self.peaks["memory"]
@@ -104,6 +111,8 @@ class Account:
             "forks_refused": self.peaks["forks_refused"],
             "read_bytes": self.read,
             "written_bytes": self.written,
+            "discarded": self.discarded,
+            **(json.loads(b"{%s}" % self.attended) if self.attended else UNATTENDED),
         }
 
     def _cause(self, result: Result) -> tuple[str, str | None]:

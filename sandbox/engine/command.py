@@ -5,6 +5,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
+from sandbox.engine import attendance
 from sandbox.engine import syscalls as sys
 from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, SandboxError, printable, reason
 
@@ -21,6 +22,18 @@ def restore_signals(inherited: Any) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, inherited)
 
 
+def _confine(child: "Child") -> None:
+    """What would be in the way of anything else."""
+    if child.fence >= 0:
+        sys.landlock_restrict(child.fence)
+    if child.audited:
+        listener = sys.install_seccomp(child.filter, listen=True)
+        attendance.hand_over(child.attend, attendance.LISTENER, [listener])
+        os.close(listener)
+    elif child.filter:
+        sys.install_seccomp(child.filter)
+
+
 def execute(child: "Child") -> SandboxError:
     """Become the command. Returns only when that fails."""
     name = child.argv[0]
@@ -31,10 +44,7 @@ def execute(child: "Child") -> SandboxError:
     else:
         path = child.env.get(b"PATH", b"/usr/local/bin:/usr/bin:/bin")
         candidates = [os.path.join(directory or b".", name) for directory in path.split(b":")]
-    if child.fence >= 0:
-        sys.landlock_restrict(child.fence)
-    if child.filter:
-        sys.install_seccomp(child.filter)
+    _confine(child)
     failure: OSError | None = None
     for candidate in candidates:
         try:

@@ -7,13 +7,16 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 from sandbox import fsops
-from sandbox.engine import init
+from sandbox.engine import attendance, changes, init
 from sandbox.engine import syscalls as sys
 from sandbox.errors import StepError, printable
 from sandbox.plan import (
     Attr,
+    Audit,
+    CountChanges,
     Dev,
     DropCapabilities,
+    Expose,
     Hide,
     Hostname,
     Identity,
@@ -24,7 +27,9 @@ from sandbox.plan import (
     Loopback,
     Proc,
     Procdir,
+    Protect,
     Seccomp,
+    Terminal,
 )
 
 if TYPE_CHECKING:
@@ -278,6 +283,29 @@ def seccomp(child: "Child", step: Seccomp) -> None:
     child.filter = step.filter
 
 
+def audit(child: "Child", _: Audit) -> None:
+    child.audited = True
+
+
+def expose(child: "Child", _: Expose) -> None:
+    attendance.expose(child.attend)
+
+
+def terminal(child: "Child", _: Terminal) -> None:
+    attendance.take_terminal(child.attend)
+
+
+def protect(child: "Child", step: Protect) -> None:
+    from sandbox.engine.steps import check_identity
+
+    attrs = sum(bit for flag, bit in ATTRS.items() if step.attrs & flag)
+    with fsops.closing(child.open_root(step.place.path, os.O_PATH, resolve=sys.RESOLVE_NO_SYMLINKS)) as fd:
+        check_identity(fd, step.place.dev, step.place.ino, step.place.path)
+        with fsops.closing(sys.clone_mount(fd, recursive=True)) as clone:
+            sys.mount_setattr(clone, set_attrs=attrs, propagation=sys.MS_PRIVATE)
+            sys.move_mount(clone, fd)
+
+
 DO: dict[type[Any], Any] = {
     Init: init.enter,
     LockTree: lock_tree,
@@ -292,4 +320,9 @@ DO: dict[type[Any], Any] = {
     Idmap: idmap,
     KeepDescriptors: keep_descriptors,
     Seccomp: seccomp,
+    Audit: audit,
+    Expose: expose,
+    Terminal: terminal,
+    CountChanges: changes.hand_over,
+    Protect: protect,
 }

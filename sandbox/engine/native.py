@@ -24,7 +24,7 @@ def run(plan: Plan, launch: Launch, version: int) -> NoReturn:
     reports = []
     if launch.report is not None:
         reports = [(memory("sandbox-report", data), fd) for data, fd in launch.report.handed_over()]
-    program, argv, given = command_line(plan.mode, plan_fd, env_fd, launch.fds, reports)
+    program, argv, given = command_line(plan.mode, plan_fd, env_fd, launch.fds, reports, launch.attend)
     for fd in given:
         os.set_inheritable(fd, True)
     privileged = plan.mode is Mode.SETUID
@@ -41,7 +41,7 @@ def run(plan: Plan, launch: Launch, version: int) -> NoReturn:
 
 
 def command_line(
-    mode: Mode, plan_fd: int, env_fd: int, sources: dict[int, int], reports: list[tuple[int, int]]
+    mode: Mode, plan_fd: int, env_fd: int, sources: dict[int, int], reports: list[tuple[int, int]], attend: int = -1
 ) -> tuple[str, list[bytes], list[int]]:
     """The program for a mode, its arguments up to the command's, and the descriptors that it is to inherit."""
     program = PROGRAM
@@ -49,8 +49,10 @@ def command_line(
         from sandbox.setuid import HELPER as program  # noqa: N811
     pairs = [f"{index}={fd}" for index, fd in sources.items()]
     pairs += [f"report={meta},{out}" for meta, out in reports]
+    pairs += [f"attend={attend}"] if attend >= 0 else []
     words = [program, "run", str(plan_fd), str(env_fd), *pairs, "--"]
     given = [plan_fd, env_fd, *sources.values(), *(fd for pair in reports for fd in pair)]
+    given += [attend] if attend >= 0 else []
     return program, [os.fsencode(word) for word in words], given
 
 

@@ -25,12 +25,14 @@ def bind(child: "Child", step: Bind) -> None:
 
 
 def text(child: "Child", step: Text) -> None:
-    """Its name is gone as soon as there is a mount of it."""
+    """Its name goes when all is set up: what has none cannot be mounted any more (ENOENT)."""
     name = b".text%d" % step.slot
+    directory = os.dup(child.procdir)
+    child.momentary.callback(os.close, directory)
     with fsops.closing(fsops.new_file(child.procdir, name, step.mode)) as fd:
+        child.momentary.callback(fsops.delete_file, directory, name)
         fsops.fill(fd, step.content, child.owner)
         child.mounts[step.slot] = child.clone(fd, recursive=False)
-    fsops.delete_file(child.procdir, name)
 
 
 def make_directory(child: "Child", place: Place, path: bytes, mode: int) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 from typing import TYPE_CHECKING
 
 import prctl
@@ -11,10 +12,10 @@ if TYPE_CHECKING:
     from sandbox import cgroups
 
 from sandbox import fsops, home
-from sandbox.engine import Launch, Result, command, init, steps, supervisor
+from sandbox.engine import Launch, Result, attendance, changes, command, init, steps, supervisor
 from sandbox.engine.account import Account
 from sandbox.engine.steps import Child
-from sandbox.errors import CommandError, SandboxError, SourceError, StepError, printable, reason
+from sandbox.errors import CommandError, SandboxError, SourceError, StepError, note, printable, reason
 from sandbox.home import Home, RunRecord
 from sandbox.plan import Cgroup, Plan, PlanFlag, Scratch, Source, SourceKind, Timeout
 
@@ -134,25 +135,39 @@ def _run_child(
     timeout = next((step for step in plan.steps if isinstance(step, Timeout)), None)
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     status_reader, status_writer = os.pipe2(os.O_CLOEXEC)
-    with fsops.closing(reader), fsops.closing(status_reader):
+    changed, changes_writer = (end.detach() for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    with fsops.closing(reader), fsops.closing(status_reader), fsops.closing(changed):
         reports = init.Reports(status_reader)
         account.phase("Prepare the host side")
         pid = os.fork()
         if pid == 0:
             os.close(status_reader)
             child = Child(plan, launch, where, record, supervisor_pid, account)
-            child.status = status_writer
+            child.status, child.changes = status_writer, changes_writer
             _become_command(child, writer, inherited)
         os.close(writer)
         os.close(status_writer)
+        os.close(changes_writer)
         result = supervisor.supervise(pid, timeout, reports, account)
         account.ended(result)
+        failure = _failure(reader)
+        if launch.attend >= 0:
+            account.attended = attendance.wait(launch.attend, started=failure is None)
+        if failure is None:
+            _tell_of_changes(changed, account)
         # A time limit is for everything that the command started.
         if result.timed_out or not plan.flags & PlanFlag.LEAVE_RUNNING:
             supervisor.end_leftovers(account)
         account.read_peaks()
-        _raise_failure(reader)
+        if failure is not None:
+            raise failure
         return result
+
+
+def _tell_of_changes(receiver: int, account: Account) -> None:
+    account.discarded = changes.count(receiver)
+    if account.discarded:
+        note(changes.line(account.discarded))
 
 
 def _become_command(child: Child, writer: int, inherited: tuple[object, int]) -> None:
@@ -179,11 +194,10 @@ def _become_command(child: Child, writer: int, inherited: tuple[object, int]) ->
         os._exit(code)
 
 
-def _raise_failure(reader: int) -> None:
-    try:
-        data = os.read(reader, 65536)
-    except BlockingIOError:
-        return
-    if data:
-        code, message, hint = (part.decode("utf-8", "surrogateescape") for part in data.split(b"\0"))
-        raise CommandError(message, exit_code=int(code), hint=hint)
+def _failure(reader: int) -> CommandError | None:
+    """Why the child could not become the command."""
+    with contextlib.suppress(BlockingIOError):
+        if data := os.read(reader, 65536):
+            code, message, hint = (part.decode("utf-8", "surrogateescape") for part in data.split(b"\0"))
+            return CommandError(message, exit_code=int(code), hint=hint)
+    return None

@@ -79,6 +79,10 @@ class Child:
         self.filter: tuple[int, ...] = ()
         self.allowed: list[tuple[int, int]] = []
         self.fence = -1
+        # Whether the filter asks, the attendant's socket, and the one to the supervisor that changes are told by.
+        self.audited = False
+        self.attend = launch.attend
+        self.changes = -1
         self.procdir_path = os.path.join(home.run_path, b"procdirs", record.name)
 
     def execute(self) -> None:

@@ -74,6 +74,8 @@ _SYS_SECCOMP = 317 if os.uname().machine == "x86_64" else 277
 _SECCOMP_SET_MODE_FILTER = 1
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 _LANDLOCK_RULE_PATH_BENEATH = 1
+_SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
+_TIOCSPTLCK, _TIOCGPTPEER, _TIOCSCTTY = 0x40045431, 0x5441, 0x540E
 _TIMER_ABSTIME = 1
 
 _LOOP_CLR_FD = 0x4C01
@@ -215,11 +217,26 @@ def fork_init() -> int:
     return _checked(_syscall(_long(_SYS_CLONE), _long(CLONE_NEWPID | _CLONE_PARENT | signal.SIGCHLD), *[_long(0)] * 4))
 
 
-def install_seccomp(instructions: tuple[int, ...]) -> None:
-    """A filter of classic BPF instructions for this process (seccomp(2))."""
+def install_seccomp(instructions: tuple[int, ...], *, listen: bool = False) -> int:
+    """A filter of classic BPF instructions for this process (seccomp(2)).
+
+    With `listen` the descriptor that SECCOMP_RET_USER_NOTIF asks (seccomp_unotify(2), Linux 5.0), else 0.
+    """
     program = ctypes.create_string_buffer(struct.pack(f"<{len(instructions)}Q", *instructions))
     header = ctypes.create_string_buffer(struct.pack("@HP", len(instructions), ctypes.addressof(program)))
-    _checked(_syscall(_long(_SYS_SECCOMP), _long(_SECCOMP_SET_MODE_FILTER), _long(0), header))
+    flags = _SECCOMP_FILTER_FLAG_NEW_LISTENER if listen else 0
+    return _checked(_syscall(_long(_SYS_SECCOMP), _long(_SECCOMP_SET_MODE_FILTER), _long(flags), header))
+
+
+def open_terminal(main: int) -> int:
+    """The other end of a pseudo-terminal, unlocked; found by descriptor, not by a path (ioctl_tty(2), TIOCGPTPEER)."""
+    fcntl.ioctl(main, _TIOCSPTLCK, struct.pack("i", 0))
+    return fcntl.ioctl(main, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+
+
+def take_terminal(fd: int) -> None:
+    """It becomes the controlling terminal of this session, which has none."""
+    fcntl.ioctl(fd, _TIOCSCTTY, 0)
 
 
 def landlock_abi() -> int:

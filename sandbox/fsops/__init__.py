@@ -4,10 +4,12 @@ A path from outside is resolved once; everything after works on descriptors. A f
 durable, or not at all. All functions raise OSError. `tests/unit/test_lint.py` keeps the rest of the package out of it.
 
     handles     opening and making, one component below a held directory
+    copying     what somebody else made, out of a tree of theirs
     publishing  drafts, copies, and the atomic switch of a name
     removing    exact deletion, and trees
 """
 
+from sandbox.fsops.copying import Copy, Reader, open_found, open_readable
 from sandbox.fsops.handles import (
     TEMPORARY,
     append,
@@ -55,7 +57,9 @@ from sandbox.fsops.removing import (
 
 __all__ = [
     "TEMPORARY",
+    "Copy",
     "Draft",
+    "Reader",
     "append",
     "closing",
     "copy_file",
@@ -75,10 +79,12 @@ __all__ = [
     "new_symlink",
     "new_whiteout",
     "open_dir",
+    "open_found",
     "open_lock",
     "open_locked",
     "open_or_make_dir",
     "open_path",
+    "open_readable",
     "publish_copy",
     "publish_dir",
     "read_file",

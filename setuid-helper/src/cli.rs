@@ -1,4 +1,4 @@
-//! The command line of both programs: `run PLAN ENV [INDEX=FD ...] [report=META,OUT ...] -- [argv ...]` and `version`.
+//! The command line of both programs: `run PLAN ENV [INDEX=FD ...] [report=META,OUT ...] [attend=FD] -- [argv ...]` and `version`.
 
 use crate::environment::Environment;
 use crate::error::{Doing, Failure, LAUNCHER_FAILED, Outcome, printable};
@@ -13,7 +13,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 
-const USAGE: &str = "usage: run PLAN ENV [INDEX=FD ...] [report=META,OUT ...] -- [argv ...], or: version";
+const USAGE: &str = "usage: run PLAN ENV [INDEX=FD ...] [report=META,OUT ...] [attend=FD] -- [argv ...], or: version";
 /// The kernel takes at most 6 MiB of arguments and environment together (execve(2)).
 const MAX_ENVIRONMENT: usize = 6 << 20;
 
@@ -74,9 +74,13 @@ fn run(words: &[&'static CStr], environment: Vec<&'static CStr>, rights: Rights)
     let mut handed = Handed::default();
     let mut pairs_of_reports = Vec::new();
     for pair in pairs {
-        match pair.to_bytes().strip_prefix(b"report=") {
-            Some(numbers) => pairs_of_reports.push(report::descriptors(numbers)?),
-            None => handed.add(pair.to_bytes())?,
+        let pair = pair.to_bytes();
+        if let Some(numbers) = pair.strip_prefix(b"report=") {
+            pairs_of_reports.push(report::descriptors(numbers)?);
+        } else if let Some(number) = pair.strip_prefix(b"attend=") {
+            handed.add_attendant(number)?;
+        } else {
+            handed.add(pair)?;
         }
     }
     let metas = pairs_of_reports.iter().flat_map(|(meta, out)| [*meta, *out]);

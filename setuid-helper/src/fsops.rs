@@ -72,11 +72,13 @@ pub fn same_inode(one: &Stat, other: &Stat) -> bool {
     (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 }
 
-/// A level of the tree that is being removed.
-struct Level {
-    fd: OwnedFd,
+/// A level of a tree that is being walked.
+pub struct Level {
+    /// The directory.
+    pub fd: OwnedFd,
     name: CString,
-    entries: Dir,
+    /// What is still to come in it.
+    pub entries: Dir,
 }
 
 /// Remove a tree of this user's, depth first. A directory that is not there is fine, one of somebody else's is EPERM,
@@ -109,12 +111,14 @@ pub fn remove_tree(parent: BorrowedFd, name: &CStr) -> Result<(), Errno> {
     Ok(())
 }
 
-fn level(fd: OwnedFd, name: &CStr) -> Result<Level, Errno> {
+/// An open directory, about to be read.
+pub fn level(fd: OwnedFd, name: &CStr) -> Result<Level, Errno> {
     let entries = Dir::read_from(&fd)?;
     Ok(Level { fd, name: name.to_owned(), entries })
 }
 
-fn next_entry(entries: &mut Dir) -> Result<Option<CString>, Errno> {
+/// The name of the next entry.
+pub fn next_entry(entries: &mut Dir) -> Result<Option<CString>, Errno> {
     loop {
         match entries.read().transpose()? {
             None => return Ok(None),

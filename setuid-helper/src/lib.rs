@@ -6,6 +6,7 @@
 
 extern crate alloc;
 
+mod attendance;
 mod cgroup;
 mod child;
 mod cli;

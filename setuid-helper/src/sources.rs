@@ -1,5 +1,6 @@
 //! Data sources: opened with the user's rights before the fork, or handed over, and compared with the plan.
 
+use crate::attendance::Attendance;
 use crate::cli::descriptor;
 use crate::error::{Doing, Failure, Outcome, printable};
 use crate::plan::{Plan, Source, SourceKind};
@@ -10,9 +11,24 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
 
 /// Descriptor numbers that were handed over, by index of their source.
 #[derive(Default)]
-pub struct Handed(Vec<(u32, i32)>);
+pub struct Handed(Vec<(u32, i32)>, Option<i32>);
 
 impl Handed {
+    /// `attend=FD`, the number of the socket to who attends the run.
+    pub fn add_attendant(&mut self, number: &[u8]) -> Outcome<()> {
+        match self.1.replace(descriptor(number)?) {
+            None => Ok(()),
+            Some(_) => Err(Failure::new("a run has one attendant")),
+        }
+    }
+
+    /// That socket.
+    pub fn attendance(&self) -> Outcome<Option<Attendance>> {
+        let Some(number) = self.1 else { return Ok(None) };
+        let fd = sys::adopt(number).doing("use descriptor", number.to_string().as_bytes())?;
+        Ok(Some(Attendance::new(fd)))
+    }
+
     /// Parse `INDEX=FD`.
     pub fn add(&mut self, pair: &[u8]) -> Outcome<()> {
         let mut parts = pair.splitn(2, |byte| *byte == b'=');
@@ -27,7 +43,7 @@ impl Handed {
 
     /// All descriptor numbers.
     pub fn numbers(&self) -> impl Iterator<Item = i32> {
-        self.0.iter().map(|(_, number)| *number)
+        self.0.iter().map(|(_, number)| *number).chain(self.1)
     }
 
     fn adopt(self, plan: &Plan) -> Outcome<Vec<Option<OwnedFd>>> {

@@ -1,9 +1,14 @@
 """Hostile plans with the steps of the isolating levels: what the setuid helper's rules refuse."""
 
+import os
+import signal
+import socket
+
 from sandbox.engine.syscalls import CLONE_NEWNET, CLONE_NEWUTS
 from sandbox.plan import (
     Attach,
     Base,
+    Expose,
     Hide,
     Hostname,
     Identity,
@@ -14,7 +19,9 @@ from sandbox.plan import (
     Place,
     Proc,
     Procdir,
+    Protect,
     SetPropagation,
+    Terminal,
     Tmpfs,
     Unshare,
 )
@@ -45,6 +52,40 @@ def test_a_moved_procdir_is_no_way_to_proc(helper):
         plan = helper.raw(*START, TMPFS, Procdir(at(b"/")), Attach(0, place, 6))
         helper.refused(plan, "does not mount over")
     helper.refused(helper.raw(*START, Hide(b"/proc/self")), "does not mount over")
+    helper.refused(helper.raw(*START, Protect(at(b"/proc/sys"), 1)), "does not mount over")
+
+
+def test_nothing_is_protected_that_another_put_there(helper):
+    """A link is not followed, and another inode than the plan's is none of ours."""
+    link = helper.area / "link"
+    link.symlink_to("/etc")
+    helper.refused(helper.raw(*START, Protect(at(link), 1)), "link")
+    other = Place(Base.ROOT, bytes(helper.tree), 1, 1)
+    helper.refused(helper.raw(*START, Protect(other, 1)), "not what it was")
+
+
+def test_the_attendant_is_the_callers_affair(helper):
+    """Without one, and with something else in its place, nothing runs; two are refused."""
+    for step in (Expose(), Terminal()):
+        helper.refused(helper.raw(*START, step), "nobody attends this run")
+    fd = os.open("/dev/null", os.O_RDWR)
+    helper.refused(helper.raw(*START, Expose()), "cannot hand over the tree", pairs=[f"attend={fd}"], pass_fds=[fd])
+    twice = [f"attend={fd}", f"attend={fd}"]
+    helper.refused(helper.raw(*START), "one attendant", pairs=twice, pass_fds=[fd])
+    helper.refused(helper.raw(*START), "not a descriptor number", pairs=["attend=x"])
+    os.close(fd)
+
+
+def test_an_attendant_that_does_not_answer_can_be_left(helper):
+    """The supervisor waits with its user's rights only: the user ends it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        pairs = [f"attend={theirs.fileno()}"]
+        process = helper.start(helper.raw(*START), "true", pairs=pairs, pass_fds=[theirs.fileno()])
+        assert ours.recv(8) == b"E\1"
+        process.kill()
+        assert process.wait(30) == -signal.SIGKILL
+    assert helper.run(helper.raw(*START), "true")[0] == 0  # which cleans up behind it
 
 
 def test_no_descriptor_of_the_helpers_own(helper):

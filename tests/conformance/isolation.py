@@ -111,5 +111,17 @@ CASES = [
     job("a system call filter", "grep Seccomp: /proc/self/status | tr -d '\\t'", stdout="Seccomp:2\n"),
     job("no filter", "grep Seccomp: /proc/self/status | tr -d '\\t'", "--seccomp", "none", stdout="Seccomp:0\n"),
     job("no new user namespace", f"unshare -U true {_DENIED}", stdout="denied\n"),
+    job(
+        "the uid has a name",
+        "python3 -c 'import pwd, os; print(pwd.getpwuid(os.getuid()).pw_name)' | wc -l",
+        stdout="1\n",
+    ),
+    job("discarded files are counted", "echo a > a; mkdir b; echo c > b/c", stderr="2 changed files of the working"),
+    job("nothing kept that is not there", "true", "--keep", "absent={w}/no", code=125, stderr="cannot keep absent"),
+    job("no place for what is kept", "echo ran", "--keep", "a={d}/no/b", code=125, stderr="cannot write to"),
+    job("an audit", "unshare -U true 2>/dev/null; true", "--audit", stderr="refused: unshare (EPERM)"),
+    job("an audit of nothing", "true", "--audit", stderr="no system call was refused"),
+    job("a refused call fails as ever", f"unshare -U true {_DENIED}", "--audit", stdout="denied\n"),
+    job("no terminal to pass on", "true", "-t", code=125, stderr="-t: the standard input is not a terminal"),
     job("an unknown system call", "true", "--allow-syscall", "nonsense", code=125, stderr="nonsense"),
 ]

@@ -134,6 +134,7 @@ class Launcher:
         fds: dict[int, int] | None = None,
         env: bytes | None = b"PATH=/usr/bin:/bin\0",
         pass_fds: Sequence[int] = (),
+        pairs: Sequence[str] = (),
         program_env: dict[str, str] | None = None,
         then: Callable[[], object] | None = None,
         **options: Any,
@@ -141,7 +142,7 @@ class Launcher:
         """`fds` hands over sources by index; `env` is the command's environment (None: the program's own)."""
         given = [memory_file(plan), *([] if env is None else [memory_file(env)])]
         numbers = [str(given[0]), "-" if env is None else str(given[1])]
-        pairs = [f"{index}={number}" for index, number in (fds or {}).items()]
+        pairs = [*pairs, *(f"{index}={number}" for index, number in (fds or {}).items())]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = subprocess.Popen(
             [str(self.program), "run", *numbers, *pairs, "--", *command],

@@ -42,6 +42,7 @@ _FIELDS = {
     (plan.NewRoot, "attrs"): st.integers(0, int(sum(Attr))),
     (plan.PivotRoot, "read_only"): st.integers(0, 1),
     (plan.LockTree, "attrs"): st.integers(0, int(sum(Attr))),
+    (plan.Protect, "attrs"): st.integers(0, int(sum(Attr))),
     (plan.Overlay, "options"): st.integers(0, int(sum(OverlayOption))),
     (plan.Stack, "options"): st.integers(0, int(OverlayOption.USERXATTR)),
     (plan.Allow, "access"): st.integers(1, 2**64 - 1),
@@ -53,7 +54,7 @@ _FIELDS = {
     (plan.Hostname, "name"): st.binary(min_size=1, max_size=MAX_HOSTNAME).map(lambda raw: raw.replace(b"\0", b".")),
 }
 _ONCE = (plan.Timeout, plan.Cgroup, plan.Landlock, plan.Network, plan.Name, plan.Label, plan.NewRoot)
-_USES = (plan.Extract, plan.Attach, plan.Idmap, plan.NewRoot)
+_USES = (plan.Extract, plan.Attach, plan.Idmap, plan.NewRoot, plan.CountChanges)
 _NEWER = tuple(since.what for since in SINCE if isinstance(since.what, (type, Mode)))
 _CLASSES = sorted(plan.OPCODES.values(), key=str)
 

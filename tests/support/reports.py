@@ -70,6 +70,14 @@ SCHEMA = _object(
     forks_refused=_or_null(_COUNT),
     read_bytes=_or_null(_COUNT),
     written_bytes=_or_null(_COUNT),
+    discarded=_or_null(_COUNT),
+    kept=_or_null(
+        {
+            "type": "array",
+            "items": _object(source=_TEXT, target=_TEXT, files=_COUNT, size=_COUNT, skipped=_COUNT, error=_TEXT),
+        }
+    ),
+    refused_calls=_or_null({"type": "array", "items": _object(call=_TEXT, error=_TEXT, count=_COUNT)}),
 )
 
 

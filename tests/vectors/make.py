@@ -14,13 +14,16 @@ from sandbox.codec import MAX_ITEMS, MAX_PATH, MAX_STRING, PlanError, decode
 from sandbox.plan import (
     Allow,
     Attach,
+    Audit,
     Base,
     Bind,
     Cgroup,
     Chdir,
+    CountChanges,
     DeathSignal,
     Dev,
     DropCapabilities,
+    Expose,
     Extract,
     File,
     Fuse,
@@ -53,6 +56,7 @@ from sandbox.plan import (
     PlanFlag,
     Proc,
     Procdir,
+    Protect,
     Run,
     Scratch,
     Seccomp,
@@ -61,6 +65,7 @@ from sandbox.plan import (
     SourceKind,
     Stack,
     Symlink,
+    Terminal,
     Text,
     Timeout,
     Tmpfs,
@@ -161,6 +166,15 @@ NEW_ROOT = (
     File(Place(Base.ROOT, b"/etc/hostname"), 0o644, b"box\n"),
     PivotRoot(1),
 )
+ATTENDED = (
+    Tmpfs(0, 1 << 20, 0, 0o700),
+    CountChanges(0),
+    Protect(OUTSIDE, 7),
+    Expose(),
+    Terminal(),
+    Seccomp((0x7FFF000000000006,)),
+    Audit(),
+)
 
 
 def good() -> Iterator[tuple[str, str, Plan]]:
@@ -170,6 +184,7 @@ def good() -> Iterator[tuple[str, str, Plan]]:
     yield "isolation", "every kind of step of the isolating levels", plan(*ISOLATION)
     yield "new-root", "every kind of step of a new root", plan(*NEW_ROOT)
     yield "limits", "every limit, nice value and a timeout", plan(*LIMITS, sources=(DIRECTORY,))
+    yield "attended", "every step that an attendant or the supervisor has a part in", plan(*ATTENDED)
     stacked = (Tmpfs(0, 1, 0, 0), Tmpfs(1, 1, 0, 0), Stack(2, (0, 1), 0), Stack(3, (1, 2, 0), 1))
     yield "stacks", "stacks of two and three layers", plan(*stacked)
     fence = (Allow(OUTSIDE, 2**64 - 1, 0), Allow(TOP, 1, 1), Landlock(2**64 - 1, 3))
@@ -365,6 +380,8 @@ def bad_steps() -> Iterator[tuple[str, str, bytes]]:
     yield "network-source", "a network beyond the list", with_steps(step(0x36, u32(0)), version=2)
     network = step(0x36, u32(0))
     yield "network-twice", "two networks", with_steps(network, network, sources=(MEMORY,), version=2)
+    yield "protect-attrs", "an unknown attribute", with_steps(step(0x54, place(1, b"/x") + u32(32)), version=2)
+    yield "count-unmade", "changes in a slot that was not made", with_steps(step(0x53, u32(1)), version=2)
     yield "nice-40", "a nice value of 20", with_steps(step(0x31, b"\x28"), version=2)
     yield "timeout-twice", "two timeouts", with_steps(step(0x32, bytes(16)), step(0x32, bytes(16)), version=2)
     yield (

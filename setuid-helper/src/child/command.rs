@@ -2,6 +2,7 @@
 
 use super::Child;
 use super::place::resolve;
+use crate::attendance::Given;
 use crate::error::{Doing, Failure, NOT_EXECUTABLE, NOT_FOUND, Outcome, printable};
 use crate::fsops::proc_fd;
 use crate::plan::Place;
@@ -48,10 +49,8 @@ impl Child<'_> {
         {
             return Failure::os("put up the Landlock fence", b"", error);
         }
-        if !self.filter.is_empty()
-            && let Err(error) = sys::install_filter(&self.filter)
-        {
-            return Failure::os("install the seccomp filter", b"", error);
+        if let Err(failure) = self.install_filter() {
+            return failure;
         }
         let mut failure = None;
         let mut missing = Vec::new();
@@ -71,6 +70,16 @@ impl Child<'_> {
             Some(failure) => failure.code(NOT_EXECUTABLE),
             None => Failure::new(format!("cannot run {}: command not found", shown(name))).code(NOT_FOUND),
         }
+    }
+
+    fn install_filter(&self) -> Outcome<()> {
+        if self.filter.is_empty() {
+            return Ok(());
+        }
+        let listener = sys::install_filter(&self.filter, self.audited).doing("install the seccomp filter", b"")?;
+        let Some(listener) = listener else { return Ok(()) };
+        let attendance = self.attendance()?;
+        attendance.hand_over(Given::Listener, &[listener.as_fd()]).doing("hand over the questions of the filter", b"")
     }
 
     fn candidates(&self, name: &[u8]) -> Vec<CString> {

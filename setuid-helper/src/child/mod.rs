@@ -1,5 +1,7 @@
 //! The process that becomes the command: executes the steps of the plan in their order, then the command.
 
+mod attended;
+mod changes;
 mod command;
 mod extract;
 mod fence;
@@ -22,6 +24,7 @@ mod world;
 pub use loopdev::{Bounds, Devices};
 pub use spawn::{c_strings, last_words, open_null, spawn};
 
+use crate::attendance::Attendance;
 use crate::cgroup::Cgroup;
 use crate::environment::Environment;
 use crate::error::{Failure, Outcome, printable};
@@ -66,6 +69,10 @@ pub struct Prepared<'p> {
     pub tally: Option<Tally>,
     /// What the child enters first.
     pub cgroup: Option<&'p Cgroup>,
+    /// Who attends the run, if anybody does.
+    pub attendance: Option<&'p Attendance>,
+    /// Where the supervisor is told what to count.
+    pub changes: Option<&'p OwnedFd>,
     /// Where times are noted, if anybody wants to know.
     pub marks: Option<BorrowedFd<'p>>,
 }
@@ -100,12 +107,16 @@ pub struct Child<'p> {
     /// What covers a directory somewhere, and what covers something else.
     empty: Option<OwnedFd>,
     null: Option<OwnedFd>,
+    /// The names of files of `Text` steps, until all is set up.
+    texts: Vec<(OwnedFd, String)>,
     /// Instructions of a `Seccomp` step.
     filter: Vec<u64>,
     /// What `Allow` steps have opened, until the `Landlock` step.
     allowed: Vec<(OwnedFd, u64)>,
     /// The ruleset of a `Landlock` step.
     fence: Option<OwnedFd>,
+    /// Whether that filter asks.
+    audited: bool,
     /// What is set last: nothing that is still to be done may run into it.
     limits: Vec<Step<'p>>,
 }
@@ -129,9 +140,11 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
         procdir_path: None,
         empty: None,
         null: None,
+        texts: Vec::new(),
         filter: Vec::new(),
         allowed: Vec::new(),
         fence: None,
+        audited: false,
         limits: Vec::new(),
     };
     if let Some(Err(failure)) = child.prepared.cgroup.map(Cgroup::enter) {
@@ -228,6 +241,14 @@ impl<'p> Child<'p> {
             Step::Symlink { ref place, target } => self.symlink(place, target),
             Step::NewRoot { slot, attrs } => self.new_root(slot, attrs),
             Step::PivotRoot { read_only } => self.pivot_root(read_only),
+            Step::Audit => {
+                self.audited = true;
+                Ok(())
+            }
+            Step::Expose => self.expose(),
+            Step::Terminal => self.terminal(),
+            Step::CountChanges { slot } => self.count_changes(slot),
+            Step::Protect { ref place, attrs } => self.protect(place, attrs),
             Step::Limit { .. } | Step::Nice { .. } => {
                 self.limits.push(*step);
                 Ok(())

@@ -11,7 +11,7 @@ use crate::setuid::MOUNT;
 use crate::sources::same_directory;
 use crate::sys;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, fstat, fstatvfs, openat, statat, symlinkat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, fstat, fstatvfs, openat, statat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{chdir, fchdir, pivot_root};
@@ -41,14 +41,14 @@ impl Child<'_> {
         Ok(())
     }
 
-    /// A mount of one private file, whose name is gone as soon as there is the mount.
+    /// A mount of one private file. Its name goes when all is set up: what has none cannot be mounted (ENOENT).
     pub fn text(&mut self, slot: Slot, mode: u32, content: &[u8]) -> Outcome<()> {
         let name = format!(".text{slot}");
         let rights = self.prepared.rights;
         let directory = rustix::io::fcntl_dupfd_cloexec(self.procdir()?, 3).doing("keep the procdir", b"")?;
         let file = self.new_file(&directory, name.as_bytes(), mode, content).doing("make a file", b"")?;
         let clone = clone_mount(file.as_fd(), false, 0, rights).doing("clone a file", b"");
-        unlinkat(&directory, &name, AtFlags::empty()).doing("remove a file", b"")?;
+        self.texts.push((directory, name));
         self.add_mount(slot, clone?, 0);
         Ok(())
     }

@@ -8,7 +8,7 @@ use crate::plan::{Slot, Slots, attr, overlay};
 use crate::prelude::*;
 use crate::setuid::{MOUNT, Rights};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, Gid, Mode, Uid, chmodat, chownat, fstat};
+use rustix::fs::{AtFlags, Gid, Mode, Uid, chmodat, chownat, fstat, unlinkat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::mount::{UnmountFlags, unmount};
 
@@ -88,6 +88,9 @@ impl Child<'_> {
 
     /// Detach what was attached for a moment; nothing of it is left for the command.
     pub fn remove_layers(&mut self) -> Outcome<()> {
+        for (directory, name) in core::mem::take(&mut self.texts) {
+            unlinkat(&directory, &name, AtFlags::empty()).doing("remove a file", b"")?;
+        }
         let Some(layers) = self.layers.take() else { return Ok(()) };
         let remove = || -> Result<(), Errno> {
             {

@@ -2,12 +2,13 @@
 
 use super::Child;
 use super::mounts::{SAFE, clone_mount, kernel_attributes, move_onto, new_mount};
-use super::place::PATH;
+use super::place::{NO_LINKS, PATH};
 use crate::error::{Doing, Failure, Outcome, printable};
 use crate::fsops::{make_new_dir, open_path};
 use crate::plan::{Mode as LaunchMode, Place};
 use crate::prelude::*;
 use crate::setuid::{MOUNT, check_target, is_proc, refused};
+use crate::sources::same_directory;
 use crate::sys;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, makedev, openat, symlinkat};
@@ -52,6 +53,20 @@ impl Child<'_> {
         raised
             .and_then(|_raised| sys::add_attributes(root.as_fd(), kernel_attributes(attrs), true))
             .doing("set attributes of the mounts below", b"/")
+    }
+
+    /// What is at a place, over itself and with these attributes.
+    pub fn protect(&self, place: &Place, attrs: u32) -> Outcome<()> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let target = self.open_root(place.path, flags, NO_LINKS).doing("open", place.path)?;
+        same_directory(place.path, place.dev, place.ino, &fstat(&target).doing("look at", place.path)?)?;
+        let rights = self.prepared.rights;
+        if rights.are_lent() && self.root.is_none() {
+            let procdirs = fstat(&self.prepared.home.procdirs).doing("look at", place.path)?;
+            check_target(target.as_fd(), &procdirs, place.path)?;
+        }
+        let clone = clone_mount(target.as_fd(), true, kernel_attributes(attrs), rights).doing("clone", place.path)?;
+        move_onto(clone.as_fd(), target.as_fd(), rights).doing("protect", place.path)
     }
 
     pub fn set_procdir(&mut self, place: &Place) -> Outcome<()> {

@@ -114,12 +114,12 @@ fn step_fault(step: &Step, plan: &Plan, defined: &mut Defined) -> Fault {
             }
             defined.used(slot)
         }
-        Step::LockTree { attrs } if attrs & !attr::ALL != 0 => Err("unknown attributes"),
+        Step::LockTree { attrs } | Step::Protect { attrs, .. } if attrs & !attr::ALL != 0 => Err("unknown attributes"),
         Step::Hide { path } if !path.starts_with(b"/") => Err("the path is not absolute"),
         Step::Hostname { name } if name.is_empty() || name.len() > MAX_HOSTNAME => Err("not a host name"),
         Step::Seccomp { filter } if filter.is_empty() => Err("an empty filter"),
         Step::Name { name } if !is_run_name(name) => Err("not a name for a run"),
-        Step::Idmap { slot, .. } => defined.used(slot),
+        Step::Idmap { slot, .. } | Step::CountChanges { slot } => defined.used(slot),
         Step::PlaceEnv { name, .. } | Step::UnsetEnv { name } => variable_name(name),
         Step::Network { source } => match plan.sources.get(source as usize) {
             Some(handed) if handed.kind == SourceKind::Memory => Ok(()),

@@ -154,6 +154,11 @@ fn body<'a>(opcode: u16, r: &mut Reader<'a>) -> Read<Step<'a>> {
         0x60 => Step::Name { name: r.string()? },
         0x61 => Step::Label { level: r.string()?, images: r.strings()? },
         0x40 => Step::Stack { slot: r.u32()?, lowers: r.slots()?, options: r.u32()? },
+        0x50 => Step::Expose,
+        0x51 => Step::Audit,
+        0x52 => Step::Terminal,
+        0x53 => Step::CountChanges { slot: r.u32()? },
+        0x54 => Step::Protect { place: place(r)?, attrs: r.u32()? },
         _ => return Err(r.fail("unknown step")),
     })
 }

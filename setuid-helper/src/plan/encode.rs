@@ -132,6 +132,11 @@ impl Writer {
             Step::Allow { ref place, access, optional } => self.place(place).u64(access).u8(optional.into()).code(0x34),
             Step::Landlock { handled, scoped } => self.u64(handled).u64(scoped).code(0x35),
             Step::Network { source } => self.u32(source).code(0x36),
+            Step::Expose => 0x50,
+            Step::Audit => 0x51,
+            Step::Terminal => 0x52,
+            Step::CountChanges { slot } => self.u32(slot).code(0x53),
+            Step::Protect { ref place, attrs } => self.place(place).u32(attrs).code(0x54),
             Step::Timeout { limit_ns, kill_after_ns } => self.u64(limit_ns).u64(kill_after_ns).code(0x32),
             Step::Name { name } => self.bytes(name).code(0x60),
             Step::Label { level, images } => {

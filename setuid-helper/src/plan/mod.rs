@@ -229,6 +229,11 @@ pub enum Step<'a> {
     Network { source: u32 },
     Name { name: &'a [u8] },
     Label { level: &'a [u8], images: Strings<'a> },
+    Expose,
+    Audit,
+    Terminal,
+    CountChanges { slot: Slot },
+    Protect { place: Place<'a>, attrs: u32 },
 }
 
 impl Step<'_> {
@@ -249,6 +254,9 @@ impl Step<'_> {
                 | Step::Allow { .. }
                 | Step::Landlock { .. }
                 | Step::Network { .. }
+                | Step::Audit
+                | Step::Terminal
+                | Step::Protect { .. }
                 | Step::Bind { .. }
                 | Step::Text { .. }
                 | Step::File { .. }
@@ -283,6 +291,9 @@ impl Step<'_> {
                 | Step::Landlock { .. }
                 | Step::Name { .. }
                 | Step::Label { .. }
+                | Step::Expose
+                | Step::Audit
+                | Step::Terminal
         )
     }
 
@@ -337,6 +348,11 @@ impl Step<'_> {
             Step::Network { .. } => "Network",
             Step::Name { .. } => "Name",
             Step::Label { .. } => "Label",
+            Step::Expose => "Expose",
+            Step::Audit => "Audit",
+            Step::Terminal => "Terminal",
+            Step::CountChanges { .. } => "CountChanges",
+            Step::Protect { .. } => "Protect",
         }
     }
 }

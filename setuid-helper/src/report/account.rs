@@ -84,6 +84,10 @@ pub struct Account {
     pub wall: Option<Duration>,
     /// The hard limit of processor time.
     pub cpu_limit: Option<Duration>,
+    /// How many changed files of the workspace are gone, where that was counted.
+    pub discarded: Option<u64>,
+    /// What the attendant had to say: members of a JSON object.
+    pub attended: Vec<u8>,
     /// Whether the size of files is limited.
     pub file_limit: bool,
     last: Duration,
@@ -101,6 +105,8 @@ impl Account {
             peaks: Peaks::default(),
             wall: None,
             cpu_limit: None,
+            discarded: None,
+            attended: Vec::new(),
             file_limit: false,
             last: sys::now(),
         }

@@ -28,6 +28,11 @@ pub fn rest(account: &Account, origin_ns: u64, is_trace: bool) -> String {
     if !is_trace {
         ending(&mut out, account);
         used(&mut out, account);
+        out.push_str(", ");
+        match core::str::from_utf8(&account.attended) {
+            Ok(text) if !text.is_empty() => out.push_str(text),
+            _ => out.push_str("\"kept\": null, \"refused_calls\": null"),
+        }
     }
     out.push_str("}\n");
     out
@@ -67,6 +72,7 @@ fn used(out: &mut String, account: &Account) {
         ("forks_refused", usage.and(peaks.forks_refused).map(|count| count.to_string())),
         ("read_bytes", usage.map(|usage| usage.read.to_string())),
         ("written_bytes", usage.map(|usage| usage.written.to_string())),
+        ("discarded", usage.and(account.discarded).map(|count| count.to_string())),
     ] {
         let _ = write!(out, ", \"{name}\": ");
         number_or_null(out, value);

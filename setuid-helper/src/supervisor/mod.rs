@@ -1,5 +1,6 @@
 //! The process that stays behind: prepares the host side, waits, forwards signals, cleans up.
 
+mod changes;
 mod clock;
 mod keeper;
 mod leftovers;
@@ -7,6 +8,7 @@ mod network;
 mod report;
 mod wait;
 
+use crate::attendance;
 use crate::cgroup::Cgroup;
 use crate::child::{self, Bounds, Devices, Prepared};
 use crate::cli::complain;
@@ -71,6 +73,7 @@ fn supervise(
     let tally = policy.as_ref().map(|policy| setuid::check_plan(plan, policy)).transpose()?;
     let rights = rights.lift(plan.flags & ALLOW_NEW_PRIVS != 0)?;
     let home = Home::open(plan)?;
+    let attendance = handed.attendance()?;
     let mut sources = Sources::open(plan, handed)?;
     if let Some(policy) = &policy {
         // A limit that could not be raised is to be told, not to kill. The command gets the default back.
@@ -97,6 +100,9 @@ fn supervise(
     let has_init = plan.has_init(plan.steps.len());
     let (reports, status) =
         if has_init { Some(Reports::open().doing("make a pipe", b"")?).unzip() } else { (None, None) };
+    let counts = has(|step| matches!(step, Step::CountChanges { .. }));
+    let (changed, changes) =
+        if counts { Some(attendance::pair().doing("make a socket", b"")?).unzip() } else { (None, None) };
     let mut clock = Clock::start(plan, cgroup.as_ref())?;
     account.note(plan);
     account.phase("Prepare the host side");
@@ -122,6 +128,8 @@ fn supervise(
                 tally,
                 marks,
                 status,
+                changes: changes.as_ref(),
+                attendance: attendance.as_ref(),
             };
             inherited.restore();
             let failure = child::become_command(prepared, environment, argv);
@@ -133,13 +141,18 @@ fn supervise(
         let _ = sys::send(command, libc::SIGKILL);
         return Err(failure);
     }
-    drop((writer, sources, environment, devices, status));
+    drop((writer, sources, environment, devices, status, changes));
     // While the child sets up, on another processor: nothing that it needs is in the way.
     stale::clean(&home, &record.name);
     let end = wait::for_command(command, reports.as_ref(), &mut clock, &mut account.usage);
     account.ended(end, marks.as_ref(), plan);
     account.timed_out = clock.is_up;
     let failure = read_failure(&report);
+    account.attended = attendance.map(|attendance| attendance.conclude(failure.is_none())).unwrap_or_default();
+    account.discarded = changed.filter(|_| failure.is_none()).and_then(|receiver| changes::count(&receiver));
+    if let Some(found @ 1..) = account.discarded {
+        complain(&changes::line(found));
+    }
     // A time limit is for everything that the command started.
     if clock.is_up || plan.flags & LEAVE_RUNNING == 0 {
         leftovers::end(&mut account.usage);

@@ -30,7 +30,7 @@ pub struct PlanSeed {
     numbers: [u64; 5],
 }
 
-const KINDS: u8 = 48;
+const KINDS: u8 = 53;
 
 fn seed() -> impl Strategy<Value = Seed> {
     let component = prop::collection::vec(b'a'..=b'z', 1..8);
@@ -196,6 +196,11 @@ fn step<'a>(seed: &'a Seed, made: &mut u32) -> Step<'a> {
         (44, _) => Step::Symlink { place, target: &seed.rooted },
         (45, Some(used)) => Step::NewRoot { slot: used, attrs: z % 32 },
         (46, _) => Step::PivotRoot { read_only: b & 1 == 0 },
+        (47, _) => Step::Expose,
+        (48, _) => Step::Audit,
+        (49, _) => Step::Terminal,
+        (50, Some(used)) => Step::CountChanges { slot: used },
+        (51, _) => Step::Protect { place, attrs: z % 32 },
         _ => Step::Tmpfs { slot: slot(), size: b, inodes: c, mode: x },
     }
 }

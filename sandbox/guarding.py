@@ -1,0 +1,107 @@
+"""--workspace rw: what the host executes without being asked stays as it is, and does not come to be.
+
+That is git's hooks and configuration, settings of editors, and .envrc. A name that is not there cannot be covered, so
+an empty stand-in is made for the run, and removed behind it: whoever uses one holds a shared lock on it.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+
+from sandbox import fsops
+from sandbox.errors import UsageError, printable, reason, warn
+from sandbox.plan import Attr, Base, Place, Protect
+
+_SAFE = Attr.NOSUID | Attr.NODEV
+_LOCKED = _SAFE | Attr.READ_ONLY
+_SETTINGS = (b".vscode", b".vs", b".idea", b".zed", b".fleet", b".devcontainer", b".devcontainer.json", b".envrc")
+# gitrepository-layout(5): what names programs, and where git looks for repositories with such names of their own.
+_GIT_DIRECTORIES = (b"hooks", b"modules", b"worktrees")
+_GIT_FILES = (b"config", b"config.worktree")
+# An empty one would be an error to git: it is looked for behind the run.
+_GIT_NEVER = b"commondir"
+# What no directory of anybody's has: the time of a stand-in.
+_STAND_IN_NS = 0
+
+
+def protect(workspace: int, path: bytes, stack: contextlib.ExitStack) -> tuple[Protect, ...]:
+    """Steps for the open directory `workspace`, attached at `path`; what has to be undone goes to `stack`.
+
+    Raises UsageError for a symlink, which can be replaced whatever is mounted.
+    """
+    steps = [_cover(workspace, name, path, stack) for name in _SETTINGS]
+    git = _cover(workspace, b".git", path, stack)
+    if git is not None and stat.S_ISDIR(os.stat(b".git", dir_fd=workspace, follow_symlinks=False).st_mode):
+        fd = stack.enter_context(fsops.closing(fsops.open_dir(workspace, b".git")))
+        if fsops.names(fd):
+            # A mount of its own: a directory with mounts in it can be renamed, a mount cannot.
+            git = git.replace(attrs=_SAFE)
+            inside = path.rstrip(b"/") + b"/.git"
+            steps += [git, *(_cover(fd, name, inside, stack) for name in _GIT_DIRECTORIES)]
+            steps += [_cover(fd, name, inside, stack, empty_file=True) for name in _GIT_FILES]
+            stack.callback(_look_behind, fd, inside, fsops.exists(fd, _GIT_NEVER))
+            git = None
+    return tuple(step for step in (*steps, git) if step is not None)
+
+
+def _cover(
+    parent: int, name: bytes, path: bytes, stack: contextlib.ExitStack, *, empty_file: bool = False
+) -> Protect | None:
+    full = path.rstrip(b"/") + b"/" + name
+    try:
+        fd = _hold(parent, name, stack, empty_file=empty_file)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UsageError(
+                f"--workspace rw: {printable(full)} is a symbolic link, which the job could replace",
+                hint="--workspace-unprotected allows that",
+            ) from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return None  # who launches cannot make it, nor can the job
+        raise UsageError(f"--workspace rw: cannot protect {printable(full)}: {reason(error)}") from None
+    status = os.fstat(fd)
+    return Protect(Place(Base.ROOT, full, status.st_dev, status.st_ino), _LOCKED)
+
+
+def _hold(parent: int, name: bytes, stack: contextlib.ExitStack, *, empty_file: bool) -> int:
+    """What has that name, made where nothing has, open and locked as long as `stack`. ELOOP for a symlink."""
+    while True:
+        if not fsops.exists(parent, name):
+            with contextlib.suppress(FileExistsError):
+                made = fsops.new_file(parent, name, 0o644) if empty_file else fsops.make_new_dir(parent, name, 0o755)
+                with fsops.closing(made):
+                    fsops.set_mode_and_time(made, 0o644 if empty_file else 0o755, _STAND_IN_NS)
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+        except FileNotFoundError:
+            continue
+        try:
+            # Waits for who is about to remove it.
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            if fsops.exists(parent, name) and fsops.same_file(os.stat(name, dir_fd=parent), os.fstat(fd)):
+                stack.callback(_let_go, parent, name, fd)
+                return fd
+        except FileNotFoundError:
+            pass
+        os.close(fd)
+
+
+def _let_go(parent: int, name: bytes, fd: int) -> None:
+    """A stand-in goes with the last run that needs it; one that a killed run left is no different."""
+    with fsops.closing(fd), contextlib.suppress(OSError):
+        status = os.fstat(fd)
+        if status.st_mtime_ns != _STAND_IN_NS:
+            return
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if stat.S_ISDIR(status.st_mode):
+            fsops.remove_dir(parent, name)  # only an empty one goes
+        elif status.st_size == 0:
+            fsops.delete_file(parent, name, expected=fd)
+
+
+def _look_behind(git: int, path: bytes, was_there: bool) -> None:
+    if not was_there and fsops.exists(git, _GIT_NEVER):
+        fsops.delete_file(git, _GIT_NEVER)
+        warn(f"removed {printable(path)}/commondir: git would have taken hooks and configuration from elsewhere")

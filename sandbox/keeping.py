@@ -1,0 +1,109 @@
+"""--keep: artefacts are copied out of a job's tree by descriptor, when nothing of it is alive, however it ended."""
+
+import contextlib
+import os
+import stat
+
+from sandbox import fsops
+from sandbox.engine.syscalls import syncfs
+from sandbox.errors import UsageError, printable, reason
+from sandbox.record import Record
+from sandbox.spec import Keep
+
+
+class Destination(Record):
+    """Where one artefact goes: a name that is not taken in an open directory. `text` is for messages."""
+
+    keep: Keep
+    parent: int
+    name: bytes
+    text: str
+
+
+class Kept(Record):
+    """What came of one, as reports hold it. `error` is empty where all is well; sizes are bytes."""
+
+    source: str
+    target: str
+    files: int = 0
+    size: int = 0
+    skipped: int = 0
+    error: str = ""
+
+
+def open_destinations(keeps: tuple[Keep, ...], cwd: bytes, stack: contextlib.ExitStack) -> list[Destination]:
+    """Looked at before anything runs: a job should not end before it is known that its results have no place to go.
+
+    Raises UsageError.
+    """
+    return [_open_destination(keep, cwd, stack) for keep in keeps]
+
+
+def _open_destination(keep: Keep, cwd: bytes, stack: contextlib.ExitStack) -> Destination:
+    text = printable(keep.target)
+    parent, name = os.path.split(keep.target)
+    name = name or os.path.basename(keep.source.rstrip(b"/"))
+    try:
+        fd = os.open(os.path.join(cwd, parent) or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.enter_context(fsops.closing(fd))
+        with fsops.Draft(fd):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--keep: cannot write to {text}: {reason(error)}",
+            hint="SRC=DEST, DEST in a directory that you may write to",
+        ) from None
+    if fsops.exists(fd, name):
+        raise UsageError(
+            f"--keep: {printable(os.path.join(parent, name))} exists", hint="remove it, or name another: SRC=DEST"
+        )
+    return Destination(keep, fd, name, text)
+
+
+def copy_out(
+    destination: Destination, root: int, directory: int, reader: "fsops.Reader", limit: int, umask: int
+) -> Kept:
+    """One artefact, complete or not at all. Relative sources are beneath the command's working `directory`."""
+    source = destination.keep.source
+    kept = Kept(os.fsdecode(source), os.fsdecode(destination.keep.target))
+    copy = fsops.Copy(reader, limit, umask)
+    try:
+        with fsops.closing(fsops.open_found(root if source.startswith(b"/") else directory, source)) as found:
+            reader.check(os.fstat(found), source)
+            with fsops.closing(fsops.open_readable(found)) as opened:
+                if stat.S_ISDIR(os.fstat(opened).st_mode):
+                    _publish_tree(copy, opened, destination)
+                else:
+                    with fsops.Draft(destination.parent) as draft:
+                        copy.file(opened, draft.fd, source)
+                        draft.publish(destination.name)
+    except OSError as error:
+        return kept.replace(error=_why(error, source))
+    return kept.replace(files=copy.files, size=copy.taken, skipped=copy.skipped)
+
+
+def _publish_tree(copy: "fsops.Copy", opened: int, destination: Destination) -> None:
+    parent, temporary = destination.parent, fsops.temporary_name()
+    with fsops.closing(fsops.make_new_dir(parent, temporary)) as made:
+        try:
+            copy.tree(opened, made, destination.keep.source)
+            syncfs(made)
+            fsops.publish_dir(parent, temporary, destination.name)
+        except BaseException:
+            fsops.remove_tree(parent, temporary)
+            raise
+
+
+def _why(error: OSError, source: bytes) -> str:
+    # What we raise ourselves says more than the errno.
+    text = error.strerror or reason(error)
+    name = error.filename
+    where = f" ('{printable(name)}')" if isinstance(name, bytes) and name not in (source, b"") else ""
+    return f"cannot keep {printable(source)}: {text}{where}"
+
+
+def complaint(kept: Kept) -> str:
+    """What a person must know of one that is there; empty where that is nothing."""
+    if not kept.skipped:
+        return ""
+    return f"kept {printable(os.fsencode(kept.target))} without {kept.skipped} that are no files, directories or links"
