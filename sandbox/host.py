@@ -114,7 +114,8 @@ def forbidden_remedy() -> str:
     # "NAME (enforce)", or "unconfined": proc_pid_attr(5).
     with contextlib.suppress(OSError), open("/proc/self/attr/current") as file:
         if file.read().rstrip("\n\0").endswith("(enforce)"):
-            return "a profile of AppArmor is on: start the container with --security-opt apparmor=unconfined"
+            option = "--security-opt apparmor=unconfined"
+            return f"an AppArmor profile is on: allow it there, or start the container with {option}"
     with open("/proc/self/status") as file:
         filtered = any(line.split() == ["Seccomp:", "2"] for line in file)
     if filtered:

@@ -57,6 +57,7 @@ class Variant(NamedTuple):
 
     `fails`: (mode, feature), a mode alone or INSTALL, and words of the one line that is said; all else must work.
     `features`: what is tried in each mode, of those in tests/vm/expectations.py; all of them where it names none.
+    `tools`: a suite and packages of it, for /srv/sandbox/tools.
     `timeout`: when the machine counts as hung, in seconds. `default`: part of `make test-vm` without VM=, in half
     an hour.
     """
@@ -70,6 +71,7 @@ class Variant(NamedTuple):
     modules: tuple[str, ...] = MODULES
     fails: Mapping[str | tuple[str, str], str] = {}
     features: tuple[str, ...] = ()
+    tools: tuple[str, tuple[str, ...]] | None = None
     sessions: tuple[Session, ...] = EXPECTATIONS
     timeout: float = 900
     default: bool = True
@@ -85,6 +87,7 @@ class Variant(NamedTuple):
             "modules": self.modules,
             "sysctls": dict(self.sysctls),
             "setup": self.setup,
+            "tools": self.tools,
             "sessions": [session.data(self.name) for session in self.sessions],
         }
 
@@ -100,6 +103,20 @@ def _no_images(words: str) -> dict[str | tuple[str, str], str]:
     features = ("static image", "dynamic image", "static archive", "dynamic archive", "kept archive")
     root = {("root", feature): words for feature in features}
     return {**root, INSTALL: words, "setuid": "the setuid helper is not installed"}
+
+
+# Debian 12's parser knows no rules for user namespaces; Debian 13's comes with its loader.
+_PARSER = (
+    "/srv/sandbox/tools/usr/lib64/ld-linux-x86-64.so.2 --library-path /srv/sandbox/tools/usr/lib/x86_64-linux-gnu "
+    "/srv/sandbox/tools/usr/sbin/apparmor_parser --config-file /dev/null --base /srv/sandbox/tools/etc/apparmor.d -rK "
+)
+_PROFILES = ("sandbox-helper", "sandbox-engine")
+_DENIED = "profile sandbox-denied /usr/bin/python3.11 { allow all, deny userns, }"
+_LOADED = "/sys/kernel/security/apparmor/profiles"
+_APPARMOR = (
+    *(f"{_PARSER} /srv/sandbox/packaging/apparmor/{name}; grep {name} {_LOADED}" for name in _PROFILES),
+    f"printf 'abi <abi/4.0>,\\n%s\\n' '{_DENIED}' >/run/denied; {_PARSER} /run/denied",
+)
 
 
 def with_systemd(variant: Variant) -> Variant:
@@ -165,7 +182,14 @@ _BY_NAME = (
     Variant("no-overlay", "no overlay module", cmdline="module_blacklist=overlay", features=_MOUNTS),
     Variant("hidepid", "hidepid=2", setup=("mount -o remount,hidepid=2 /proc",), features=_PROCESSES),
     Variant("ptrace-3", "nobody may trace", sysctls={"kernel.yama.ptrace_scope": "3"}, features=_PROCESSES),
-    Variant("apparmor", "AppArmor mediates user namespaces", kernel="6.12", cmdline="lsm=landlock,yama,apparmor"),
+    Variant(
+        "apparmor",
+        "AppArmor with our profiles loaded, and one that denies user namespaces",
+        kernel="6.12",
+        setup=_APPARMOR,
+        fails={"userns": "an AppArmor profile is on"},
+        tools=("trixie", ("apparmor", "libc6", "libstdc++6", "libgcc-s1", "libapparmor1")),
+    ),
     Variant(
         "homes",
         "homes on tmpfs, ext4, xfs, btrfs and overlay, noexec and nosuid",

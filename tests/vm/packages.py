@@ -160,6 +160,23 @@ def kernel(suite: str) -> Kernel:
     return Kernel((where / "release").read_text(), where)
 
 
+def tools(suite: str, names: tuple[str, ...]) -> Path:
+    """Packages of another release, unpacked: they run with their own loader and libraries."""
+
+    def make(where: Path) -> None:
+        apt = where / "apt"
+        env = _private_apt(apt, suite)
+        run("apt-get", "update", "-q", env=env)
+        run("apt-get", "download", "-q", *names, env=env, cwd=apt)
+        for package in sorted(apt.glob("*.deb")):
+            run("dpkg-deb", "-x", package, where)
+        shutil.rmtree(apt)
+        for name in ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/apparmor"):
+            shutil.rmtree(where / name, ignore_errors=True)
+
+    return store.kept(f"tools-{suite}", (suite, names), make)
+
+
 def _unpack(tree: Path, where: Path) -> None:
     # Packages up to Debian 13 put them into /lib/modules and /boot, later ones all into /usr/lib/modules.
     modules = next(place for place in (tree / "lib/modules", tree / "usr/lib/modules") if place.exists())

@@ -68,6 +68,8 @@ def make_disk(job: dict[str, Any], scratch: Path, target: Path) -> None:
     if sys.version_info[:2] == tuple(map(int, _PYTHON.split("."))):
         # Else each module is compiled inside, at its first import, and that is slow there.
         compileall.compile_dir(tree, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    if job["tools"]:
+        shutil.copytree(packages.tools(*job["tools"]), tree / "tools", symlinks=True)
     (tree / "job.json").write_text(json.dumps(job))
     for entry in tree.rglob("*"):
         if not entry.is_symlink():

@@ -65,7 +65,7 @@ fn forbidden() -> &'static str {
     }
     // "NAME (enforce)", or "unconfined": proc_pid_attr(5).
     if read("/proc/self/attr/current").trim_ascii().ends_with(b"(enforce)") {
-        return "a profile of AppArmor is on: start the container with --security-opt apparmor=unconfined";
+        return "an AppArmor profile is on: allow it there, or start the container with --security-opt apparmor=unconfined";
     }
     let status = read("/proc/self/status");
     if status.split(|byte| *byte == b'\n').any(|line| line == b"Seccomp:\t2") {
