@@ -43,7 +43,8 @@ def examine() -> list[Check]:
         *_modes(kernel, own, private),
         *_forbidders(private),
         *_loop_devices(),
-        *(_filesystem(name, family) for name in ("squashfs", "overlay", "fuse", "erofs")),
+        *(_filesystem(name, family) for name in ("squashfs", "fuse", "erofs")),
+        _overlay(family, own, private),
         *_features(own, private),
         _fuse_device(),
         *(_program(name, family) for name in ("squashfuse_ll", "tar2sqfs", "sqfs2tar")),
@@ -107,9 +108,11 @@ def _root_mode(own: trials.Trial) -> Check:
         who = "root without CAP_SYS_ADMIN" if os.geteuid() == 0 else "not root"
         remedy = allow_in_container() if os.geteuid() == 0 else "sudo sandbox run ..., or use another mode"
         return Check("mode root", False, who, remedy)
-    failed = trials.failure(own, ("namespaces", "tmpfs", "overlay"))
+    failed = trials.failure(own, ("namespaces", "tmpfs"))
     if failed:
         return Check("mode root", False, f"{failed[0]}: {failed[2]}", allow_in_container())
+    if failed := trials.failure(own, ("overlay",)):
+        return Check("mode root", True, f"CAP_SYS_ADMIN; no overlay ({failed[2]}), which --dynamic needs")
     return Check("mode root", True, "CAP_SYS_ADMIN; mount namespace, tmpfs and overlay tried")
 
 
@@ -212,6 +215,13 @@ def _filesystem(name: str, family: Family) -> Check:
             if f"/{name}.ko" in (modules / listing).read_text():
                 return Check(name, True, "as a module")
     return Check(name, False, "not in this kernel, not among its modules", install("kernel-modules", family))
+
+
+def _overlay(family: Family, *tried: trials.Trial) -> Check:
+    """A module may be there and forbidden all the same (modprobe.d(5)): only trying tells."""
+    if any(found.get("overlay", (0, ""))[0] == errno.ENODEV for found in tried):
+        return Check("overlay", False, "the kernel has it not, nor loads it", run_as_root("modprobe overlay"))
+    return _filesystem("overlay", family)
 
 
 def _features(own: trials.Trial, private: trials.Trial) -> list[Check]:

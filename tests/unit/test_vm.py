@@ -71,3 +71,30 @@ def test_the_archive_of_the_first_programs():
     assert data.count(b"070701") == 3
     assert b"bin/x\0" in data
     assert data.rstrip(b"\0").endswith(b"TRAILER!!!")
+
+
+_TABLES = b"""<testsuites><testsuite name="x"><testcase classname="h" name="test_home[ext4-root]"/>
+<testcase classname="h" name="test_home[xfs-userns]"><failure message="no"/></testcase>
+<testcase classname="c" name="test_container[user-native]"><properties><property name="scratch" value="works"/>
+<property name="job" value="sandbox: /var/tmp/sbx-tests-0123abcd/0123abcd/x: no"/></properties></testcase>
+</testsuite></testsuites>"""
+
+
+def test_the_tables_of_homes_and_containers():
+    def of(name):
+        return results.read({f"{name}.exit": b"0 1.0", f"{name}.xml": _TABLES})
+
+    page = report.page({"homes": of("homes"), "containers": of("containers")})
+    assert "| ext4 | works | not run | not run |" in page
+    assert "| xfs | not run | not run | FAILS |" in page
+    assert "| user | podman's default, as a user | works | not run | not run | not run | one line | not run |" in page
+    assert "- user, job: `sandbox: DIR/x: no`" in page
+
+
+def test_every_variant_names_features_that_there_are(monkeypatch):
+    monkeypatch.setenv("SANDBOX_VM_VARIANT", "6.1")
+    from tests.vm import expectations
+
+    for variant in matrix.VARIANTS:
+        assert {*variant.features} <= {*expectations.FEATURES}, variant.name
+        assert {mode for mode in variant.fails if isinstance(mode, str)} <= {*matrix.MODES, matrix.INSTALL}

@@ -105,6 +105,8 @@ def _no_images(words: str) -> dict[str | tuple[str, str], str]:
     return {**root, INSTALL: words, "setuid": "the setuid helper is not installed"}
 
 
+# The helper for the user of the machine, where the tests' own private system cannot be had.
+_INSTALLED = ("/srv/sandbox/.venv/bin/sandbox setuid install", "usermod -aG sandbox tester")
 # Debian 12's parser knows no rules for user namespaces; Debian 13's comes with its loader.
 _PARSER = (
     "/srv/sandbox/tools/usr/lib64/ld-linux-x86-64.so.2 --library-path /srv/sandbox/tools/usr/lib/x86_64-linux-gnu "
@@ -123,8 +125,7 @@ def with_systemd(variant: Variant) -> Variant:
     """Booted by systemd, with the setuid helper and a session of systemd's for the user of the machine."""
     units = "dbus.socket systemd-logind.service user@$(id -u tester).service"
     setup = (
-        "/srv/sandbox/.venv/bin/sandbox setuid install",
-        "usermod -aG sandbox tester",
+        *_INSTALLED,
         f"systemctl start {units} || {{ journalctl -b -n 60 --no-pager; exit 1; }}",
     )
     return variant._replace(cmdline=f"{variant.cmdline} vm.systemd", setup=setup)
@@ -179,7 +180,15 @@ _BY_NAME = (
         fails=_no_images("modprobe squashfs"),
         features=_MOUNTS,
     ),
-    Variant("no-overlay", "no overlay module", cmdline="module_blacklist=overlay", features=_MOUNTS),
+    Variant(
+        "no-overlay",
+        "no overlay module",
+        cmdline="module_blacklist=overlay",
+        setup=_INSTALLED,
+        fails=dict.fromkeys((("root", "dynamic image"), ("root", "dynamic directory")), "modprobe overlay"),
+        features=_MOUNTS,
+        sessions=(EXPECTATIONS[0], EXPECTATIONS[1]._replace(as_user=True)),
+    ),
     Variant("hidepid", "hidepid=2", setup=("mount -o remount,hidepid=2 /proc",), features=_PROCESSES),
     Variant("ptrace-3", "nobody may trace", sysctls={"kernel.yama.ptrace_scope": "3"}, features=_PROCESSES),
     Variant(
