@@ -11,38 +11,56 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, flock, fstat, openat, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::thread::{Timespec, nanosleep};
 
 /// A record is bounded by the kernel's limit of a command line.
 const MAX_RECORD: usize = 8 << 20;
+/// Records that every launch looks at, and one launch of how many looks at all.
+const SAMPLE: usize = 8;
+const EVERY: u8 = 64;
 /// Rounds of killing and waiting, 10 ms each, before a process that will not die is left alone.
 const ROUNDS: u32 = 300;
 
-/// Look at every record but `own`. Costs one failed lock per live run.
+/// Look at the records but `own`: each live run costs a failed lock, so where many run only at some of them, and at
+/// all once one of these was dead, or every so often.
 pub fn clean(home: &Home, own: &str) {
-    let Ok(mut entries) = Dir::read_from(&home.records) else { return };
-    while let Some(Ok(entry)) = entries.read() {
-        let name = entry.file_name();
-        if !name.to_bytes().starts_with(b".") && name.to_bytes() != own.as_bytes() {
-            // What cannot be cleaned stays for the next launch; this one does not depend on it.
-            let _ = clean_one(home, name);
-        }
+    let mut dice = [0u8; 1];
+    let _ = getrandom(&mut dice, GetRandomFlags::empty());
+    let found = look_at(home, own, if dice[0] % EVERY == 0 { usize::MAX } else { SAMPLE });
+    if found > 0 {
+        look_at(home, own, usize::MAX);
     }
 }
 
-fn clean_one(home: &Home, name: &CStr) -> Result<(), Errno> {
+/// How many runs of these were dead. What cannot be cleaned stays for the next launch; this one does not depend on it.
+fn look_at(home: &Home, own: &str, most: usize) -> usize {
+    let Ok(mut entries) = Dir::read_from(&home.records) else { return 0 };
+    let (mut found, mut left) = (0, most);
+    while let (1.., Some(Ok(entry))) = (left, entries.read()) {
+        let name = entry.file_name();
+        if !name.to_bytes().starts_with(b".") && name.to_bytes() != own.as_bytes() {
+            left -= 1;
+            found += usize::from(clean_one(home, name) == Ok(true));
+        }
+    }
+    found
+}
+
+/// Whether the run was dead, and nothing of it is left.
+fn clean_one(home: &Home, name: &CStr) -> Result<bool, Errno> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fd = openat(&home.records, name, flags, Mode::empty())?;
     flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
     // Whoever was faster may have removed it, and a new run may have taken the name.
     if !same_inode(&fstat(&fd)?, &statat(&home.records, name, AtFlags::SYMLINK_NOFOLLOW)?) {
-        return Ok(());
+        return Ok(false);
     }
-    let Some(run) = read_record(&fd)? else { return Ok(()) };
+    let Some(run) = read_record(&fd)? else { return Ok(false) };
     let this_boot = boot_id().is_ok_and(|boot| boot.as_bytes() == run.boot_id);
     let this_host = rustix::system::uname().nodename().to_bytes() == run.host;
     if !this_boot && (!this_host || home.is_shared()) {
-        return Ok(());
+        return Ok(false);
     }
     if this_boot {
         end_orphans(&run.id)?;
@@ -51,7 +69,7 @@ fn clean_one(home: &Home, name: &CStr) -> Result<(), Errno> {
         scratch::remove(path, &run.id)?;
     }
     match remove_dir(&home.procdirs, name.to_bytes()) {
-        Ok(()) | Err(Errno::NOENT) => unlinkat(&home.records, name, AtFlags::empty()),
+        Ok(()) | Err(Errno::NOENT) => unlinkat(&home.records, name, AtFlags::empty()).map(|()| true),
         Err(error) => Err(error),
     }
 }

@@ -163,6 +163,29 @@ def test_a_killed_supervisor_is_cleaned_up_by_the_next_run(run_sandbox, engine, 
     # Procdirs, records, mounts, loop devices and processes are looked at by the fixture.
 
 
+def test_a_dead_run_among_many_live_ones_is_cleaned_up(run_sandbox, engine, who, area):
+    """The native engine looks at a few records each time, and at all of them every so often."""
+    where, home = area.dir(who.as_user), area.home(who.as_user)
+    script = f"echo >> {where}/ready; exec sleep 1000"
+    runs = [run_sandbox.popen(["run", *engine, "--", "sh", "-c", script], as_user=who.as_user) for _ in range(12)]
+    wait_for(lambda: read(where / "ready").count("\n") == len(runs))
+    records = [home / "records" / str(run.pid) for run in runs]
+    assert all(record.exists() for record in records)
+    for run in runs[::4]:
+        run.kill()
+        run.wait()
+    # One launch in 64 looks at all: after two thousand of them the odds of none are 1 to 10 to the 13.
+    for _ in range(2000):
+        if not any(record.exists() for record in records[::4]):
+            break
+        assert run_sandbox(["run", *engine, "--", "true"], as_user=who.as_user).returncode == 0
+    assert [record.exists() for record in records] == [bool(number % 4) for number in range(12)]
+    for run in runs:
+        if run.poll() is None:
+            run.terminate()
+            run.wait()
+
+
 def test_a_live_procdir_is_never_removed(run_sandbox, engine, who, area):
     where = area.dir(who.as_user)
     script = 'cd "$SANDBOX_TMPDIR"; echo x > f; echo ready > $M/mark; until [ -e $M/go ]; do sleep 0.02; done; cat f'
