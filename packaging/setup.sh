@@ -17,6 +17,9 @@ die() { printf 'setup: %s\n' "$@" >&2; exit 1; }
 readonly needs='
 mksquashfs            | squashfs-tools    | squashfs-tools    | squashfs-tools    | squashfs
 tar2sqfs              | squashfs-tools-ng | squashfs-tools-ng | squashfs-tools-ng | squashfs-tools-ng
+slirp4netns           | slirp4netns       | slirp4netns       | slirp4netns       | slirp4netns
+pasta                 | passt             | passt             | passt             | passt
+nft                   | nftables          | nftables          | nftables          | nftables
 squashfuse_ll         | squashfuse        | squashfuse        | squashfuse        | squashfuse
 libarchive.so.13      | libarchive13      | libarchive        | libarchive        | libarchive13
 libseccomp.so.2       | libseccomp2       | libseccomp        | libseccomp        | libseccomp2

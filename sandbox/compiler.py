@@ -51,6 +51,7 @@ from sandbox.spec import Spec, TreeKind
 
 if TYPE_CHECKING:
     from sandbox.isolation import Surroundings
+    from sandbox.network import Private
 
 _SAFE = Attr.NOSUID | Attr.NODEV
 TMPDIR = b"tmp"
@@ -161,6 +162,7 @@ class _Builder:
         self.upper: int | None = None
         self.cgroup: Source | None = None
         self.cwd = b""
+        self.private: Private | None = None
         # Where trees of the run appear.
         self.shown: list[Place] = []
         # Where the working directory of an isolated command is, unless it is hidden.
@@ -200,6 +202,16 @@ class _Builder:
             uid, gid = self.host.uid, self.host.gid
             self.steps.append(IdMap(uid, uid, gid, gid))
         self.steps.append(SetPropagation(propagation))
+        if self.private is not None:
+            from sandbox import network
+
+            network.attach(self, self.private)
+
+    def resolve_names(self) -> None:
+        if self.private is not None:
+            from sandbox import network
+
+            network.resolve(self, self.private)
 
     def procdir(self, scratch: Source | None, kinds: set[TreeKind]) -> None:
         self.steps.append(Guard())
@@ -380,10 +392,11 @@ def compile_plan(
     cwd: bytes,
     where: "Surroundings | None" = None,
     saving: Source | None = None,
+    private: "Private | None" = None,
 ) -> Compiled:
     """The plan for one launch. Pure: everything it needs to know is in its arguments."""
     builder = _Builder(spec, host, mode, programs)
-    builder.cgroup, builder.cwd = cgroup, cwd
+    builder.cgroup, builder.cwd, builder.private = cgroup, cwd, private
     builder.images = _images(materials)
     trees = [material.tree for material in materials]
     inside = [tree for tree in trees if not tree.name.startswith(b"/")]
@@ -409,9 +422,10 @@ def compile_plan(
         landlock.compile_alone(builder, cwd)
     else:
         builder.namespaces(0 if spec.net in (None, "host") else CLONE_NEWNET)
-        if spec.net in ("none", "private"):
+        if spec.net == "none":
             builder.steps.append(Loopback())
         builder.procdir(scratch, kinds)
+        builder.resolve_names()
         for material in materials:
             name = material.tree.name
             builder.tree(material, targets.get(name), deny_symlinks=deny[name])

@@ -298,8 +298,9 @@ class Level:
             slot = self.builder.slot()
             self.builder.steps += [Text(slot, 0o444, text), Attach(slot, Place(Base.ROOT, path), LOCKED | Attr.NOEXEC)]
         self.add(Hostname(self.spec.hostname or HOSTNAME))
-        if self.spec.net != "host":
+        if self.spec.net not in ("host", "private"):
             self.add(Loopback())
+        self.builder.resolve_names()
 
     def command(self, trees: "list[Opened]", cwd: bytes) -> None:
         """Let go of every right, then what the command starts with."""

@@ -21,7 +21,7 @@ from sandbox.spec import Spec, Tree, TreeKind, check_name, guards_workspace, nee
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sandbox import attending, saving
+    from sandbox import attending, network, saving
     from sandbox.isolation import Surroundings
     from sandbox.report import Reporter
     from sandbox.stored import Keeper
@@ -203,7 +203,7 @@ def _start_reaper(spec: Spec, where: Home) -> None:
 def choose_mode(spec: Spec, machine: host.Host) -> Mode:
     """The mode of a run. Raises HostError when the one that is asked for cannot be had."""
     # What the helper refuses for its power, a user namespace may still do.
-    helper = spec.engine != "python" and spec.scratch is None and not spec.saves
+    helper = spec.engine != "python" and spec.scratch is None and not spec.saves and spec.net != "private"
     return host.choose_mode(spec.mode, machine, helper=helper)
 
 
@@ -272,6 +272,7 @@ def prepare(
         programs=Programs(maker.fuse_program, maker.extract_argv, maker.copy_argv),
         cwd=cwd,
         saving=None if draft is None else draft.source,
+        private=_private(spec, mode, stack, build=build),
     )
     compiled = recompile(where=surroundings)
     if wanted is not None and surroundings is not None:
@@ -405,6 +406,20 @@ def _target(path: bytes, *, mkdir: bool) -> Target:
         raise UsageError(f"cannot mount on {printable(path)}: {reason(error)}", hint=hint) from None
     with fsops.closing(fd):
         return Target(os.readlink(b"/proc/self/fd/%d" % fd), os.fstat(fd))
+
+
+def _private(spec: Spec, mode: Mode, stack: contextlib.ExitStack, *, build: bool) -> "network.Private | None":
+    """A private network, with the process behind it. Reading the plan starts none."""
+    if spec.net != "private":
+        return None
+    from sandbox import network
+
+    found = network.look(mode, spec.isolation)
+    if not build:
+        return found
+    started = network.start(found)
+    stack.enter_context(fsops.closing(started.socket))
+    return started
 
 
 def _scratch(spec: Spec) -> Source | None:

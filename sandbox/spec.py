@@ -148,8 +148,6 @@ def _check_choices(spec: Spec) -> None:
         raise UsageError("--mode setuid needs the native engine: only a program can be setuid", hint="--engine auto")
     if spec.net == "private" and spec.leave_running:
         raise UsageError("--leave-running: a private network ends with the run", hint="leave one of them out")
-    if spec.net == "private":
-        raise UsageError("--net private is not supported yet", hint="--net none, or --net host")
 
 
 def _check_isolation(spec: Spec) -> None:

@@ -156,6 +156,9 @@ def _is_known(spec: Spec) -> bool:
     defaults = Spec(spec.command)
     if spec.limits is not None and spec.limits.controllers:
         return False
+    # A process behind the network, and what a person is told of a fence, are this process's.
+    if spec.net == "private" or spec.mode == "landlock":
+        return False
     return all(getattr(spec, field) == getattr(defaults, field) for field in Spec.fields if field not in KNOWN)
 
 

@@ -28,7 +28,7 @@ class CommonOptions(TypedDict, total=False):
     save_full: Texts
     cache: bool
     run: Text
-    mode: Literal["auto", "root", "setuid", "userns"]
+    mode: Literal["auto", "root", "setuid", "userns", "landlock"]
     engine: Literal["auto", "python", "native"]
     env_file: Texts
     unset_env: Texts
@@ -40,7 +40,9 @@ class CommonOptions(TypedDict, total=False):
     symlinks: Texts
     leave_running: bool
     isolation: Literal["none", "job", "strict"]
-    net: Text
+    net: Literal["none", "host", "private"]
+    allow_read: Texts
+    allow_write: Texts
     workspace: Text
     workspace_unprotected: bool
     keep: Texts

@@ -248,11 +248,13 @@ def has_plan(spec: Spec) -> bool:
     """Whether a run of this spec is nothing but a plan for a native engine.
 
     Otherwise the launcher has something to do of its own before or after it: be the engine, save what was changed, stay
-    beside the run, be put into a scope of systemd's, take a name from a dead run.
+    beside the run, be put into a scope of systemd's, take a name from a dead run, start what is behind a
+    private network.
     """
     if (
         spec.saves
         or spec.name is not None
+        or spec.net == "private"
         or needs_attendant(spec)
         or (spec.limits is not None and spec.limits.controllers)
     ):

@@ -17,7 +17,10 @@ from sandbox.engine.account import Account
 from sandbox.engine.steps import Child
 from sandbox.errors import CommandError, SandboxError, SourceError, StepError, note, printable, reason
 from sandbox.home import Home, RunRecord
-from sandbox.plan import Cgroup, Plan, PlanFlag, Scratch, Source, SourceKind, Timeout
+from sandbox.plan import Cgroup, Network, Plan, PlanFlag, Scratch, Source, SourceKind, Timeout
+
+# How long taking down a private network may take.
+_NETWORK_SECONDS = 10.0
 
 
 def run(plan: Plan, launch: Launch, where: Home) -> Result:
@@ -43,6 +46,7 @@ def run(plan: Plan, launch: Launch, where: Home) -> Result:
                 account.cgroup = _make_cgroup(cgroup, plan.sources[cgroup.source], os.path.basename(record.scratch[-1]))
             result = _run_child(plan, launch.replace(fds=fds), where, record, account, (inherited, umask))
         finally:
+            _end_network(plan, fds)
             if plan.flags & PlanFlag.LEAVE_RUNNING:
                 _leave_keeper(record)
             else:
@@ -55,6 +59,18 @@ def run(plan: Plan, launch: Launch, where: Home) -> Result:
             account.phase("Clean up")
             launch.report.finish(account)
         return result
+
+
+def _end_network(plan: Plan, fds: dict[int, int]) -> None:
+    """Whoever attached the run's network takes it down, and closes the other end of the socket as the last act."""
+    for step in plan.steps:
+        if isinstance(step, Network):
+            import select
+            import socket
+
+            with socket.socket(fileno=os.dup(fds[step.source])) as ours, contextlib.suppress(OSError):
+                ours.shutdown(socket.SHUT_WR)
+                select.select([ours], [], [], _NETWORK_SECONDS)
 
 
 def _leave_keeper(record: RunRecord) -> None:

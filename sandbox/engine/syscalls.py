@@ -210,6 +210,11 @@ def unshare(flags: int) -> None:
     _checked(_libc.unshare(ctypes.c_int(flags)))
 
 
+def setns(fd: int) -> None:
+    """setns(2) into whatever namespace `fd` is."""
+    _checked(_libc.setns(ctypes.c_int(fd), ctypes.c_int(0)))
+
+
 def fork_init() -> int:
     """fork(2) into a new pid namespace, as a child of this process's parent. That is not os.fork: nothing of Python's
     own is told, which is well with a single thread.

@@ -1,0 +1,146 @@
+"""`--net private`, on a host of the test's own with an internet behind it (tests/support/internet.py)."""
+
+import json
+import os
+import signal
+import subprocess
+import textwrap
+
+import pytest
+
+from sandbox.host import find_program
+from tests.support.internet import HOST, HOST_PORT, METADATA, WORLD, WORLD_PORT, Internet
+from tests.support.modes import native_engine
+
+SLIRP, PASTA = "/usr/bin/slirp4netns", "/usr/bin/pasta"
+# Engine, mode, level, and what of the host is not there, or is on.
+COMBINATIONS = {
+    "slirp4netns": [
+        ("python", "root", "none", ()),
+        ("native", "root", "job", ()),
+        ("python", "userns", "job", ()),
+        ("native", "userns", "none", ()),
+        ("native", "root", "strict", ()),
+    ],
+    "pasta": [("native", "root", "job", (SLIRP,)), ("python", "userns", "none", (SLIRP,))],
+    "nft": [
+        ("python", "root", "none", ("--forward", SLIRP, PASTA)),
+        ("native", "root", "job", ("--forward", SLIRP, PASTA)),
+    ],
+}
+
+PROBE = textwrap.dedent("""
+    import errno, json, socket, sys
+    def talk(kind, address, port, patience=0.5):
+        with socket.socket(socket.AF_INET, kind) as one:
+            one.settimeout(patience)
+            one.connect((address, port))
+            one.send(b'hello')
+            return one.recv(100).decode().split()[0]
+    def names_by_tcp():
+        query = b'\\0\\7\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0\\4name\\4test\\0\\0\\1\\0\\1'
+        with socket.create_connection((resolver, 53), 20) as one:
+            one.sendall(len(query).to_bytes(2, 'big') + query)
+            return socket.inet_ntoa(one.recv(1000)[-4:])
+    def attempt(what, *arguments):
+        try: return what(*arguments)
+        except TimeoutError: return 'timeout'
+        except OSError as error: return errno.errorcode.get(error.errno, str(error))
+    host, world, metadata, host_port, world_port = sys.argv[1:]
+    resolver = open('/etc/resolv.conf').read().split()[1]
+    got = {'name': attempt(socket.gethostbyname, 'some.name.test'), 'name by tcp': attempt(names_by_tcp)}
+    for name, kind in (('tcp', socket.SOCK_STREAM), ('udp', socket.SOCK_DGRAM)):
+        got[name] = attempt(talk, kind, world, int(world_port), 20)
+        got['metadata ' + name] = attempt(talk, kind, metadata, int(world_port))
+        gateway = resolver.rpartition('.')[0] + '.2'
+        for where in (host, '127.0.0.1', gateway, resolver):
+            got[where + ' ' + name] = attempt(talk, kind, where, int(host_port))
+        for line in open('/proc/net/route').read().splitlines()[1:]:
+            fields = line.split()
+            if fields[1] == '00000000':
+                gateway = '.'.join(str(int(fields[2][at:at + 2], 16)) for at in (6, 4, 2, 0))
+                got['gateway ' + name] = attempt(talk, kind, gateway, int(host_port))
+    print(json.dumps(got))
+""")
+ARGUMENTS = [HOST, WORLD, METADATA, str(HOST_PORT), str(WORLD_PORT)]
+
+
+@pytest.fixture
+def internet(run_sandbox, identities, area):
+    """Makes `run_sandbox` start on a host of its own: `internet(*options)`."""
+    if os.geteuid() != 0:
+        pytest.skip("the suite was not started as root")
+
+    def use(*options):
+        run_sandbox.system = Internet(options)
+
+    return use
+
+
+def _needs(program):
+    if not find_program(program):
+        pytest.skip(f"{program} is not installed, and this system has no package of it")
+
+
+@pytest.mark.parametrize(
+    ("program", "engine", "mode", "level", "options"),
+    [(program, *rest) for program, cases in COMBINATIONS.items() for rest in cases],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_outgoing_only(program, engine, mode, level, options, run_sandbox, internet):
+    """Names, TCP and UDP go out; nothing of the host is reached, by whatever address; and nothing is left."""
+    if engine == "native" and native_engine() is None:
+        pytest.skip("the native engine was not built here (no cargo)")
+    _needs(program)
+    internet(*options, "--tell")
+    command = ["run", "--engine", engine, "--mode", mode, "--isolation", level, "--net", "private"]
+    words = ["/usr/bin/python3", "-c", PROBE, *ARGUMENTS]
+    done = run_sandbox([*command, "--", *words], as_user=mode != "root", timeout=120)
+    assert done.returncode == 0, done.stderr
+    got, left = map(json.loads, done.stdout.splitlines())
+    assert (got.pop("name"), got.pop("name by tcp")) == (WORLD, WORLD)
+    assert (got.pop("tcp"), got.pop("udp")) == ("hello", "hello")
+    assert len(got) == 12
+    # Only what is no address of anybody is waited for in vain.
+    assert set(got.values()) <= {"EACCES", "ECONNREFUSED", "ENETUNREACH", "EHOSTUNREACH", "timeout"}, got
+    assert left == {"devices": ["lo", "wan0"], "tables": [], "processes": []}
+
+
+@pytest.mark.parametrize("options", [(), (SLIRP,), ("--forward", SLIRP, PASTA)], ids=["slirp4netns", "pasta", "nft"])
+def test_nothing_is_left_by_a_killed_launcher(options, run_sandbox, internet):
+    """kill -9 of the supervisor, and of the process behind the network as well: all goes by itself."""
+    for program in ("slirp4netns", "pasta", "nft"):
+        _needs(program)
+    internet(*options, "--tell", "--kill")
+    command = ["run", "--mode", "root", "--isolation", "job", "--net", "private", "--", "sleep", "1000"]
+    done = run_sandbox(command, as_user=False, timeout=120)
+    assert done.returncode == 128 + signal.SIGKILL, done.stderr
+    assert json.loads(done.stdout) == {"devices": ["lo", "wan0"], "tables": [], "processes": []}
+    run_sandbox.system = None
+    run_sandbox(["run", "--", "true"], as_user=False, check=True)  # which removes the record
+
+
+def test_what_cannot_be_had_is_said(run_sandbox, internet, setuid_system):
+    """One line that names the packages, the forwarding that is off, the mode."""
+    everything = (SLIRP, PASTA, "/usr/sbin/nft")
+    for options, mode, text in (
+        (everything, "root", "install slirp4netns or passt or nftables"),
+        (everything, "userns", "install slirp4netns or passt, or as root nftables"),
+        ((SLIRP, PASTA), "root", "this host forwards no packets"),
+    ):
+        internet(*options)
+        done = run_sandbox(["run", "--mode", mode, "--net", "private", "--", "true"], as_user=mode != "root")
+        assert (done.returncode, len(done.stderr.splitlines())) == (125, 1), done.stderr
+        assert text in done.stderr
+    run_sandbox.system = setuid_system
+    done = run_sandbox(["run", "--mode", "setuid", "--net", "private", "--", "true"], as_user=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (125, 1), done.stderr
+    assert "in setuid mode the network namespace is root's" in done.stderr
+
+
+def test_nobody_pays_for_it_who_does_not_use_it(run_sandbox, who):
+    """pyroute2 takes a tenth of a second to import."""
+    code = "import sys; from sandbox.cli import run; from sandbox import compiler, isolation, launch; "
+    code += "print([name for name in sys.modules if 'pyroute2' in name or name in ('sandbox.network', 'ipaddress')])"
+    done = subprocess.run([os.sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
