@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from sandbox import __version__, fsops
 from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, printable, reason
-from sandbox.plan import Attach, Attr, Base, Extract, Fuse, Image, Overlay, Plan, Scratch, Stack, Tmpfs, Tree
+from sandbox.plan import Attach, Attr, Base, Extract, Fuse, Image, Overlay, Plan, Scratch, Stack, Text, Tmpfs, Tree
 from sandbox.sources import Opened
 
 SCHEMA = 1
@@ -169,6 +169,8 @@ def _mounts(plan: Plan) -> list[dict[str, Any]]:
                 made[slot] = ("image", plan.sources[source].path)
             case Extract(slot, source):
                 made[slot] = ("tmpfs", plan.sources[source].path)
+            case Text(slot):
+                made[slot] = ("file", b"")
             case Attach(slot, place, attrs):
                 path = place.path if place.base == Base.ROOT else b"/".join((b"PROCDIR", place.path)).rstrip(b"/")
                 kind, origin = made[slot]

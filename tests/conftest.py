@@ -13,12 +13,13 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import prctl
 import pytest
 
-from tests.support import delegation, helper, install, leaks, modes, setuid, users, wheels
+from tests.support import delegation, helper, install, jobs, leaks, modes, setuid, users, wheels
 from tests.support.helper import Helper
 from tests.support.runner import Area, Runner
 from tests.support.setuid import SetuidSystem
@@ -116,6 +117,12 @@ def run_sandbox(
         left += [f"procdir: {entry}" for entry in runner.left_procdirs()]
     if left:
         pytest.fail("left behind:\n" + "\n".join(left), pytrace=False)
+
+
+@pytest.fixture(params=jobs.COMBINATIONS, ids="-".join)
+def launch(request: pytest.FixtureRequest, run_sandbox: Runner) -> Callable[..., Any]:
+    """Starts a job, in each engine and mode: `launch(*words, popen=False, **options)`."""
+    return jobs.starter(request, run_sandbox)
 
 
 @pytest.fixture(scope="module", autouse=True)

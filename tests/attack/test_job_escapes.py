@@ -8,16 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.modes import native_engine
-
-COMBINATIONS = [
-    ("python", "root"),
-    ("native", "root"),
-    ("python", "userns"),
-    ("native", "userns"),
-    ("native", "setuid"),
-]
-
 PROBE = textwrap.dedent("""
     import ctypes, errno, os, signal, socket, sys
     libc = ctypes.CDLL(None, use_errno=True)
@@ -78,25 +68,6 @@ signal.pause()
 """
 
 REFUSED = {"EPERM", "EACCES", "ENOENT", "ESRCH", "EROFS", "ECONNREFUSED", "EBADF", "ENOSYS", "ENOTDIR", "EINVAL", "[]"}
-
-
-@pytest.fixture(params=COMBINATIONS, ids="-".join)
-def launch(request, run_sandbox, identities):
-    """Starts a job: `launch(*words, **options)`."""
-    engine, mode = request.param
-    if engine == "native" and native_engine() is None:
-        pytest.skip("the native engine was not built here (no cargo)")
-    if os.geteuid() != 0:
-        pytest.skip("the suite was not started as root")
-    if mode == "setuid":
-        run_sandbox.system = request.getfixturevalue("setuid_system")
-    head = ["run", "--engine", engine, "--mode", mode, "--isolation", "job"]
-
-    def start(*words, popen=False, **options):
-        run = run_sandbox.popen if popen else run_sandbox
-        return run([*head, *words], as_user=mode != "root", **options)
-
-    return start
 
 
 def test_nothing_of_the_host_is_within_reach(launch, area, identities):

@@ -49,7 +49,7 @@ SCHEMA = _object(
         "type": "array",
         "items": _object(
             on=_TEXT,
-            kind=_one_of("tmpfs", "image", "overlay", "directory"),
+            kind=_one_of("tmpfs", "image", "overlay", "directory", "file"),
             source=_or_null(_TEXT),
             read_only={"type": "boolean"},
         ),
