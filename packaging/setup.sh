@@ -44,6 +44,7 @@ bzip2                 | bzip2             | bzip2             | bzip2           
 xz                    | xz-utils          | xz                | xz                | xz
 zstd                  | zstd              | zstd              | zstd              | zstd
 ps                    | procps            | procps-ng         | procps-ng         | procps
+busybox               | busybox-static    | busybox           | busybox           | busybox-static
 '
 # make test-vm builds its machines from Debian's packages.
 readonly needs_vm='

@@ -28,6 +28,7 @@ from sandbox.plan import (
     Hide,
     Hostname,
     Identity,
+    IdMap,
     Idmap,
     Image,
     Init,
@@ -42,6 +43,7 @@ from sandbox.plan import (
     Network,
     NewRoot,
     Nice,
+    Node,
     NoNewPrivs,
     Overlay,
     OverlayOption,
@@ -72,6 +74,7 @@ from sandbox.plan import (
     Tmpfs,
     Tree,
     UnsetEnv,
+    Unshare,
     Words,
     is_run_name,
 )
@@ -89,6 +92,7 @@ AFTER_PIVOT = (
     Audit,
     Expose,
     Terminal,
+    *(Unshare, IdMap),
     *(PlaceEnv, UnsetEnv, Chdir, Run, NoNewPrivs, DeathSignal, Hostname, Loopback, Identity, DropCapabilities),
     *(KeepDescriptors, Seccomp, Allow, Landlock, Name, Label, Limit, Nice, Timeout, Cgroup),
 )
@@ -332,12 +336,6 @@ def _isolation_fault(step: Step) -> str:
             return f"as_pid_1 is {as_pid_1}"
         case Hide(path) if not path.startswith(b"/"):
             return "the path is not absolute"
-        case PivotRoot(read_only) if read_only > 1:
-            return f"read_only is {read_only}"
-        case Bind(place=place) if place.base != Base.ROOT:
-            return "a bind is of the host"
-        case Symlink(target=b""):
-            return "an empty target"
         case Hostname(name) if not 0 < len(name) <= MAX_HOSTNAME:
             return "not a host name"
         case Seccomp(filter=words) if not words:
@@ -346,6 +344,20 @@ def _isolation_fault(step: Step) -> str:
             return "allows nothing, or optional is neither 0 nor 1"
         case Name(name) if not is_run_name(name):
             return "not a name for a run"
+        case _:
+            return _root_fault(step)
+
+
+def _root_fault(step: Step) -> str:
+    match step:
+        case PivotRoot(read_only) if read_only > 1:
+            return f"read_only is {read_only}"
+        case Bind(place=place) if place.base != Base.ROOT:
+            return "a bind is of the host"
+        case Node(path=path) if not _is_plain(path):
+            return "a node needs plain components"
+        case Symlink(target=b""):
+            return "an empty target"
         case _:
             return ""
 
@@ -374,7 +386,7 @@ def _slots(step: Step) -> tuple[tuple[int, ...], tuple[int, ...]]:
             return (*lowers, upper), (slot,)
         case Stack(slot, lowers):
             return lowers, (slot,)
-        case Extract() | Attach() | Idmap() | NewRoot() | CountChanges():
+        case Extract() | Attach() | Idmap() | NewRoot() | CountChanges() | Node():
             return (step.slot,), ()
         case _:
             return (), ()
@@ -385,5 +397,8 @@ def _place_fault(place: Place) -> str:
         return f"unknown base {place.base}"
     if place.base == Base.ROOT:
         return "" if place.path.startswith(b"/") else "a root place needs an absolute path"
-    parts = place.path.split(b"/") if place.path else []
-    return "a procdir place needs plain components" if any(p in (b"", b".", b"..") for p in parts) else ""
+    return "" if not place.path or _is_plain(place.path) else "a procdir place needs plain components"
+
+
+def _is_plain(path: bytes) -> bool:
+    return not any(part in (b"", b".", b"..") for part in path.split(b"/"))

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sandbox.engine.syscalls import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER
+from sandbox.engine.syscalls import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWUTS
 from sandbox.errors import UsageError, printable
 from sandbox.host import TMPFS_USER_XATTR, Host
 from sandbox.images.formats import Kind
@@ -19,6 +19,7 @@ from sandbox.plan import (
     Extract,
     Fuse,
     Guard,
+    Hostname,
     IdMap,
     Image,
     Label,
@@ -50,8 +51,10 @@ from sandbox.sources import Opened
 from sandbox.spec import Spec, TreeKind
 
 if TYPE_CHECKING:
+    from sandbox import refine
     from sandbox.isolation import Surroundings
     from sandbox.network import Private
+    from sandbox.refine import Refiner
 
 _SAFE = Attr.NOSUID | Attr.NODEV
 TMPDIR = b"tmp"
@@ -174,6 +177,7 @@ class _Builder:
         self.static: set[int] = set()
         # The directory for uppers that are saved, its slot once there is one, and the slots that they are made for.
         self.saving: Source | None = None
+        self.refiner: Refiner | None = None
         self.saving_slot: int | None = None
         self.to_save: dict[int, bytes] = {}
         self.saved: dict[bytes, int] = {}
@@ -353,6 +357,22 @@ class _Builder:
         if spec.run is not None:
             self.steps.append(Run(*find_in_trees(spec.run, trees, option="--run")))
 
+    def before(self) -> None:
+        """What of the host refines the run is opened before anything is covered."""
+        if self.refiner is not None:
+            self.refiner.clone()
+
+    def after(self, *, private_dev: bool) -> list[bytes]:
+        """What refines the run, and the host name; where something else is then."""
+        if self.spec.hostname:
+            self.steps.append(Hostname(self.spec.hostname))
+        return [] if self.refiner is None else self.refiner.apply(private_dev=private_dev)
+
+    def as_root(self, ids: tuple[int, int]) -> None:
+        """Root of a user namespace that owns nothing: no mount, no network, no process but the command's own."""
+        if self.spec.as_root:
+            self.steps += [Unshare(CLONE_NEWUSER), IdMap(0, ids[0], 0, ids[1])]
+
     def last(self) -> None:
         if self.spec.limits is not None:
             from sandbox import limits
@@ -393,6 +413,7 @@ def compile_plan(
     where: "Surroundings | None" = None,
     saving: Source | None = None,
     private: "Private | None" = None,
+    changes: "tuple[refine.Opened, ...]" = (),
 ) -> Compiled:
     """The plan for one launch. Pure: everything it needs to know is in its arguments."""
     builder = _Builder(spec, host, mode, programs)
@@ -404,13 +425,12 @@ def compile_plan(
     policies = {policy.name: policy.deny for policy in spec.symlinks}
     for name in policies.keys() - {tree.name for tree in trees} - {b""}:
         raise UsageError(f"--symlinks: no tree is named {printable(name)!r}", hint=f"one of: {_names(trees)}")
-    for save in spec.saves:
-        if not any(tree.name == save.tree and tree.kind is TreeKind.DYNAMIC for tree in trees):
-            raise UsageError(
-                f"--save: no dynamic tree is named {printable(save.tree)!r}",
-                hint="--dynamic NAME:SRC --save NAME=IMAGE",
-            )
+    _check_saves(spec, trees)
     builder.saving = saving
+    if changes:
+        from sandbox.refine import Refiner
+
+        builder.refiner = Refiner(builder, changes)
     deny = {tree.name: policies.get(tree.name, policies.get(b"", False)) for tree in trees}
     if where is not None:
         from sandbox.isolation import level
@@ -421,7 +441,9 @@ def compile_plan(
 
         landlock.compile_alone(builder, cwd)
     else:
-        builder.namespaces(0 if spec.net in (None, "host") else CLONE_NEWNET)
+        flags = CLONE_NEWUTS if spec.hostname else 0
+        builder.namespaces(flags | (0 if spec.net in (None, "host") else CLONE_NEWNET))
+        builder.before()
         if spec.net == "none":
             builder.steps.append(Loopback())
         builder.procdir(scratch, kinds)
@@ -429,7 +451,8 @@ def compile_plan(
         for material in materials:
             name = material.tree.name
             builder.tree(material, targets.get(name), deny_symlinks=deny[name])
-        builder.command(trees, cwd, covered=[target.path for target in targets.values()])
+        covered = builder.after(private_dev=False)
+        builder.command(trees, cwd, covered=[*covered, *(target.path for target in targets.values())])
         if mode is Mode.USERNS or (mode is Mode.SETUID and not spec.allow_new_privs):
             builder.steps.append(NoNewPrivs())
         builder.last()
@@ -445,6 +468,15 @@ def _images(materials: list[Material]) -> tuple[bytes, ...]:
     """NAME=SOURCE of every layer that has a source, for who looks at the run."""
     layers = [layer for material in materials for layer in material.tree.layers if layer.path]
     return tuple(layer.name + b"=" + os.path.abspath(layer.path) for layer in layers)
+
+
+def _check_saves(spec: Spec, trees: list[Opened]) -> None:
+    for save in spec.saves:
+        if not any(tree.name == save.tree and tree.kind is TreeKind.DYNAMIC for tree in trees):
+            raise UsageError(
+                f"--save: no dynamic tree is named {printable(save.tree)!r}",
+                hint="--dynamic NAME:SRC --save NAME=IMAGE",
+            )
 
 
 def find_in_trees(path: bytes, trees: list[Opened], *, option: str) -> tuple[Place, bytes]:

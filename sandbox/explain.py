@@ -38,6 +38,7 @@ from sandbox.plan import (
     Network,
     NewRoot,
     Nice,
+    Node,
     NoNewPrivs,
     Overlay,
     PivotRoot,
@@ -207,6 +208,8 @@ def _isolation_line(step: Step) -> str:  # noqa: C901
             return f"make the file {_place(place)}" + (f", {len(content)} bytes" if content else "")
         case Symlink(place, target):
             return f"make {_place(place)} a link to {printable(target)}"
+        case Node(slot, path):
+            return f"mount [{slot}] on /dev/{printable(path)}, where devices work"
         case NewRoot(slot, attrs):
             return f"[{slot}] is the new root ({_attrs(attrs)})"
         case PivotRoot(read_only):

@@ -67,8 +67,8 @@ class Surroundings(Record):
 
     `shared` get a private, empty stand-in, `homes` an empty one, `home` is the command's own; `workspace` is the
     working directory unless one of these covers it; `ids` are the command's uid and gid where they are not the user's;
-    `root` is what a root of the run's own is made of. `protected` is what of a writable workspace is not; `accounts`
-    are the host's passwd and group files, as lines, where the ids need names.
+    `root` is what a root of the run's own is made of, `image` the tree that it is instead. `protected` is what of a
+    writable workspace is not; `accounts` are the host's passwd and group files, as lines, where the ids need names.
     """
 
     shared: tuple[bytes, ...]
@@ -79,6 +79,7 @@ class Surroundings(Record):
     hidden: tuple[bytes, ...]
     filter: tuple[int, ...] = ()
     root: "HostRoot | None" = None
+    image: "Material | None" = None
     protected: tuple[Protect, ...] = ()
     accounts: tuple[tuple[bytes, tuple[bytes, ...]], ...] = ()
 
@@ -128,7 +129,7 @@ def look(environ: Mapping[bytes, bytes], spec: Spec, mode: Mode, home: bytes) ->
         return found if own_ids is None else found.replace(accounts=_accounts())
     from sandbox import newroot
 
-    return newroot.surroundings(spec, found, own_ids or (os.getuid(), os.getgid()), spec.hostname or HOSTNAME)
+    return newroot.surroundings(spec, found)
 
 
 def ids(spec: Spec, mode: Mode, lane: int = 0) -> tuple[int, int] | None:
@@ -208,6 +209,7 @@ class Level:
     ) -> None:
         """All steps of the level. What is of the host is opened before any of it is covered."""
         self.start()
+        self.builder.before()
         grounds = [self.ground(item, writable=item.tree.kind is not TreeKind.STATIC) for item in materials]
         workspace = self.workspace()
         self.lock()
@@ -297,16 +299,19 @@ class Level:
         for path, text in self.where.texts():
             slot = self.builder.slot()
             self.builder.steps += [Text(slot, 0o444, text), Attach(slot, Place(Base.ROOT, path), LOCKED | Attr.NOEXEC)]
-        self.add(Hostname(self.spec.hostname or HOSTNAME))
+        if self.spec.hostname is None:
+            self.add(Hostname(HOSTNAME))
         if self.spec.net not in ("host", "private"):
             self.add(Loopback())
         self.builder.resolve_names()
+        self.builder.after(private_dev=True)
 
     def command(self, trees: "list[Opened]", cwd: bytes) -> None:
         """Let go of every right, then what the command starts with."""
         if self.where.ids is not None:
             self.add(Identity(*self.where.ids))
         self.add(DropCapabilities())
+        self.builder.as_root(self.where.ids or (self.builder.host.uid, self.builder.host.gid))
         self.add(NoNewPrivs())
         # The inherited directory is one of the host's, whatever is mounted there now.
         self.builder.command(trees, cwd or b"/", covered=[b"/"])

@@ -41,7 +41,7 @@ PLACES = {
     "FILE|none": r"(?!(?:none|default)$)(?P<path>.+)",
     "FILE|-|fd:N": r"(?!-$|fd:)(?P<path>.+)",
     "tmpfs|DIR": r"(?!tmpfs$)(?P<path>.+)",
-    "IMAGE|DIR": r"(?P<path>.+)",
+    "IMAGE|DIR": r"(?!@)(?P<path>.+)",
 }
 
 

@@ -21,7 +21,7 @@ from sandbox.spec import Spec, Tree, TreeKind, check_name, guards_workspace, nee
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sandbox import attending, network, saving
+    from sandbox import attending, network, refine, saving
     from sandbox.isolation import Surroundings
     from sandbox.report import Reporter
     from sandbox.stored import Keeper
@@ -42,6 +42,7 @@ class Prepared(Record):
     # The same plan for other surroundings.
     recompile: "Callable[[Surroundings | None], Compiled] | None" = None
     wanted: "attending.Wanted | None" = None
+    roots: list[Opened] = []  # noqa: RUF012
 
 
 class Calling(Record):
@@ -237,8 +238,10 @@ def prepare(
         for remark in landlock.remarks(spec, machine.landlock):
             hint(remark)
     # Bad input leaves nothing behind, a home neither: it is opened first only where sources are in it.
-    where = _home(environ, stack, say) if any(map(_names_image, spec.trees)) else None
+    roots = [] if spec.root is None else [Tree(TreeKind.DYNAMIC, b"root:" + spec.root)]
+    where = _home(environ, stack, say) if any(map(_names_image, (*spec.trees, *roots))) else None
     opened = [_open_tree(tree, where, stack) for tree in spec.trees]
+    opened_roots = [_open_tree(tree, where, stack) for tree in roots]
     sources.refuse_repeated(opened)
     given = environ if calling.environ is None else calling.environ
     cwd = _working_directory() if calling.cwd is None else calling.cwd
@@ -251,6 +254,8 @@ def prepare(
     surroundings = None
     if spec.isolation != "none":
         surroundings = _surroundings(spec, mode, where, given, cwd, stack)
+        for item in opened_roots:
+            surroundings = surroundings.replace(image=maker.material(item))
         command_env |= surroundings.variables(spec)
     wanted = _wanted(spec, cwd, stack)
     maker.show_hint()
@@ -273,6 +278,7 @@ def prepare(
         cwd=cwd,
         saving=None if draft is None else draft.source,
         private=_private(spec, mode, stack, build=build),
+        changes=_changes(spec, surroundings, targets, stack),
     )
     compiled = recompile(where=surroundings)
     if wanted is not None and surroundings is not None:
@@ -281,7 +287,16 @@ def prepare(
         wanted = wanted.replace(words=words, limit=compiler.tmpfs_size(spec, machine))
     launch = Launch(spec.command, command_env, compiled.fds)
     return Prepared(
-        compiled, launch, where, opened, materials, draft, surroundings, lambda other: recompile(where=other), wanted
+        compiled,
+        launch,
+        where,
+        opened,
+        materials,
+        draft,
+        surroundings,
+        lambda other: recompile(where=other),
+        wanted,
+        opened_roots,
     )
 
 
@@ -375,6 +390,19 @@ def _surroundings(
 
         protected = guarding.protect(fd, cwd, stack)
     return found.replace(workspace=Material(tree, Treatment.DIRECTORY, source, None), protected=protected)
+
+
+def _changes(
+    spec: Spec, where: "Surroundings | None", targets: dict[bytes, Target], stack: contextlib.ExitStack
+) -> "tuple[refine.Opened, ...]":
+    if not spec.refinements:
+        return ()
+    from sandbox import refine
+
+    own = [target.path for target in targets.values()]
+    if where is not None and where.workspace is not None:
+        own.append(where.workspace.tree.name)
+    return refine.opened(spec, where, own, stack)
 
 
 def _targets(opened: list[Opened], spec: Spec) -> dict[bytes, Target]:

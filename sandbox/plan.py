@@ -357,6 +357,13 @@ class Symlink(Record):
     target: Path
 
 
+class Node(Record):
+    """Attach a slot in the minimal /dev, at these plain components; devices work there."""
+
+    slot: U32
+    path: Path
+
+
 class NewRoot(Record):
     """From here on base root is the slot's mount, with these attributes; what it holds leads nowhere out of it."""
 
@@ -508,6 +515,7 @@ Step = (
     | Text
     | File
     | Symlink
+    | Node
     | NewRoot
     | PivotRoot
     | Limit
@@ -566,6 +574,7 @@ OPCODES: dict[int, type[Any]] = {
     0x27: Symlink,
     0x28: NewRoot,
     0x29: PivotRoot,
+    0x2A: Node,
     0x30: Limit,
     0x31: Nice,
     0x32: Timeout,

@@ -54,6 +54,13 @@ class Keep(Record):
     target: bytes
 
 
+class Refinement(Record):
+    """One --bind, --ro-bind, --bind-try, --device, --hide, --tmpfs, --symlink or --file: its name, and as typed."""
+
+    option: str
+    text: bytes
+
+
 class Spec(Record):
     """One `sandbox run`. Sizes are bytes; `command` may be empty only with `run`; `limits` None: as inherited."""
 
@@ -95,6 +102,10 @@ class Spec(Record):
     allow_read: tuple[bytes, ...] = ()
     allow_write: tuple[bytes, ...] = ()
     name: bytes | None = None
+    refinements: tuple[Refinement, ...] = ()
+    root: bytes | None = None
+    root_ro: bool = False
+    as_root: bool = False
 
 
 OUR_VARIABLES = (b"SANDBOX_TMPDIR", b"SANDBOX_STATIC", b"SANDBOX_DYNAMIC")
@@ -115,6 +126,7 @@ def validate(spec: Spec) -> Spec:
     _check_saves(spec)
     _check_isolation(spec)
     _check_fence(spec)
+    _check_root(spec)
     for item in spec.env:
         _check_variable(item.partition(b"=")[0], "--env")
     for name in spec.unset_env:
@@ -167,7 +179,6 @@ def _check_isolation(spec: Spec) -> None:
         return
     defaults = Spec(spec.command)
     for field in (
-        "hostname",
         "as_pid_1",
         "pass_env",
         "pass_fds",
@@ -183,6 +194,22 @@ def _check_isolation(spec: Spec) -> None:
         if getattr(spec, field) != getattr(defaults, field):
             option = "--" + field.replace("_", "-").removesuffix("s" if isinstance(getattr(spec, field), tuple) else "")
             raise UsageError(f"{option} needs a level that isolates", hint="--isolation job")
+
+
+def _check_root(spec: Spec) -> None:
+    if spec.root is not None and (spec.isolation != "strict" or not spec.root):
+        raise UsageError("--root: a root of its own is what level strict has", hint="--isolation strict")
+    if spec.root is None and spec.root_ro:
+        raise UsageError("--root-ro: which root?", hint="--root IMAGE|DIR")
+    if spec.as_root and spec.mode == "setuid":
+        raise UsageError(
+            "--as-root: it takes a user namespace, which the setuid helper never makes", hint="--mode userns"
+        )
+    if spec.refinements:
+        from sandbox import refine
+
+        for refinement in spec.refinements:
+            refine.parse(refinement)
 
 
 def _check_fence(spec: Spec) -> None:
@@ -213,6 +240,9 @@ _NEED_MOUNTS = {
     "tmpfs_size": "--tmpfs-size",
     "mkdir": "--mkdir",
     "symlinks": "--symlinks",
+    "refinements": "--bind and its kin",
+    "hostname": "--hostname",
+    "as_root": "--as-root",
 }
 
 

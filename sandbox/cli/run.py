@@ -18,6 +18,7 @@ from sandbox.spec import (
     MODES,
     NETS,
     WORKSPACES,
+    Refinement,
     Spec,
     Tree,
     TreeKind,
@@ -60,6 +61,26 @@ class _AddTree(argparse.Action):
 
     def __call__(self, _parser: Any, namespace: Any, values: Any, _option: Any = None) -> None:
         namespace.trees = [*namespace.trees, Tree(self.const, os.fsencode(values))]
+
+
+class _AddRefinement(argparse.Action):
+    """What refines a level goes into one list: it is done in the order given."""
+
+    def __call__(self, _parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        added = Refinement(str(option).removeprefix("--"), os.fsencode(values))
+        namespace.refinements = [*namespace.refinements, added]
+
+
+_REFINEMENTS = {
+    "bind": ("SRC[:DEST]", "SRC of the host at DEST, writable; at every level, as all that follow"),
+    "ro-bind": ("SRC[:DEST]", "the same read-only"),
+    "bind-try": ("SRC[:DEST]", "the same as --bind, where there is a SRC"),
+    "device": ("NODE", "a device node of /dev that you can open yourself"),
+    "hide": ("PATH", "nothing at PATH"),
+    "tmpfs": ("DEST[:SIZE]", "an empty directory in RAM at DEST"),
+    "symlink": ("TARGET:LINK", "a symlink, below what is the run's own"),
+    "file": ("DEST=TEXT", "a read-only file that holds TEXT"),
+}
 
 
 def make_parser() -> tuple[Parser, list[argparse.Action]]:
@@ -161,6 +182,11 @@ def _isolation_options(option: Callable[..., None]) -> None:
             default=[],
             help=f"a Landlock fence: {text} only there",
         )
+    for name, (metavar, text) in _REFINEMENTS.items():
+        option(f"--{name}", metavar=metavar, action=_AddRefinement, dest="refinements", default=[], help=text)
+    option("--root", metavar="IMAGE|DIR", help="the root of level strict; what changes in it vanishes")
+    option("--root-ro", action="store_true", help="nothing changes in that root")
+    option("--as-root", action="store_true", help="the command is root, in a user namespace that holds nothing else")
     option(
         "--workspace", choices=WORKSPACES, default="overlay", help="the working directory: changes vanish, stay, fail"
     )
@@ -172,7 +198,7 @@ def _isolation_options(option: Callable[..., None]) -> None:
     option("--pass-env", metavar="K", action="append", default=[], help="a variable that an isolated command gets")
     option("--pass-fd", metavar="N", action="append", default=[], help="a descriptor that an isolated command gets")
     option("--user", metavar="UID[:GID]", help="who an isolated command of root's is (default: nobody else)")
-    option("--hostname", metavar="NAME", help="the host name of an isolated command (default sandbox)")
+    option("--hostname", metavar="NAME", help="the host name (default of an isolated command: sandbox)")
     option("--seccomp", metavar="FILE|none", default="default", help="another filter of system calls (BPF), or none")
     option("--allow-syscall", metavar="NAME", action="append", default=[], help="a system call to allow as well")
     option("--audit", action="store_true", help="say which system calls the filter refused")
@@ -268,6 +294,10 @@ def make_spec(args: argparse.Namespace, command: tuple[bytes, ...]) -> Spec:
         allow_new_privs=args.allow_new_privs,
         allow_read=tuple(map(raw, args.allow_read)),
         allow_write=tuple(map(raw, args.allow_write)),
+        refinements=tuple(args.refinements),
+        root=None if args.root is None else raw(args.root),
+        root_ro=args.root_ro,
+        as_root=args.as_root,
         name=None if args.name is None else parse_run_name(raw(args.name)),
         saves=(
             *(parse_save(raw(text), full=False) for text in args.save),

@@ -83,8 +83,7 @@ def lock_tree(_: "Child", step: LockTree) -> None:
 def procdir(child: "Child", step: Procdir) -> None:
     fd = child.open_place(step.place)
     child.procdir_path = child.path_of(step.place)
-    if child.procdir >= 0:
-        os.close(child.procdir)
+    # The former one stays open: layers of overlays may still be in it.
     child.procdir = fd
 
 
@@ -171,6 +170,7 @@ def dev(child: "Child", _: Dev) -> None:
                 if name == b"pts":
                     sys.move_mount(pts, point)
         sys.mount_setattr(root, set_attrs=sys.MOUNT_ATTR_RDONLY, recursive=False)
+        child.dev = os.dup(root)
 
 
 def _pts_options(child: "Child") -> list[tuple[bytes, bytes | None]]:

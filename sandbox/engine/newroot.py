@@ -7,7 +7,7 @@ from sandbox import fsops
 from sandbox.engine import syscalls as sys
 from sandbox.engine.isolation import attributes
 from sandbox.errors import printable
-from sandbox.plan import Bind, File, Fuse, NewRoot, PivotRoot, Place, Symlink, Text
+from sandbox.plan import Bind, File, Fuse, NewRoot, Node, PivotRoot, Place, Symlink, Text
 
 if TYPE_CHECKING:
     from sandbox.engine.steps import Child
@@ -60,6 +60,25 @@ def symlink(child: "Child", step: Symlink) -> None:
         fsops.new_symlink(directory, name, step.target, 0)
 
 
+def node(child: "Child", step: Node) -> None:
+    """/dev is read-only but for this moment."""
+    parent, name = os.path.split(step.path)
+    read_only = sys.MOUNT_ATTR_RDONLY
+    sys.mount_setattr(child.dev, clear_attrs=read_only, recursive=False)
+    with fsops.closing(
+        fsops.make_dirs(os.dup(child.dev), parent, 0o755, owner=(os.geteuid(), os.getegid()))
+    ) as directory:
+        if not fsops.exists(directory, name):
+            os.close(fsops.new_file(directory, name))
+        sys.mount_setattr(child.dev, set_attrs=read_only, recursive=False)
+        mount = child.mounts[step.slot]
+        attrs = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NOEXEC
+        sys.mount_setattr(mount, set_attrs=attrs, propagation=sys.MS_SLAVE)
+        with fsops.closing(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)) as point:
+            sys.move_mount(mount, point)
+    child.attached.add(step.slot)
+
+
 def new_root(child: "Child", step: NewRoot) -> None:
     mount = child.mounts[step.slot]
     sys.mount_setattr(mount, set_attrs=attributes(step.attrs), propagation=sys.MS_SLAVE)
@@ -91,6 +110,8 @@ def describe(step: Any) -> str:
             return f"cannot make {printable(place.path)}"
         case NewRoot() | PivotRoot():
             return "cannot change to the new root"
+        case Node(path=path):
+            return f"cannot mount on /dev/{printable(path)}"
         case Text():
             return "cannot make a file"
         case _:
@@ -102,6 +123,7 @@ DO: dict[type[Any], Any] = {
     Text: text,
     File: file,
     Symlink: symlink,
+    Node: node,
     NewRoot: new_root,
     PivotRoot: pivot_root,
 }

@@ -73,6 +73,7 @@ class Child:
         self.procdir = -1
         # Where base root starts, while that is not the root directory.
         self.root = -1
+        self.dev = -1
         # Whose the things are that the run makes.
         self.owner = next(((s.uid, s.gid) for s in plan.steps if isinstance(s, Identity)), (plan.uid, plan.gid))
         self.status = -1
@@ -111,6 +112,8 @@ class Child:
         sys.unshare(step.flags)
 
     def id_map(self, step: IdMap) -> None:
+        # A change of ids took the right to (proc_pid_uid_map(5): the files are the dumpable process's own).
+        prctl.set_dumpable(1)
         # gid_map can be written without privilege only after setgroups is denied: user_namespaces(7).
         for name, line in (
             ("setgroups", "deny"),

@@ -1,6 +1,11 @@
 """Cases of level strict and of a root of the run's own, for the list in cases.py."""
 
+import shutil
+from pathlib import Path
+
 from tests.conformance.cases import Case
+from tests.support import archives
+from tests.support.archives import Entry
 
 STRICT = ("--isolation", "strict")
 _DENIED = "2>/dev/null || echo denied"
@@ -10,7 +15,110 @@ def strict(name: str, script: str | None, *options: str, **rest) -> Case:
     return Case(f"strict: {name}", script, (*STRICT, *options), **rest)
 
 
+def make_inputs(where: Path) -> None:
+    """A root that holds one static program, with links on the way to what setup mounts; and what is bound."""
+    busybox = shutil.which("busybox")
+    assert busybox, "make setup installs a static busybox"
+    program = Path(busybox).read_bytes()
+    tools = [Entry.symlink(f"usr/bin/{name}", "busybox") for name in ("sh", "cat", "echo", "id", "ls", "awk", "chown")]
+    names = ("usr", "usr/bin", "etc", "proc", "dev", "tmp", "var", "data", "root", "home")
+    links = [Entry.symlink("bin", "usr/bin"), Entry.symlink("var/tmp", "../tmp"), Entry.symlink("shortcut", "/data")]
+    files = [Entry("usr/bin/busybox", program, mode=0o755), Entry("etc/passwd", b"root:x:0:0::/root:/bin/sh\n")]
+    tree = [*(Entry.directory(name) for name in names), *files, *tools, *links]
+    archives.make_tree(where / "root", tree)
+    archives.make_squashfs(where / "root.sfs", tree)
+    archives.make_tree(where / "bound", [Entry("f", b"bound\n"), Entry.directory("sub"), Entry("sub/g", b"g\n")])
+    # The runs of every user write here.
+    (where / "open").mkdir(mode=0o777)
+    (where / "open").chmod(0o777)
+
+
+def refined(level: str) -> Case:
+    return Case(
+        f"refined: {level}",
+        "cat /mnt/sub/g /media/bound/f; ls /srv; (echo x > /mnt/f) 2>/dev/null || echo read-only;"
+        "echo y > {d}/open/$$ && rm {d}/open/$$ && echo written; readlink /media/l; cat /media/t;"
+        "(echo x > /media/t) 2>/dev/null || echo kept; ls /usr/share/doc | wc -l; hostname;"
+        "ls -A $SANDBOX_TMPDIR/.. | wc -l",
+        (
+            *("--isolation", level, "--ro-bind", "{d}/bound:/mnt", "--tmpfs", "/media:1M"),
+            *(
+                "--bind",
+                "{d}/bound:/media/bound",
+                "--tmpfs",
+                "/srv",
+                "--bind",
+                "{d}/open",
+                "--symlink",
+                "../x:/media/l",
+            ),
+            *("--file", "/media/t=a text\n", "--hide", "/usr/share/doc", "--hostname", "box"),
+            *("--bind-try", "{d}/missing:/srv/missing", "--bind-try", "{d}/bound/f:/media/file"),
+        ),
+        stdout="g\nbound\nread-only\nwritten\n../x\na text\nkept\n0\nbox\n1\n",
+    )
+
+
+def wrong(name: str, stderr: str, *options: str) -> Case:
+    return Case(f"refined: {name}", "true", options, code=125, stderr=stderr)
+
+
+def rooted(name: str, script: str, *options: str, **rest) -> Case:
+    options = (*STRICT, *options)
+    return Case(f"root: {name}", script, options, **rest)
+
+
+_IN_ROOT = (
+    "cat /etc/passwd; ls /usr /usr/share /boot /sys 2>/dev/null; ls /home; echo x > /tmp/f && cat /tmp/f;"
+    "echo new > /etc/new && cat /etc/new; cat /data/b/f; pwd"
+)
+_ROOTED = {
+    "stdout": "root:x:0:0::/root:/bin/sh\n/usr:\nbin\nx\nnew\nbound\n/\n",
+    "code": 0,
+}
+_AS_ROOT = {"refused_in": "setuid", "refusal": "--as-root"}
+
+
 CASES = [
+    *map(refined, ("none", "job", "strict")),
+    wrong("up", "without '..'", "--tmpfs", "/tmp/../etc"),
+    wrong("the root", "not /", "--bind", "/usr:/"),
+    wrong("no source", "--ro-bind: cannot open", "--ro-bind", "{d}/none:/mnt"),
+    wrong("no place on the host", "cannot mount on /mnt/none", "--ro-bind", "{d}/bound:/mnt/none"),
+    wrong("a link on the host", "on the host, where nothing is changed", "--symlink", "x:/srv/link"),
+    wrong("no device", "not a device node", "--device", "/usr"),
+    Case(
+        "refined: a device",
+        "head -c 1 /dev/zero | wc -c; test -c /dev/urandom && echo there",
+        ("--isolation", "strict", "--device", "/dev/zero"),
+        stdout="1\nthere\n",
+    ),
+    rooted("a directory", _IN_ROOT, "--root", "{d}/root", "--bind", "{d}/bound:/shortcut/b", "--chdir", "/", **_ROOTED),
+    rooted(
+        "an image", _IN_ROOT, "--root", "{d}/root.sfs", "--bind", "{d}/bound:/shortcut/b", "--chdir", "/", **_ROOTED
+    ),
+    rooted(
+        "nothing of it changes",
+        "(echo x > /etc/new) 2>/dev/null || echo kept; echo x > /tmp/f && cat /tmp/f",
+        *("--root", "{d}/root.sfs", "--root-ro"),
+        stdout="kept\nx\n",
+    ),
+    rooted(
+        "as root",
+        "id -u; echo x > /etc/passwd && chown 0:0 /etc/passwd && ls -ln /etc/passwd | awk '{print $3 $4}';"
+        "mount -t tmpfs none /mnt 2>/dev/null; awk '/^Cap(Prm|Bnd)/ {print $2}' /proc/self/status; cat /etc/passwd",
+        *("--root", "{d}/root.sfs", "--as-root"),
+        stdout="0\n00\n000001ffffffffff\n000001ffffffffff\nx\n",
+        **_AS_ROOT,
+    ),
+    Case(
+        "as root: the host's files",
+        f"id -u; cat /etc/shadow {_DENIED}; mount --bind /usr /mnt {_DENIED}; umount /proc/keys {_DENIED}",
+        ("--isolation", "job", "--as-root"),
+        stdout="0\ndenied\ndenied\ndenied\n",
+        **_AS_ROOT,
+    ),
+    Case("root: without level strict", "true", ("--root", "/usr"), code=125, stderr="--isolation strict"),
     strict("exit code", "exit 42", code=42),
     strict("not found", None, argv=("no-such-command",), code=127, stderr="command not found"),
     strict("an init is pid 1", 'echo $$; test "$(cat /proc/1/comm)" != sh && echo init', stdout="2\ninit\n"),

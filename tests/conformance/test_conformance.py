@@ -25,6 +25,7 @@ def inputs(session_area, identities):
     where.mkdir(mode=0o755)
     make_inputs(where)
     stacks.make_inputs(where, identities[True].uid)
+    strict.make_inputs(where)
     return where
 
 

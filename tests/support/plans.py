@@ -48,13 +48,14 @@ _FIELDS = {
     (plan.Allow, "access"): st.integers(1, 2**64 - 1),
     (plan.Allow, "optional"): st.integers(0, 1),
     (plan.Bind, "place"): st.builds(Place, st.just(Base.ROOT), _absolute, _U64, _U64),
+    (plan.Node, "path"): st.lists(_component, min_size=1, max_size=3).map(b"/".join),
     (plan.Symlink, "target"): _absolute,
     (plan.Run, "path"): _bytes,
     (plan.Name, "name"): st.from_regex(rb"[A-Za-z][A-Za-z0-9._-]{0,62}", fullmatch=True),
     (plan.Hostname, "name"): st.binary(min_size=1, max_size=MAX_HOSTNAME).map(lambda raw: raw.replace(b"\0", b".")),
 }
 _ONCE = (plan.Timeout, plan.Cgroup, plan.Landlock, plan.Network, plan.Name, plan.Label, plan.NewRoot)
-_USES = (plan.Extract, plan.Attach, plan.Idmap, plan.NewRoot, plan.CountChanges)
+_USES = (plan.Extract, plan.Attach, plan.Idmap, plan.NewRoot, plan.CountChanges, plan.Node)
 _NEWER = tuple(since.what for since in SINCE if isinstance(since.what, (type, Mode)))
 _CLASSES = sorted(plan.OPCODES.values(), key=str)
 

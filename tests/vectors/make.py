@@ -47,6 +47,7 @@ from sandbox.plan import (
     Network,
     NewRoot,
     Nice,
+    Node,
     NoNewPrivs,
     Overlay,
     PivotRoot,
@@ -164,6 +165,9 @@ NEW_ROOT = (
     File(Place(Base.ROOT, b"/etc/hosts"), 0o644, b""),
     Attach(2, Place(Base.ROOT, b"/etc/hosts"), 7),
     File(Place(Base.ROOT, b"/etc/hostname"), 0o644, b"box\n"),
+    Bind(3, Place(Base.ROOT, b"/dev/dri/card0", 5, 6)),
+    Dev(),
+    Node(3, b"dri/card0"),
     PivotRoot(1),
 )
 ATTENDED = (
@@ -447,6 +451,8 @@ def bad_isolation() -> Iterator[tuple[str, str, bytes]]:
         "a slot that Bind makes anew",
         with_steps(tmpfs, step(0x24, u32(1) + place(1, b"/x")), version=2),
     )
+    yield "node-up", "a node outside /dev", with_steps(tmpfs, step(0x2A, u32(1) + text(b"../x")), version=2)
+    yield "node-slot", "a node of a slot that was not made", with_steps(step(0x2A, u32(1) + text(b"x")), version=2)
     yield "filter-empty", "an empty filter", with_steps(step(0x20, u32(0)), version=2)
     yield "filter-short", "half an instruction", with_steps(step(0x20, u32(1, 6)), version=2)
 

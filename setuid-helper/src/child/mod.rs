@@ -99,6 +99,8 @@ pub struct Child<'p> {
     procdir: Option<OwnedFd>,
     /// Where base root starts, while that is not the root directory.
     root: Option<OwnedFd>,
+    /// The minimal /dev.
+    dev: Option<OwnedFd>,
     layers: Option<Layers>,
     /// The command's ids where they are not the user's: whose the things are that the run makes.
     owner: Option<(u32, u32)>,
@@ -133,6 +135,7 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
         procdirs: None,
         procdir: None,
         root: None,
+        dev: None,
         layers: None,
         owner: steps
             .iter()
@@ -239,6 +242,7 @@ impl<'p> Child<'p> {
             Step::Text { slot, mode, content } => self.text(slot, mode, content),
             Step::File { ref place, mode, content } => self.file(place, mode, content),
             Step::Symlink { ref place, target } => self.symlink(place, target),
+            Step::Node { slot, path } => self.node(slot, path),
             Step::NewRoot { slot, attrs } => self.new_root(slot, attrs),
             Step::PivotRoot { read_only } => self.pivot_root(read_only),
             Step::Audit => {

@@ -11,7 +11,7 @@ use rustix::fd::AsFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_change};
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use rustix::process::{DumpableBehavior, Pid, Signal, getppid, set_dumpable_behavior, set_parent_process_death_signal};
 
 /// An optional field of /proc/PID/mountinfo: proc_pid_mountinfo(5).
 const UNBINDABLE: &[u8] = b" unbindable ";
@@ -21,15 +21,19 @@ impl Child<'_> {
         let raised = self.prepared.rights.raise(MOUNT);
         let done = raised.and_then(|_raised| sys::unshare(flags));
         done.doing("make the namespaces", b"")?;
-        // A descriptor from before cannot be mounted onto.
-        self.procdirs = None;
-        self.procdir = None;
+        if flags & libc::CLONE_NEWNS as u64 != 0 {
+            // A descriptor from before cannot be mounted onto.
+            self.procdirs = None;
+            self.procdir = None;
+        }
         Ok(())
     }
 }
 
 /// One-id maps; `(inside, outside)`.
 pub fn id_map(uid: (u32, u32), gid: (u32, u32)) -> Outcome<()> {
+    // A change of ids took the right to: these files are those of a dumpable process. No helper comes here.
+    set_dumpable_behavior(DumpableBehavior::Dumpable).doing("open the maps of", b"/proc/self")?;
     // gid_map can be written without privilege only after setgroups is denied: user_namespaces(7).
     write_own("setgroups", "deny")?;
     write_own("uid_map", &format!("{} {} 1", uid.0, uid.1))?;

@@ -11,7 +11,7 @@ use crate::setuid::MOUNT;
 use crate::sources::same_directory;
 use crate::sys;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, fstat, fstatvfs, openat, statat, symlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, fstat, fstatvfs, mkdirat, openat, statat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{chdir, fchdir, pivot_root};
@@ -81,6 +81,26 @@ impl Child<'_> {
         }
     }
 
+    /// /dev is read-only but for this moment.
+    pub fn node(&mut self, slot: Slot, path: &[u8]) -> Outcome<()> {
+        let Some(dev) = self.dev.take() else { return Err(Failure::new("there is no /dev of the run's own")) };
+        let rights = self.prepared.rights;
+        let lock = |on| rights.raise(MOUNT).and_then(|_raised| sys::set_read_only(dev.as_fd(), on));
+        lock(false).doing("open", b"/dev")?;
+        let point = make_point(&dev, path);
+        lock(true).doing("close", b"/dev")?;
+        let mount = self.mount(slot)?;
+        let raised = rights.raise(MOUNT);
+        raised
+            .and_then(|_raised| sys::set_mount(mount.root.as_fd(), kernel_attributes(attr::NOSUID | attr::NOEXEC)))
+            .doing("set attributes of the mount for /dev/", path)?;
+        move_onto(mount.root.as_fd(), point.doing("make /dev/", path)?.as_fd(), rights)
+            .doing("mount onto /dev/", path)?;
+        mount.attached = true;
+        self.dev = Some(dev);
+        Ok(())
+    }
+
     pub fn symlink(&mut self, place: &Place, target: &[u8]) -> Outcome<()> {
         let (directory, name) = self.make_parent(place)?;
         symlinkat(target, directory, name).doing("make the link", &self.path_of(place))
@@ -135,4 +155,24 @@ impl Child<'_> {
         };
         go().doing("change to the new root", b"")
     }
+}
+
+/// A file to mount on, in directories that are made for it; through no link.
+fn make_point(dev: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let (parent, name) = match path.iter().rposition(|byte| *byte == b'/') {
+        Some(cut) => (&path[..cut], &path[cut + 1..]),
+        None => (&[][..], path),
+    };
+    let mut fd = rustix::io::fcntl_dupfd_cloexec(dev, 3)?;
+    for part in parent.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
+        match mkdirat(&fd, part, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => fd = open_path(&fd, part)?,
+            Err(error) => return Err(error),
+        }
+    }
+    match openat(&fd, name, NEW, Mode::RUSR) {
+        Err(Errno::EXIST) => {}
+        other => drop(other?),
+    }
+    openat(&fd, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }

@@ -143,7 +143,7 @@ impl Child<'_> {
         Ok(clone)
     }
 
-    pub fn dev(&self) -> Outcome<()> {
+    pub fn dev(&mut self) -> Outcome<()> {
         let rights = self.prepared.rights;
         let nodes = NODES.map(|node| self.device(node, 0));
         let root = self.small_tmpfs("65536", "64", "755", QUIET)?;
@@ -157,7 +157,9 @@ impl Child<'_> {
         for (to, name) in LINKS {
             symlinkat(to, &root, name).doing("make /dev/", name.as_bytes())?;
         }
-        self.fill_dev(&root).doing("set up", b"/dev")
+        self.fill_dev(&root).doing("set up", b"/dev")?;
+        self.dev = Some(root);
+        Ok(())
     }
 
     fn fill_dev(&self, root: &OwnedFd) -> Result<(), Errno> {

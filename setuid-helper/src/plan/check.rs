@@ -119,7 +119,7 @@ fn step_fault(step: &Step, plan: &Plan, defined: &mut Defined) -> Fault {
         Step::Hostname { name } if name.is_empty() || name.len() > MAX_HOSTNAME => Err("not a host name"),
         Step::Seccomp { filter } if filter.is_empty() => Err("an empty filter"),
         Step::Name { name } if !is_run_name(name) => Err("not a name for a run"),
-        Step::Idmap { slot, .. } | Step::CountChanges { slot } => defined.used(slot),
+        Step::Idmap { slot, .. } | Step::CountChanges { slot } | Step::Node { slot, .. } => defined.used(slot),
         Step::PlaceEnv { name, .. } | Step::UnsetEnv { name } => variable_name(name),
         Step::Network { source } => match plan.sources.get(source as usize) {
             Some(handed) if handed.kind == SourceKind::Memory => Ok(()),

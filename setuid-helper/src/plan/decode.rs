@@ -79,15 +79,23 @@ fn place<'a>(r: &mut Reader<'a>) -> Read<Place<'a>> {
         _ => return Err(r.fail("unknown base")),
     };
     let path = r.path()?;
-    let plain = |part: &[u8]| !matches!(part, b"" | b"." | b"..");
     let well_formed = match base {
         Base::Root => path.starts_with(b"/"),
-        Base::Procdir => path.is_empty() || path.split(|byte| *byte == b'/').all(plain),
+        Base::Procdir => path.is_empty() || is_plain(path),
     };
     if !well_formed {
         return Err(r.fail("a place's path is not absolute, or not of plain components below the procdir"));
     }
     Ok(Place { base, path, dev: r.u64()?, ino: r.u64()? })
+}
+
+fn is_plain(path: &[u8]) -> bool {
+    path.split(|byte| *byte == b'/').all(|part| !matches!(part, b"" | b"." | b".."))
+}
+
+fn plain<'a>(r: &mut Reader<'a>) -> Read<&'a [u8]> {
+    let path = r.path()?;
+    if is_plain(path) { Ok(path) } else { Err(r.fail("a node needs plain components")) }
 }
 
 fn step<'a>(r: &mut Reader<'a>) -> Read<Step<'a>> {
@@ -144,6 +152,7 @@ fn body<'a>(opcode: u16, r: &mut Reader<'a>) -> Read<Step<'a>> {
         0x27 => Step::Symlink { place: place(r)?, target: r.path()? },
         0x28 => Step::NewRoot { slot: r.u32()?, attrs: r.u32()? },
         0x29 => Step::PivotRoot { read_only: boolean(r)? },
+        0x2a => Step::Node { slot: r.u32()?, path: plain(r)? },
         0x30 => Step::Limit { resource: resource(r)?, soft: r.u64()?, hard: r.u64()? },
         0x31 => Step::Nice { value: r.u8()? },
         0x33 => Step::Cgroup { source: r.u32()?, memory: r.u64()?, swap: r.u64()?, pids: r.u64()?, cpu_us: r.u64()? },

@@ -122,6 +122,7 @@ impl Writer {
             Step::Text { slot, mode, content } => self.u32(slot).u32(mode).bytes(content).code(0x25),
             Step::File { ref place, mode, content } => self.place(place).u32(mode).bytes(content).code(0x26),
             Step::Symlink { ref place, target } => self.place(place).bytes(target).code(0x27),
+            Step::Node { slot, path } => self.u32(slot).bytes(path).code(0x2a),
             Step::NewRoot { slot, attrs } => self.u32(slot).u32(attrs).code(0x28),
             Step::PivotRoot { read_only } => self.u8(read_only.into()).code(0x29),
             Step::Limit { resource, soft, hard } => self.u8(resource as u8).u64(soft).u64(hard).code(0x30),

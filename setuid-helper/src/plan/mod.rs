@@ -218,6 +218,7 @@ pub enum Step<'a> {
     Text { slot: Slot, mode: u32, content: &'a [u8] },
     File { place: Place<'a>, mode: u32, content: &'a [u8] },
     Symlink { place: Place<'a>, target: &'a [u8] },
+    Node { slot: Slot, path: &'a [u8] },
     NewRoot { slot: Slot, attrs: u32 },
     PivotRoot { read_only: bool },
     Limit { resource: Resource, soft: u64, hard: u64 },
@@ -261,6 +262,7 @@ impl Step<'_> {
                 | Step::Text { .. }
                 | Step::File { .. }
                 | Step::Symlink { .. }
+                | Step::Node { .. }
                 | Step::NewRoot { .. }
                 | Step::PivotRoot { .. }
         )
@@ -271,6 +273,8 @@ impl Step<'_> {
         !matches!(
             self,
             Step::PivotRoot { .. }
+                | Step::Unshare { .. }
+                | Step::IdMap { .. }
                 | Step::PlaceEnv { .. }
                 | Step::UnsetEnv { .. }
                 | Step::Chdir { .. }
@@ -337,6 +341,7 @@ impl Step<'_> {
             Step::Text { .. } => "Text",
             Step::File { .. } => "File",
             Step::Symlink { .. } => "Symlink",
+            Step::Node { .. } => "Node",
             Step::NewRoot { .. } => "NewRoot",
             Step::PivotRoot { .. } => "PivotRoot",
             Step::Limit { .. } => "Limit",

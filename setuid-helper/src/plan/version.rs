@@ -31,7 +31,7 @@ fn of_step(step: &Step) -> u16 {
         | Step::Idmap { .. }
         | Step::KeepDescriptors { .. }
         | Step::Seccomp { .. } => 2,
-        Step::Bind { .. } | Step::Text { .. } | Step::File { .. } | Step::Symlink { .. } => 2,
+        Step::Bind { .. } | Step::Text { .. } | Step::File { .. } | Step::Symlink { .. } | Step::Node { .. } => 2,
         Step::NewRoot { .. } | Step::PivotRoot { .. } => 2,
         Step::Limit { .. } | Step::Nice { .. } | Step::Timeout { .. } | Step::Cgroup { .. } => 2,
         Step::Stack { .. } => 2,

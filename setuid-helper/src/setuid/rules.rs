@@ -129,7 +129,7 @@ impl Rules<'_> {
                 }
                 self.slots.push((slot, Kind::Other));
             }
-            Step::Attach { slot, .. } | Step::NewRoot { slot, .. } => {
+            Step::Attach { slot, .. } | Step::NewRoot { slot, .. } | Step::Node { slot, .. } => {
                 if self.attached.contains(&slot) || self.uppers.contains(&slot) {
                     return Err("a mount is attached once, and the upper layer of an overlay nowhere");
                 }

@@ -20,6 +20,12 @@ pub fn add_attributes(fd: BorrowedFd, attributes: u64, recursive: bool) -> Resul
     change(fd, &attributes_only(attributes, 0), recursive)
 }
 
+/// Make the mount of `fd` read-only, or writable again.
+pub fn set_read_only(fd: BorrowedFd, on: bool) -> Result<(), Errno> {
+    let attr = attributes_only(if on { libc::MOUNT_ATTR_RDONLY } else { 0 }, 0);
+    change(fd, &libc::mount_attr { attr_clr: libc::MOUNT_ATTR_RDONLY & !attr.attr_set, ..attr }, false)
+}
+
 /// Make the mount of a device node one that devices work on, private, with these attributes beside.
 pub fn make_device_mount(fd: BorrowedFd, attributes: u64) -> Result<(), Errno> {
     let clear = (libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_RDONLY) & !attributes;

@@ -30,7 +30,7 @@ pub struct PlanSeed {
     numbers: [u64; 5],
 }
 
-const KINDS: u8 = 53;
+const KINDS: u8 = 54;
 
 fn seed() -> impl Strategy<Value = Seed> {
     let component = prop::collection::vec(b'a'..=b'z', 1..8);
@@ -195,6 +195,7 @@ fn step<'a>(seed: &'a Seed, made: &mut u32) -> Step<'a> {
         (43, _) => Step::File { place, mode: z, content: &seed.below },
         (44, _) => Step::Symlink { place, target: &seed.rooted },
         (45, Some(used)) => Step::NewRoot { slot: used, attrs: z % 32 },
+        (52, Some(used)) => Step::Node { slot: used, path: if seed.below.is_empty() { b"x" } else { &seed.below } },
         (46, _) => Step::PivotRoot { read_only: b & 1 == 0 },
         (47, _) => Step::Expose,
         (48, _) => Step::Audit,
