@@ -489,4 +489,14 @@ def explain(spec: Spec, environ: dict[bytes, bytes], *, say: Say) -> list[str]:
 
         layers = [layer for tree in prepared.trees for layer in tree.layers]
         converted = {sources.absolute(layer.path) for layer in layers if layer.format not in _AS_IT_IS}
-        return lines(prepared.compiled.plan, spec.command, converted)
+        plan = prepared.compiled.plan
+        return [*lines(plan, spec.command, converted), *_sockets(plan, spec)]
+
+
+def _sockets(plan: Plan, spec: Spec) -> list[str]:
+    """What an isolated command can still connect to."""
+    if spec.isolation == "none":
+        return []
+    from sandbox import sockets
+
+    return [f"socket   {printable(path)} can be connected to" for path in sockets.reachable(plan, sockets.bound())]

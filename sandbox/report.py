@@ -16,7 +16,22 @@ from typing import Any, NamedTuple, Protocol
 
 from sandbox import __version__, fsops
 from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, printable, reason
-from sandbox.plan import Attach, Attr, Base, Extract, Fuse, Image, Overlay, Plan, Scratch, Stack, Text, Tmpfs, Tree
+from sandbox.plan import (
+    Attach,
+    Attr,
+    Base,
+    Bind,
+    Extract,
+    Fuse,
+    Image,
+    Overlay,
+    Plan,
+    Scratch,
+    Stack,
+    Text,
+    Tmpfs,
+    Tree,
+)
 from sandbox.sources import Opened
 
 SCHEMA = 1
@@ -64,6 +79,7 @@ class Reporter:
             **dict.fromkeys(("mode", "engine", "level")),
             "images": [],
             "mounts": [],
+            "sockets": None,
         }
         for text, is_trace in ((report, False), (trace, True)):
             if text is not None:
@@ -129,7 +145,13 @@ def description(plan: Plan, engine: str, level: str, trees: list[Opened], home_f
     layers = [layer for tree in trees for layer in tree.layers]
     images = [_image(layer, home_fd) for layer in layers if layer.status is not None]
     facts = {"mode": plan.mode.name.lower(), "engine": engine, "level": level}
-    return {**facts, "images": images, "mounts": _mounts(plan)}
+    return {**facts, "images": images, "mounts": _mounts(plan), "sockets": None if level == "none" else _sockets(plan)}
+
+
+def _sockets(plan: Plan) -> list[str]:
+    from sandbox import sockets
+
+    return [os.fsdecode(path) for path in sockets.reachable(plan, sockets.bound())]
 
 
 def _umask() -> int:
@@ -159,8 +181,8 @@ def _mounts(plan: Plan) -> list[dict[str, Any]]:
         match step:
             case Overlay(slot, lowers) | Stack(slot, lowers):
                 made[slot] = ("overlay", made[lowers[-1]][1])
-            case Tmpfs(slot):
-                made[slot] = ("tmpfs", b"")
+            case Tmpfs(slot) | Text(slot):
+                made[slot] = ("tmpfs" if isinstance(step, Tmpfs) else "file", b"")
             case Scratch(source, slot, overlay):
                 made[slot] = made[overlay] = ("directory", plan.sources[source].path)
             case Tree(slot, source):
@@ -169,8 +191,8 @@ def _mounts(plan: Plan) -> list[dict[str, Any]]:
                 made[slot] = ("image", plan.sources[source].path)
             case Extract(slot, source):
                 made[slot] = ("tmpfs", plan.sources[source].path)
-            case Text(slot):
-                made[slot] = ("file", b"")
+            case Bind(slot, origin_place):
+                made[slot] = ("directory", origin_place.path)
             case Attach(slot, place, attrs):
                 path = place.path if place.base == Base.ROOT else b"/".join((b"PROCDIR", place.path)).rstrip(b"/")
                 kind, origin = made[slot]

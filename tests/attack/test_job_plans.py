@@ -6,6 +6,7 @@ import socket
 
 from sandbox.engine.syscalls import CLONE_NEWNET, CLONE_NEWUTS
 from sandbox.plan import (
+    Allow,
     Attach,
     Base,
     Expose,
@@ -15,12 +16,17 @@ from sandbox.plan import (
     Idmap,
     Init,
     KeepDescriptors,
+    Landlock,
     Loopback,
+    Network,
     Place,
+    PlanFlag,
     Proc,
     Procdir,
     Protect,
     SetPropagation,
+    Source,
+    SourceKind,
     Terminal,
     Tmpfs,
     Unshare,
@@ -28,6 +34,7 @@ from sandbox.plan import (
 from tests.support.launcher import NEWNS, at
 
 START = (Unshare(NEWNS), SetPropagation(2))
+NETWORK = (Unshare(NEWNS | CLONE_NEWNET), SetPropagation(2))
 TMPFS = Tmpfs(0, 1 << 20, 0, 0o700)
 
 
@@ -92,3 +99,23 @@ def test_no_descriptor_of_the_helpers_own(helper):
     """Only what the caller had open is passed on: all numbers that the helper opened are close-on-exec."""
     for number in range(3, 40):
         helper.refused(helper.raw(*START, KeepDescriptors((number,))), "is not open")
+
+
+def test_no_network_and_no_fence_around_privileges(helper):
+    """A setuid program behind a fence of the user's would fail where it never does; a network of root's is nobody's."""
+    handed = (Source(SourceKind.MEMORY, b""),)
+    helper.refused(helper.raw(*NETWORK, Network(0), sources=handed), "no private network")
+    helper.policy("allow_new_privs = true\n")
+    for steps in ((Landlock(2, 0),), (Allow(at(b"/"), 2, 0),)):
+        helper.refused(helper.raw(*START, *steps, flags=PlanFlag.ALLOW_NEW_PRIVS), "--allow-new-privs")
+
+
+def test_what_a_fence_leaves_open_is_opened_as_the_user(helper):
+    """A rule for what the user may not reach would say whether it is there."""
+    secret = helper.area / "secret"
+    (secret / "inside").mkdir(parents=True)
+    secret.chmod(0o700)
+    os.chown(secret, 0, 0)
+    for name in ("inside", "nothing"):
+        steps = (Allow(at(os.fsencode(secret / name)), 2, 0), Landlock(2, 0))
+        helper.refused(helper.raw(*START, *steps), "Permission denied")

@@ -54,6 +54,7 @@ SCHEMA = _object(
             read_only={"type": "boolean"},
         ),
     },
+    sockets=_or_null({"type": "array", "maxItems": 256, "items": _TEXT}),
     phases={"type": "array", "minItems": 1, "items": _object(name=_TEXT, start_us=_COUNT, us=_COUNT)},
     cause=_one_of("exited", "signalled", "timeout", "oom", "limit", "launcher"),
     limit=_one_of("cpu-time", "fsize", "pids", None),
