@@ -9,7 +9,7 @@ from tests.vm.results import Found
 
 _STATES = {"passed": "works", "failed": "FAILS"}
 # Directories of the tests, which have another name every time.
-_PLACE = re.compile(r"/var/tmp/sbx-tests-[0-9a-f]+(?:/[0-9a-f]{8})?")
+_PLACE = re.compile(r"/var/tmp/sbx-tests-[0-9a-f]+(?:/[0-9a-f]{8})?|(?<=/)[0-9a-f]{64}(?=\.sfs)")
 _HEAD = """# Where it runs
 
 Made by `make test-vm` from what it found, never by hand: every variant is a machine with a stock Debian kernel
@@ -43,7 +43,8 @@ kernel that disagrees fails the run.
 _SUITES_HEAD = """
 ## Suites
 
-Passed, failed and skipped; a session named here ran in that machine. The reasons of what was skipped follow.
+Passed, failed and skipped; a session named here ran in that machine, some at once. The seconds are those of an
+emulated machine on a host that did other things as well. The reasons of what was skipped follow.
 """
 
 
@@ -68,11 +69,17 @@ def _modes(variants: list[Variant], found: Mapping[str, Found]) -> str:
         if (result := found.get(variant.name)) is None:
             rows.append([variant.name, variant.why, "not run", *["-"] * len(matrix.MODES)])
             continue
+        if not result.expectations():
+            rows.append([variant.name, variant.why, result.kernel, *["below"] * len(matrix.MODES)])
+            continue
         states = []
         for mode in matrix.MODES:
             state, said = _mode(result, variant, mode)
             states.append(state)
             lines += [f"- {variant.name}, {mode}: {line}\n" for line in said]
+        install = result.expectations().get("test_install")
+        if install and (line := install.properties.get("line")):
+            lines.append(f"- {variant.name}, sandbox setuid install: `{_PLACE.sub('DIR', line)}`\n")
         rows.append([variant.name, variant.why, result.kernel, *states])
     table = _table(["variant", "what", "kernel", *matrix.MODES], rows)
     return _MODES_HEAD + table + "\nWhat is said where it does not work:\n\n" + "".join(lines)
@@ -143,7 +150,9 @@ def _suites(variants: list[Variant], found: Mapping[str, Found]) -> str:
     for variant in variants:
         for session in found[variant.name].sessions if variant.name in found else ():
             counts = [str(session.count(state)) for state in ("passed", "failed", "skipped")]
-            rows.append([variant.name, session.name, *counts])
+            rows.append([variant.name, session.name, *counts, f"{session.seconds:.0f}"])
             reasons |= {case.text for case in session.cases if case.state == "skipped"}
     skipped = "".join(f"- {reason}\n" for reason in sorted(reasons))
-    return _SUITES_HEAD + _table(["variant", "session", "passed", "failed", "skipped"], rows) + "\n" + skipped
+    return (
+        _SUITES_HEAD + _table(["variant", "session", "passed", "failed", "skipped", "seconds"], rows) + "\n" + skipped
+    )
