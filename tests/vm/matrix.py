@@ -113,7 +113,7 @@ _PARSER = (
     "/srv/sandbox/tools/usr/sbin/apparmor_parser --config-file /dev/null --base /srv/sandbox/tools/etc/apparmor.d -rK "
 )
 _PROFILES = ("sandbox-helper", "sandbox-engine")
-_DENIED = "profile sandbox-denied /usr/bin/python3.11 { allow all, deny userns, }"
+_DENIED = "profile sandbox-denied /usr/bin/python3.11 flags=(attach_disconnected) { allow all, deny userns, }"
 _LOADED = "/sys/kernel/security/apparmor/profiles"
 _APPARMOR = (
     *(f"{_PARSER} /srv/sandbox/packaging/apparmor/{name}; grep {name} {_LOADED}" for name in _PROFILES),
