@@ -246,6 +246,8 @@ class _Builder:
         self.show(material.tree, self.overlay(slot) if overlay else slot, target, deny_symlinks=deny_symlinks)
 
     def show(self, tree: Opened, slot: int, target: Target | None, *, deny_symlinks: bool) -> None:
+        if self.mode is Mode.SETUID and self.is_saved(tree):
+            self.saved[tree.name] = slot
         writable = tree.kind is not TreeKind.STATIC
         attrs = _SAFE | (Attr(0) if writable else Attr.READ_ONLY) | (Attr.NOSYMFOLLOW if deny_symlinks else Attr(0))
         place = mounted_name(tree)
@@ -262,10 +264,14 @@ class _Builder:
     def ground(self, material: Material, *, writable: bool) -> tuple[int, bool]:
         """The slot of a mount that shows the tree, and whether it is yet to be covered by an overlay."""
         slot, overlay = self.stacked(material, writable=writable)
-        if any(save.tree == material.tree.name for save in self.spec.saves):
+        # The setuid helper hands out what is shown, and no layer of it.
+        if self.mode is not Mode.SETUID and self.is_saved(material.tree):
             self.prepare_saving(material.tree, slot)
             return slot, True
         return slot, overlay
+
+    def is_saved(self, tree: Opened) -> bool:
+        return any(save.tree == tree.name for save in self.spec.saves)
 
     def prepare_saving(self, tree: Opened, slot: int) -> None:
         """What changes in this tree goes to the directory that outlives the run, opened before it is covered."""
@@ -472,7 +478,7 @@ def _images(materials: list[Material]) -> tuple[bytes, ...]:
 
 def _check_saves(spec: Spec, trees: list[Opened]) -> None:
     for save in spec.saves:
-        if not any(tree.name == save.tree and tree.kind is TreeKind.DYNAMIC for tree in trees):
+        if not any(tree.name == save.tree and tree.kind is not TreeKind.STATIC for tree in trees):
             raise UsageError(
                 f"--save: no dynamic tree is named {printable(save.tree)!r}",
                 hint="--dynamic NAME:SRC --save NAME=IMAGE",

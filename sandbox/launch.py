@@ -37,7 +37,7 @@ class Prepared(Record):
     home: Home
     trees: list[Opened]
     materials: list[Material]
-    draft: "saving.Draft | None" = None
+    changes: "saving.Draft | saving.HandedOut | None" = None
     surroundings: "Surroundings | None" = None
     # The same plan for other surroundings.
     recompile: "Callable[[Surroundings | None], Compiled] | None" = None
@@ -112,7 +112,7 @@ def _run(
             from sandbox import attending
 
             result = attending.run(plan, launch, prepared.wanted.replace(umask=umask), run_engine)
-        elif engine == "native" and prepared.draft is not None:
+        elif engine == "native" and prepared.changes is not None:
             from sandbox import attending
 
             result = attending.beside(plan, lambda: run_engine(launch))
@@ -135,7 +135,7 @@ def _native(
     if plan.mode is Mode.SETUID:
         from sandbox import setuid
 
-        plan, version = setuid.acceptable(plan, prepared.home.fd)
+        plan, version = setuid.acceptable(plan, prepared.home.fd, saves=bool(spec.saves))
     _start_reaper(spec, prepared.home)
     if keeper is not None:
         keeper.keep(spec, prepared.home, prepared.trees, plan, version, environ)
@@ -161,11 +161,11 @@ def _python(plan: Plan, prepared: Prepared, reporter: "Reporter | None", say: Sa
 
 def _saved(spec: Spec, prepared: Prepared, result: Result) -> Result:
     """The same result, after what is to be kept of the run was. Raises SandboxError."""
-    if prepared.draft is not None:
+    if prepared.changes is not None:
         from sandbox import saving
 
         compiled = prepared.compiled
-        saving.finish(spec, compiled.plan, result, prepared.home, prepared.draft, compiled.saved, prepared.materials)
+        saving.finish(spec, compiled.plan, result, prepared.home, prepared.changes, compiled.saved, prepared.materials)
     return result
 
 
@@ -204,7 +204,7 @@ def _start_reaper(spec: Spec, where: Home) -> None:
 def choose_mode(spec: Spec, machine: host.Host) -> Mode:
     """The mode of a run. Raises HostError when the one that is asked for cannot be had."""
     # What the helper refuses for its power, a user namespace may still do.
-    helper = spec.engine != "python" and spec.scratch is None and not spec.saves and spec.net != "private"
+    helper = spec.engine != "python" and spec.scratch is None and spec.net != "private"
     return host.choose_mode(spec.mode, machine, helper=helper)
 
 
@@ -263,7 +263,8 @@ def prepare(
     if spec.saves:
         from sandbox import saving
 
-        draft = saving.draft(spec, where, stack)
+        saving.check_names(spec)
+        draft = saving.draft(where, stack) if mode is not Mode.SETUID else None
     recompile = functools.partial(
         compiler.compile_plan,
         spec,
@@ -286,13 +287,17 @@ def prepare(
         words = surroundings.filter if spec.audit else ()
         wanted = wanted.replace(words=words, limit=compiler.tmpfs_size(spec, machine))
     launch = Launch(spec.command, command_env, compiled.fds)
+    changes: saving.Draft | saving.HandedOut | None = draft
+    if spec.saves and draft is None:
+        handed = changes = saving.HandedOut(compiled.saved.values(), stack)
+        launch = launch.replace(trees=handed.given)
     return Prepared(
         compiled,
         launch,
         where,
         opened,
         materials,
-        draft,
+        changes,
         surroundings,
         lambda other: recompile(where=other),
         wanted,

@@ -3,10 +3,15 @@
 The overlay's upper directory is then in a private directory of the store, not on a tmpfs: it outlives the run's mount
 namespace, and whoever packs it is the process that launched, with the user's rights and nobody else left alive in it.
 A crash leaves a draft of the store, which the reaper removes like any other.
+
+In setuid mode nobody has a descriptor of an upper directory: what its user changed there the overlay would do with
+rights that he has not. The helper hands out the tree itself instead, as the command sees it and after it has dropped
+every right. It outlives the run by its descriptor, and is compared with the layers.
 """
 
 import contextlib
 import os
+import socket
 from typing import TYPE_CHECKING
 
 from sandbox import fsops, sources
@@ -17,9 +22,11 @@ from sandbox.images import names, store
 from sandbox.images.store import Store
 from sandbox.plan import Mode, Plan, Source
 from sandbox.record import Record
-from sandbox.spec import Save, Spec
+from sandbox.spec import Save, Spec, TreeKind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sandbox.compiler import Material
     from sandbox.sources import Opened
 
@@ -34,10 +41,42 @@ class Draft(Record):
     source: Source
 
 
-def draft(spec: Spec, where: Home, stack: contextlib.ExitStack) -> Draft:
-    """A new one, removed when `stack` ends. Raises SandboxError, also for names that no image can have."""
+class HandedOut:
+    """Where the setuid helper hands out trees, by slot: sockets, of which it gets the `given` ends.
+
+    All of it is closed when `stack` ends.
+    """
+
+    def __init__(self, slots: "Iterable[int]", stack: contextlib.ExitStack) -> None:
+        self.given: dict[int, int] = {}
+        self._kept: dict[int, socket.socket] = {}
+        self._trees: dict[int, int] = {}
+        self._stack = stack
+        for slot in slots:
+            self._kept[slot], theirs = (stack.enter_context(end) for end in socket.socketpair())
+            self._kept[slot].setblocking(False)
+            self.given[slot] = theirs.fileno()
+
+    def tree(self, slot: int) -> int:
+        """The tree of the slot, once its run has ended. Raises SandboxError."""
+        if slot not in self._trees:
+            fds: list[int] = []
+            with contextlib.suppress(BlockingIOError):
+                fds = socket.recv_fds(self._kept[slot], 1, 1)[1]
+            if not fds:
+                raise SandboxError("the setuid helper handed out no tree", hint="as root: sandbox setuid install")
+            self._trees[slot] = self._stack.enter_context(fsops.closing(fds[0]))
+        return self._trees[slot]
+
+
+def check_names(spec: Spec) -> None:
+    """Raises UsageError for names that no image can have."""
     for save in spec.saves:
         names.check_name(save.image)
+
+
+def draft(where: Home, stack: contextlib.ExitStack) -> Draft:
+    """A new one, removed when `stack` ends. Raises SandboxError."""
     images = stack.enter_context(Store(where.fd))
     name = fsops.temporary_name()
     try:
@@ -54,7 +93,7 @@ def finish(
     plan: Plan,
     result: Result,
     where: Home,
-    made: Draft,
+    made: Draft | HandedOut,
     saved: dict[bytes, int],
     materials: "list[Material]",
 ) -> None:
@@ -75,18 +114,24 @@ def finish(
             names.tag(images, name, image)
 
 
-def _pack(images: Store, save: Save, plan: Plan, made: Draft, slot: int, material: "Material", limit: int) -> bytes:
+def _pack(
+    images: Store, save: Save, plan: Plan, made: Draft | HandedOut, slot: int, material: "Material", limit: int
+) -> bytes:
     from sandbox.images import convert
 
     label = f"the changes of {printable(save.tree)}"
-    layers = [layer.tree.fd if layer.fd is None else layer.fd for layer in (material, *material.above)]
+    beneath = (layer for layer in (material, *material.above) if layer.tree.kind is not TreeKind.EMPTY)
+    layers = [layer.tree.fd if layer.fd is None else layer.fd for layer in beneath]
     try:
         with contextlib.ExitStack() as stack:
-            upper = stack.enter_context(fsops.closing(fsops.open_path(made.fd, b"%d/upper" % slot)))
             out = stack.enter_context(fsops.Draft(images.cache))
             store.hold(out.fd, shared=False)
             image = convert.Output(out.fd, label, limit, plan.uid, plan.gid)
-            convert.build_from_layers(image, layers, upper, flat=save.full, opaque=_OPAQUE[plan.mode])
+            if isinstance(made, HandedOut):
+                convert.build_from_tree(image, layers, made.tree(slot), flat=save.full)
+            else:
+                upper = stack.enter_context(fsops.closing(fsops.open_path(made.fd, b"%d/upper" % slot)))
+                convert.build_from_layers(image, layers, upper, flat=save.full, opaque=_OPAQUE[plan.mode])
             base = "" if save.full else " ".join(_digest(images, fd, material.tree.label) for fd in layers)
             return images.publish(out, "saved: " + material.tree.label, base=base)
     except OSError as error:

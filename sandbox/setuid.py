@@ -90,9 +90,9 @@ def shows_any_image() -> bool:
     return False
 
 
-def acceptable(plan: Plan, home_fd: int) -> tuple[Plan, int]:
+def acceptable(plan: Plan, home_fd: int, *, saves: bool = False) -> tuple[Plan, int]:
     """The plan as the installed helper takes it, and the version to encode it in. Raises HostError when it takes none
-    that says the same. Asks the helper once, and again when it is another file.
+    that says the same, or, with `saves`, hands out no trees. Asks the helper once, and again when it is another file.
 
     Nothing depends on the memory for safety: the helper itself refuses what it does not know.
     """
@@ -109,10 +109,13 @@ def acceptable(plan: Plan, home_fd: int) -> tuple[Plan, int]:
         why = f"setuid mode needs a newer sandbox-helper: {takes}, this makes {versions.FIRST}-{versions.LAST}"
         raise HostError(why, hint=install)
     try:
-        return versions.lowered(plan, version), version
+        plan = versions.lowered(plan, version)
+        feature = "--save" if saves and version < versions.HANDING else None
     except versions.TooNewError as error:
-        why = f"{error.feature} in setuid mode needs a newer sandbox-helper: {takes}"
-        raise HostError(why, hint=install) from None
+        feature = error.feature
+    if feature is not None:
+        raise HostError(f"{feature} in setuid mode needs a newer sandbox-helper: {takes}", hint=install)
+    return plan, version
 
 
 def remembered(home_fd: int) -> Version:

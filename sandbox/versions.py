@@ -108,6 +108,10 @@ SINCE = (
 )
 
 
+# Since which version helpers hand out trees, which no plan asks for.
+HANDING = 2
+
+
 class TooNewError(SandboxError):
     """A plan that says something its version has not; `feature` is what the user asked for."""
 

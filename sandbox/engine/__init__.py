@@ -9,13 +9,14 @@ if TYPE_CHECKING:
 
 
 class Launch(Record):
-    """What a plan needs beside itself: the command, its environment, open sources by number, who wants a report, and
-    the socket of who attends the run (-1: nobody).
+    """What a plan needs beside itself: the command, its environment, open sources by number, sockets through which the
+    trees of some slots are handed out, who wants a report, and the socket of who attends the run (-1: nobody).
     """
 
     command: tuple[bytes, ...]
     env: dict[bytes, bytes]
     fds: dict[int, int]
+    trees: dict[int, int] = {}  # noqa: RUF012
     report: "Reporter | None" = None
     attend: int = -1
 

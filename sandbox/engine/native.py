@@ -24,7 +24,7 @@ def run(plan: Plan, launch: Launch, version: int) -> NoReturn:
     reports = []
     if launch.report is not None:
         reports = [(memory("sandbox-report", data), fd) for data, fd in launch.report.handed_over()]
-    program, argv, given = command_line(plan.mode, plan_fd, env_fd, launch.fds, reports, launch.attend)
+    program, argv, given = command_line(plan.mode, plan_fd, env_fd, launch.fds, reports, launch.attend, launch.trees)
     for fd in given:
         os.set_inheritable(fd, True)
     privileged = plan.mode is Mode.SETUID
@@ -41,17 +41,24 @@ def run(plan: Plan, launch: Launch, version: int) -> NoReturn:
 
 
 def command_line(
-    mode: Mode, plan_fd: int, env_fd: int, sources: dict[int, int], reports: list[tuple[int, int]], attend: int = -1
+    mode: Mode,
+    plan_fd: int,
+    env_fd: int,
+    sources: dict[int, int],
+    reports: list[tuple[int, int]],
+    attend: int = -1,
+    trees: dict[int, int] = {},  # noqa: B006 (it is only read)
 ) -> tuple[str, list[bytes], list[int]]:
     """The program for a mode, its arguments up to the command's, and the descriptors that it is to inherit."""
     program = PROGRAM
     if mode is Mode.SETUID:
         from sandbox.setuid import HELPER as program  # noqa: N811
     pairs = [f"{index}={fd}" for index, fd in sources.items()]
+    pairs += [f"tree={slot},{fd}" for slot, fd in trees.items()]
     pairs += [f"report={meta},{out}" for meta, out in reports]
     pairs += [f"attend={attend}"] if attend >= 0 else []
     words = [program, "run", str(plan_fd), str(env_fd), *pairs, "--"]
-    given = [plan_fd, env_fd, *sources.values(), *(fd for pair in reports for fd in pair)]
+    given = [plan_fd, env_fd, *sources.values(), *trees.values(), *(fd for pair in reports for fd in pair)]
     given += [attend] if attend >= 0 else []
     return program, [os.fsencode(word) for word in words], given
 

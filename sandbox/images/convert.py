@@ -87,7 +87,18 @@ def build_from_layers(out: Output, layers: Sequence[int], upper: int, *, flat: b
     """A squashfs of what files or directories stacked show together, with an overlay's upper directory on top; not
     `flat`: of what that changes. `opaque` is the upper's attribute of that meaning. Raises SandboxError.
     """
-    _build(out, "flatten" if flat else "delta", upper, keep=layers, layers=_numbers(layers), opaque=opaque)
+    job, numbers = "flatten" if flat else "delta", _numbers(layers)
+    _build(out, job, upper, keep=layers, layers=numbers, opaque=opaque, see_all=True)
+
+
+def build_from_tree(out: Output, layers: Sequence[int], tree: int, *, flat: bool) -> None:
+    """The same of the directory `tree`, which shows the layers as they were changed. Nothing has to say what was
+    removed: all of it and of the layers is read, and compared. Raises SandboxError.
+    """
+    if flat:
+        _build(out, "flatten", tree, layers=_numbers([tree]), see_all=True)
+    else:
+        _build(out, "compare", tree, keep=layers, layers=_numbers(layers), see_all=True)
 
 
 def _build(

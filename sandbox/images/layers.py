@@ -12,10 +12,12 @@ from contextlib import AbstractContextManager
 from sandbox.engine import syscalls as sys
 from sandbox.images.archive import Entry, Guard, Sink, Source, Type
 from sandbox.images.reader import Raw
+from sandbox.images.sinks import Fact, FactSink, digest_of, seconds_of
 from sandbox.images.tree import TreeSource
 
 Layer = Callable[[], AbstractContextManager[Source]]
 _OPAQUE = b"y"
+_NO_LIMIT = 1 << 62
 
 
 class _Node:
@@ -165,6 +167,76 @@ class Upper:
             return os.getxattr(fd, self._opaque) == _OPAQUE
         except OSError:
             return False
+
+
+class Compared:
+    """What the directory `root` shows otherwise than the layers beneath it, as a layer.
+
+    It takes nobody's word for what was changed: all of both is read.
+    """
+
+    def __init__(self, root: int, beneath: Stacked) -> None:
+        self._tree = TreeSource(root)
+        before = FactSink()
+        beneath.write(before)
+        self._before = before.facts
+        self._there: dict[bytes, bool] = {}  # whether it is a directory
+        self._directories: dict[bytes, Raw] = {}  # that are as they were
+        self._wanted = {b""}  # directories of which something is said
+
+    def blocks(self, name: bytes) -> Iterator[tuple[int, memoryview]]:
+        return self._tree.blocks(name)
+
+    def __iter__(self) -> Iterator[Raw]:
+        guard = Guard(_NO_LIMIT)  # for what it says of modes and types; who packs sets the limit
+        facts: dict[bytes, Fact] = {}
+        for raw in self._tree:
+            entry = guard.admit(raw)
+            if entry is None:
+                continue
+            fact = facts[entry.name] = self._fact(entry, facts)
+            self._there[entry.name] = entry.type is Type.DIRECTORY
+            if fact != self._before.get(entry.name):
+                yield self._said(raw)
+            elif entry.type is Type.DIRECTORY:
+                self._directories[raw.name] = raw
+            elif entry.type is Type.FILE:
+                self._tree.leave_out()
+        yield from self._gone()
+        for name in sorted(self._wanted & self._directories.keys()):
+            yield self._directories[name]
+
+    def _said(self, raw: Raw) -> Raw:
+        """The same; its directories come along, as a layer's stand for those beneath."""
+        parent = raw.name
+        while parent:
+            parent = parent.rpartition(b"/")[0]
+            self._wanted.add(parent)
+        return raw
+
+    def _fact(self, entry: Entry, facts: dict[bytes, Fact]) -> Fact:
+        """Of a file whose mode or time has changed the content is not read: it is packed anyway."""
+        if entry.type is Type.HARDLINK:
+            return facts[entry.target]
+        fact = Fact(entry.type, entry.mode, seconds_of(entry.mtime_ns), "-", entry.target)
+        old = self._before.get(entry.name)
+        if entry.type is Type.FILE and old is not None and old._replace(digest="-") == fact:
+            return fact._replace(digest=digest_of(entry, lambda: self._tree.blocks(entry.name)))
+        return fact
+
+    def _gone(self) -> Iterator[Raw]:
+        """For everything that is there no more a whiteout, where no other hides it."""
+        hidden: set[bytes] = set()
+        for name in self._before:
+            at = 0
+            while at >= 0:
+                at = name.find(b"/", at + 1)
+                top = name if at < 0 else name[:at]
+                if not self._there.get(top, False):
+                    break
+            if name and top not in self._there and top not in hidden:
+                hidden.add(top)
+                yield self._said(_whiteout(top))
 
 
 def _whiteout(name: bytes) -> Raw:

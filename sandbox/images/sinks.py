@@ -5,7 +5,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sandbox import fsops
 from sandbox.engine import syscalls as sys
@@ -82,8 +82,8 @@ class TarSink:
             self._long(b"K", target)
         if len(name) > 100:
             self._long(b"L", name)
-        mtime = min(max(mtime_ns // 1_000_000_000, 0), _MAX_TIME)
-        front = b"%s%07o\0%s%s%s" % (name[:100].ljust(100, b"\0"), mode, self._ids, _octal(size, 12), _octal(mtime, 12))
+        numbers = _octal(size, 12) + _octal(seconds_of(mtime_ns), 12)
+        front = b"%s%07o\0%s%s" % (name[:100].ljust(100, b"\0"), mode, self._ids, numbers)
         back = flag + target[:100].ljust(100, b"\0") + b"ustar  \0" + tail
         checksum = b"%06o\0 " % (sum(front) + sum(back) + 8 * 0x20)
         self._buffer += (front + checksum + back).ljust(_BLOCK, b"\0")
@@ -183,31 +183,56 @@ class TarSink:
         self._buffer = bytearray()
 
 
-class ListSink:
-    """Lists instead of unpacking: per entry `type mode digest`, its name and a link's target, each ended by NUL."""
+class Fact(NamedTuple):
+    """What a name is: `seconds` is its time since 1970; `digest` of a file's content, `target` of a symlink."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._lines = bytearray()
-        self._files: dict[bytes, tuple[int, bytes]] = {}
+    type: Type
+    mode: int
+    seconds: int
+    digest: str
+    target: bytes
+
+
+class FactSink:
+    """Remembers what every name is instead of unpacking."""
+
+    def __init__(self) -> None:
+        self.facts: dict[bytes, Fact] = {}
 
     def add(self, entry: Entry, blocks: Blocks) -> None:
-        mode, digest, kind = entry.mode, b"-", entry.type
-        if kind is Type.HARDLINK:
-            kind, (mode, digest) = Type.FILE, self._files[entry.target]
-        elif kind is Type.FILE:
-            digest = _digest(entry, blocks).encode()
-            self._files[entry.name] = (mode, digest)
-        target = entry.target if kind is Type.SYMLINK else b""
-        self._lines += b"%s %o %s\0%s\0%s\0" % (kind.value.encode(), mode, digest, entry.name, target)
+        if entry.type is Type.HARDLINK:
+            self.facts[entry.name] = self.facts[entry.target]
+            return
+        digest = digest_of(entry, blocks) if entry.type is Type.FILE else "-"
+        target = entry.target if entry.type is Type.SYMLINK else b""
+        self.facts[entry.name] = Fact(entry.type, entry.mode, seconds_of(entry.mtime_ns), digest, target)
 
     def finish(self) -> None:
-        view = memoryview(self._lines)
+        """Nothing is left to do."""
+
+
+class ListSink(FactSink):
+    """Writes what it remembers: per entry `type mode digest`, its name and a link's target, each ended by NUL."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+
+    def finish(self) -> None:
+        lines = bytearray()
+        for name, fact in self.facts.items():
+            lines += f"{fact.type.value} {fact.mode:o} {fact.digest}".encode() + b"\0%s\0%s\0" % (name, fact.target)
+        view = memoryview(lines)
         while view:
             view = view[os.write(self._fd, view) :]
 
 
-def _digest(entry: Entry, blocks: Blocks) -> str:
+def seconds_of(mtime_ns: int) -> int:
+    """A time as squashfs keeps it."""
+    return min(max(mtime_ns // 1_000_000_000, 0), _MAX_TIME)
+
+
+def digest_of(entry: Entry, blocks: Blocks) -> str:
     """The SHA-256 of a file with its holes, and as long as it says."""
     import hashlib
 

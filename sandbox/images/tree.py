@@ -67,6 +67,7 @@ class TreeSource:
     def __init__(self, root: int) -> None:
         self._root = root
         self._links: dict[tuple[int, int], bytes] = {}
+        self._inode = (0, 0)
         self._fd = -1
         self._map: tuple[tuple[int, int], ...] = ()
 
@@ -95,10 +96,15 @@ class TreeSource:
                 os.close(fd)
 
     def _first_name(self, path: bytes, status: os.stat_result) -> bytes | None:
+        self._inode = (status.st_dev, status.st_ino)
         if status.st_nlink < 2:
             return None
-        first = self._links.setdefault((status.st_dev, status.st_ino), path)
+        first = self._links.setdefault(self._inode, path)
         return first if first != path else None
+
+    def leave_out(self) -> None:
+        """The entry that was yielded last is not taken: the next name of the same file comes with its data."""
+        self._links.pop(self._inode, None)
 
     def blocks(self, name: bytes) -> Iterator[tuple[int, memoryview]]:
         """The data of the entry that was yielded last."""

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (options.max_file, options.max_file))
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # EFBIG, which the program reports, instead of death
             os.execv(program[0], program)
-        return _stacked(options) if options.job in ("flatten", "delta") else _unpack(options)
+        return _stacked(options) if options.job in ("flatten", "delta", "compare") else _unpack(options)
     except BrokenPipeError:
         return READER_GONE
     except SandboxError as error:
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sandbox-worker")
-    parser.add_argument("job", choices=("unpack", "pack", "exec", "flatten", "delta"))
+    parser.add_argument("job", choices=("unpack", "pack", "exec", "flatten", "delta", "compare"))
     parser.add_argument("--sink", choices=("dir", "tar", "list"))
     parser.add_argument("--source", type=int, default=0)
     parser.add_argument("--out", type=int, default=3)
@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--whiteouts", action="store_true")
     parser.add_argument("--layers", default="")
     parser.add_argument("--opaque", default="")
+    parser.add_argument("--see-all", action="store_true")
     return parser
 
 
@@ -144,7 +145,9 @@ def _unpack(options: argparse.Namespace) -> int:
 
 
 def _stacked(options: argparse.Namespace) -> int:
-    """`flatten`: what all layers show together, as one tree. `delta`: what the upper directory adds to them."""
+    """`flatten`: what all layers show together, as one tree. `delta`: what the upper directory adds to them; `compare`:
+    what the directory shows otherwise than they do.
+    """
     from sandbox.images import archive, layers, sinks
 
     gc.disable()
@@ -156,13 +159,18 @@ def _stacked(options: argparse.Namespace) -> int:
         else sinks.TarSink(options.out, uid=options.uid, gid=options.gid)
     )
 
+    def beneath() -> layers.Stacked:
+        return layers.Stacked(below, options.max_unpacked)
+
     def upper() -> "Source":
-        return layers.Upper(options.source, lambda: layers.Stacked(below, options.max_unpacked), options.opaque)
+        if options.job == "compare":
+            return layers.Compared(options.source, beneath())
+        return layers.Upper(options.source, beneath, options.opaque)
 
     try:
-        if options.opaque:
+        if options.see_all:
             _see_all()
-        if options.job == "delta":
+        if options.job != "flatten":
             archive.unpack(upper(), sink, options.max_unpacked, whiteouts=True)
             return 0
         shown: list[layers.Layer] = [*below, lambda: contextlib.nullcontext(upper())] if options.opaque else below

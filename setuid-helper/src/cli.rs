@@ -1,4 +1,5 @@
-//! The command line of both programs: `run PLAN ENV [INDEX=FD ...] [report=META,OUT ...] [attend=FD] -- [argv ...]` and `version`.
+//! The command line of both programs: `run PLAN ENV [INDEX=FD ...] [tree=SLOT,FD ...] [report=META,OUT ...] [attend=FD]
+//! -- [argv ...]` and `version`.
 
 use crate::environment::Environment;
 use crate::error::{Doing, Failure, LAUNCHER_FAILED, Outcome, printable};
@@ -13,7 +14,8 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 
-const USAGE: &str = "usage: run PLAN ENV [INDEX=FD ...] [report=META,OUT ...] [attend=FD] -- [argv ...], or: version";
+const USAGE: &str = "usage: run PLAN ENV [INDEX=FD ...] [tree=SLOT,FD ...] [report=META,OUT ...] [attend=FD] \
+    -- [argv ...], or: version";
 /// The kernel takes at most 6 MiB of arguments and environment together (execve(2)).
 const MAX_ENVIRONMENT: usize = 6 << 20;
 

@@ -3,20 +3,26 @@
 use crate::attendance::Attendance;
 use crate::cli::descriptor;
 use crate::error::{Doing, Failure, Outcome, printable};
-use crate::plan::{Plan, Source, SourceKind};
+use crate::plan::{Plan, Slot, Source, SourceKind, Step};
 use crate::prelude::*;
 use crate::sys;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
 
-/// Descriptor numbers that were handed over, by index of their source.
+/// Descriptor numbers that were handed over.
 #[derive(Default)]
-pub struct Handed(Vec<(u32, i32)>, Option<i32>);
+pub struct Handed {
+    /// By number of the source.
+    files: Vec<(u32, i32)>,
+    /// By slot of the tree: where it is handed out.
+    trees: Vec<(Slot, i32)>,
+    attendant: Option<i32>,
+}
 
 impl Handed {
     /// `attend=FD`, the number of the socket to who attends the run.
     pub fn add_attendant(&mut self, number: &[u8]) -> Outcome<()> {
-        match self.1.replace(descriptor(number)?) {
+        match self.attendant.replace(descriptor(number)?) {
             None => Ok(()),
             Some(_) => Err(Failure::new("a run has one attendant")),
         }
@@ -24,39 +30,62 @@ impl Handed {
 
     /// That socket.
     pub fn attendance(&self) -> Outcome<Option<Attendance>> {
-        let Some(number) = self.1 else { return Ok(None) };
-        let fd = sys::adopt(number).doing("use descriptor", number.to_string().as_bytes())?;
-        Ok(Some(Attendance::new(fd)))
+        self.attendant.map(|number| Ok(Attendance::new(adopt(number)?))).transpose()
     }
 
-    /// Parse `INDEX=FD`.
+    /// Parse `INDEX=FD` or `tree=SLOT,FD`.
     pub fn add(&mut self, pair: &[u8]) -> Outcome<()> {
+        if let Some(numbers) = pair.strip_prefix(b"tree=") {
+            let mut parts = numbers.splitn(2, |byte| *byte == b',').map(descriptor);
+            let (Some(slot), Some(number)) = (parts.next(), parts.next()) else {
+                return Err(Failure::new("a tree needs a slot and a descriptor"));
+            };
+            self.trees.push((slot?.unsigned_abs(), number?));
+            return Ok(());
+        }
         let mut parts = pair.splitn(2, |byte| *byte == b'=');
         let index = descriptor(parts.next().unwrap_or_default())?.unsigned_abs();
         let number = descriptor(parts.next().unwrap_or_default())?;
-        if self.0.iter().any(|(other, _)| *other == index) {
+        if self.files.iter().any(|(other, _)| *other == index) {
             return Err(Failure::new(format!("source {index} is handed over twice")));
         }
-        self.0.push((index, number));
+        self.files.push((index, number));
         Ok(())
     }
 
     /// All descriptor numbers.
     pub fn numbers(&self) -> impl Iterator<Item = i32> {
-        self.0.iter().map(|(_, number)| *number).chain(self.1)
+        self.files.iter().chain(&self.trees).map(|(_, number)| *number).chain(self.attendant)
     }
 
-    fn adopt(self, plan: &Plan) -> Outcome<Vec<Option<OwnedFd>>> {
+    fn adopt(self, plan: &Plan) -> Outcome<Adopted> {
         let mut fds: Vec<Option<OwnedFd>> = plan.sources.iter().map(|_| None).collect();
-        for (index, number) in self.0 {
-            let fd = sys::adopt(number).doing("use descriptor", number.to_string().as_bytes())?;
+        for (index, number) in self.files {
+            let fd = adopt(number)?;
             match fds.get_mut(index as usize) {
                 Some(entry) => *entry = Some(fd),
                 None => return Err(Failure::new(format!("source {index} is handed over and is not in the plan"))),
             }
         }
-        Ok(fds)
+        let trees = self.trees.into_iter().map(|(slot, number)| Ok((shown(slot, plan)?, adopt(number)?)));
+        Ok((fds, trees.collect::<Outcome<_>>()?))
     }
+}
+
+type Adopted = (Vec<Option<OwnedFd>>, Vec<(Slot, OwnedFd)>);
+
+fn adopt(number: i32) -> Outcome<OwnedFd> {
+    sys::adopt(number).doing("use descriptor", number.to_string().as_bytes())
+}
+
+/// The slot, if the command sees what is in it. Of the layers of an overlay its user has no descriptor: what he did to
+/// them would be done with the overlay's rights.
+fn shown(slot: Slot, plan: &Plan) -> Outcome<Slot> {
+    let attaches = |step: &Step| matches!(*step, Step::Attach { slot: attached, .. } if attached == slot);
+    if plan.steps.iter().any(attaches) {
+        return Ok(slot);
+    }
+    Err(Failure::new(format!("slot {slot} is attached nowhere, and cannot be handed out")))
 }
 
 /// The open files, by index. A directory is opened where it is used; one that was handed over is only held, for the
@@ -65,12 +94,14 @@ pub struct Sources {
     files: Vec<Option<OwnedFd>>,
     /// Whether it is this run's alone.
     own: Vec<bool>,
+    /// Sockets that trees are handed out through, by slot.
+    trees: Vec<(Slot, OwnedFd)>,
 }
 
 impl Sources {
     /// Open or take over every file.
     pub fn open(plan: &Plan, handed: Handed) -> Outcome<Sources> {
-        let mut fds = handed.adopt(plan)?;
+        let (mut fds, trees) = handed.adopt(plan)?;
         for (source, entry) in plan.sources.iter().zip(&mut fds) {
             match source.kind {
                 SourceKind::Directory => {}
@@ -89,13 +120,30 @@ impl Sources {
             }
         }
         let own = plan.sources.iter().map(|source| source.kind == SourceKind::Memory).collect();
-        Ok(Sources { files: fds, own })
+        Ok(Sources { files: fds, own, trees })
     }
 
     /// The open file of a source.
     pub fn file(&self, index: u32) -> Outcome<BorrowedFd<'_>> {
         let fd = self.files.get(index as usize).and_then(Option::as_ref);
         fd.map(AsFd::as_fd).ok_or_else(|| Failure::new(format!("source {index} is a directory, a file is needed")))
+    }
+
+    /// Where trees are handed out, by slot.
+    pub fn trees(&self) -> &[(Slot, OwnedFd)] {
+        &self.trees
+    }
+
+    /// What is held until the end of the run: a tree of the cache goes when nobody has a lock on it. What an image is
+    /// in, its loop device or its server holds.
+    pub fn into_directories(self, plan: &Plan) -> Vec<OwnedFd> {
+        let is_directory = |source: &Source| source.kind == SourceKind::Directory;
+        self.files
+            .into_iter()
+            .zip(plan.sources.iter())
+            .filter(|(_, source)| is_directory(source))
+            .filter_map(|(fd, _)| fd)
+            .collect()
     }
 
     /// Whether no other run can have the same file.

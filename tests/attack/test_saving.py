@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from tests.e2e.test_layers import COMBINATIONS
 from tests.support import archives
 from tests.support.archives import Entry
 
@@ -42,7 +43,6 @@ assert open("one").read() == open("two").read() == "1"
 assert open("keep").read() == "base"
 print("as it should be")
 """
-COMBINATIONS = [("python", "root"), ("native", "root"), ("python", "userns"), ("native", "userns")]
 
 
 def source(area, who):
@@ -54,8 +54,10 @@ def source(area, who):
 
 
 @pytest.mark.parametrize(("engine", "mode"), COMBINATIONS)
-def test_a_hostile_upper_is_saved_harmlessly(run_sandbox, identities, area, engine, mode):
+def test_a_hostile_upper_is_saved_harmlessly(run_sandbox, identities, area, engine, mode, request):
     who = identities[mode != "root"]
+    if mode == "setuid":
+        run_sandbox.system = request.getfixturevalue("setuid_system")
     run = ["run", "--engine", engine, "--mode", mode, "--max-unpacked", "1T"]
     run_sandbox(["image", "build", source(area, who), "-t", "base"], as_user=who.as_user, check=True)
     saves = ["--save", "t=delta", "--save-full", "t=all"]

@@ -71,6 +71,26 @@ def test_a_running_sandbox_keeps_its_image(run_sandbox: Runner, who: Identity, a
     assert not list(area.home(who.as_user).glob("cache/*.sfs"))
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_kept_tree_stays_while_a_sandbox_uses_it(
+    run_sandbox: Runner, identities: dict[bool, Identity], area: Area, engine: str
+) -> None:
+    """In a user namespace without FUSE the cache keeps trees."""
+    name = source(area, identities[True], b"one")
+    script = 'echo ready; read -r _; cat "$SANDBOX_DYNAMIC/t/f"'
+    args = ["run", "--engine", engine, "--mode", "userns", "--cache", "-d", f"t:{name}", "--", "sh", "-c", script]
+    running = run_sandbox.popen(args, as_user=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert running.stdin is not None
+    assert running.stdout is not None
+    assert running.stdout.readline() == "ready\n"
+    done = run_sandbox(["cache", "rm", "--all"], as_user=True)
+    assert "a sandbox is using it" in done.stderr
+    running.stdin.close()
+    assert running.stdout.read() == "one"
+    assert running.wait() == 0
+    run_sandbox(["cache", "rm", "--all"], as_user=True, check=True)
+
+
 def test_listings_as_json(run_sandbox: Runner, who: Identity, area: Area) -> None:
     def told(*args: str) -> list[dict[str, object]]:
         found = json.loads(run_sandbox(["image", *args, "--json"], as_user=who.as_user, check=True).stdout)

@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,15 @@ import pytest
 from tests.support import archives, changes
 from tests.support.archives import Entry
 from tests.support.runner import Area, Runner
-from tests.support.users import Identity
+from tests.support.users import Identity, processes_of
 
-COMBINATIONS = [("python", "root"), ("native", "root"), ("python", "userns"), ("native", "userns")]
+COMBINATIONS = [
+    ("python", "root"),
+    ("native", "root"),
+    ("python", "userns"),
+    ("native", "userns"),
+    ("native", "setuid"),
+]
 _CHANGE = """cd "$SANDBOX_DYNAMIC/t"; echo new > f; rm gone; rm -r old; mkdir -p old/deep; echo n > old/n; mv dir moved
 chmod 700 sub; rm sub/a; mkdir sub/a; rm -r turn; echo > turn; ln f same; ln -s /etc/passwd link"""
 _SHOWN = ["f", "link", "moved", "moved/x", "old", "old/deep", "old/n", "same", "sub", "sub/a", "turn"]
@@ -32,8 +41,10 @@ def base(area: Area, who: Identity) -> Path:
 
 
 @pytest.mark.parametrize(("engine", "mode"), COMBINATIONS)
-def test_saved_changes_stack(run_sandbox: Runner, identities, area: Area, engine: str, mode: str) -> None:
+def test_saved_changes_stack(run_sandbox: Runner, identities, area: Area, engine: str, mode: str, request) -> None:
     who = identities[mode != "root"]
+    if mode == "setuid":
+        run_sandbox.system = request.getfixturevalue("setuid_system")
 
     def sandbox(*args: object, code: int = 0) -> str:
         done = run_sandbox(list(map(str, args)), as_user=who.as_user)
@@ -66,6 +77,50 @@ def test_saved_changes_stack(run_sandbox: Runner, identities, area: Area, engine
     assert not [name for name in os.listdir(area.home(who.as_user) / "cache") if name.startswith(".")]
 
 
+@pytest.mark.parametrize(("engine", "mode"), COMBINATIONS)
+def test_what_was_made_in_an_empty_tree_is_saved(
+    run_sandbox: Runner, identities, area: Area, engine: str, mode: str, request
+) -> None:
+    who = identities[mode != "root"]
+    if mode == "setuid":
+        run_sandbox.system = request.getfixturevalue("setuid_system")
+    run = ["run", "--engine", engine, "--mode", mode]
+    script = 'cd "$SANDBOX_DYNAMIC/new"; mkdir d; echo x > d/f; ln d/f d/g; chmod 710 .; chmod 700 d'
+    saves = ["--save", "new=delta", "--save-full", "new=all"]
+    done = run_sandbox([*run, "--dynamic-empty", "new", *saves, "--", "sh", "-ec", script], as_user=who.as_user)
+    assert (done.returncode, done.stderr) == (0, "")
+    look = 'cd "$SANDBOX_STATIC/t"; find . | LC_ALL=C sort | xargs stat -c "%a %h %F %n"'
+    shown = [
+        run_sandbox([*run, "-s", f"t:{name}", "--", "sh", "-c", look], as_user=who.as_user, check=True).stdout
+        for name in ("@delta", "@all")
+    ]
+    if mode != "userns":  # an image that is unpacked there is of the tmpfs's mode
+        assert shown[0].startswith("710 ")
+    assert [line.split()[-1] for line in shown[0].splitlines()] == [".", "./d", "./d/f", "./d/g"]
+    assert shown[0] == shown[1]
+    assert json.loads(run_sandbox(["image", "inspect", "--json", "delta"], as_user=who.as_user).stdout)["files"] == 3
+
+
+def test_a_run_of_the_setuid_helper_ends_with_who_keeps_its_tree(
+    run_sandbox: Runner, identities, area: Area, setuid_system
+) -> None:
+    run_sandbox.system = setuid_system
+    args = ["run", "--mode", "setuid", "--dynamic-empty", "t", "--save", "t=x"]
+    running = run_sandbox.popen(
+        [*args, "--", "sh", "-c", "echo $$; exec sleep 1000"],
+        as_user=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    command = int(running.stdout.readline())
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() != 0
+    while command in processes_of(identities[True].uid):
+        time.sleep(0.01)
+    assert "no image @x" in run_sandbox(["run", "-s", "@x", "--", "true"], as_user=True).stderr
+    run_sandbox(["run", "--mode", "setuid", "--", "true"], as_user=True, check=True)  # clears up after the killed one
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
@@ -73,7 +128,6 @@ def test_saved_changes_stack(run_sandbox: Runner, identities, area: Area, engine
         (("-d", "t:{b}", "--save", "t"), "NAME=IMAGE"),
         (("-d", "t:{b}", "--save", "t=a/b"), "cannot be the name"),
         (("-d", "t:{b}", "--save", "t=x", "--leave-running"), "--leave-running"),
-        (("-d", "t:{b}", "--save", "t=x", "--mode", "setuid"), "setuid"),
         (("-d", "t:{b}", "--save", "t=x", "--save-full", "t=x"), "one image"),
         (
             (

@@ -132,6 +132,7 @@ class Launcher:
         plan: bytes,
         *command: str,
         fds: dict[int, int] | None = None,
+        trees: dict[int, int] | None = None,
         env: bytes | None = b"PATH=/usr/bin:/bin\0",
         pass_fds: Sequence[int] = (),
         pairs: Sequence[str] = (),
@@ -139,16 +140,19 @@ class Launcher:
         then: Callable[[], object] | None = None,
         **options: Any,
     ) -> subprocess.Popen[str]:
-        """`fds` hands over sources by index; `env` is the command's environment (None: the program's own)."""
+        """`fds` hands over sources by index, `trees` are sockets by slot; `env` is the command's environment (None: the
+        program's own).
+        """
         given = [memory_file(plan), *([] if env is None else [memory_file(env)])]
         numbers = [str(given[0]), "-" if env is None else str(given[1])]
         pairs = [*pairs, *(f"{index}={number}" for index, number in (fds or {}).items())]
+        pairs += [f"tree={slot},{number}" for slot, number in (trees or {}).items()]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = subprocess.Popen(
             [str(self.program), "run", *numbers, *pairs, "--", *command],
             text=True,
             env={"PATH": "/usr/bin:/bin"} if program_env is None else program_env,
-            pass_fds=[*given, *(fds or {}).values(), *pass_fds],
+            pass_fds=[*given, *(fds or {}).values(), *(trees or {}).values(), *pass_fds],
             **{"cwd": "/", **pipes, **self.become(then), **options},
         )
         self._started.append(process)

@@ -179,6 +179,15 @@ def test_who_is_too_old_is_said_in_one_line(helper, home_fd, said, words):
     assert "\n" not in str(error.value)
 
 
+def test_an_old_helper_hands_out_no_trees(helper, home_fd):
+    takes(helper, "1-1")
+    with pytest.raises(HostError, match="--save in setuid mode needs a newer sandbox-helper"):
+        setuid.acceptable(a_plan(), home_fd, saves=True)
+    takes(helper, "1-2")
+    os.utime(helper, (1, 1))
+    assert setuid.acceptable(a_plan(), home_fd, saves=True)[1] == 2
+
+
 def test_an_old_helper_does_without_what_is_optional(helper, home_fd, monkeypatch):
     takes(helper, "1-1")
     monkeypatch.setattr(versions, "SINCE", (versions.Since(PlanFlag.LEAVE_RUNNING, 2, "it", optional=True),))

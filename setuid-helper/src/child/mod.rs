@@ -165,7 +165,8 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
     }
     // The last drop: from here on nothing of root's is left, and nothing brings it back.
     let rights = child.prepared.rights;
-    if let Err(failure) = rights.drop_for_good().and_then(|()| rights.restore_limits()) {
+    let own = rights.drop_for_good().and_then(|()| child.hand_out_trees()).and_then(|()| rights.restore_limits());
+    if let Err(failure) = own {
         return failure;
     }
     rustix::process::umask(child.prepared.umask);

@@ -1,6 +1,7 @@
 //! Detached mounts and where they are attached.
 
 use super::Child;
+use crate::attendance::send_fds;
 use crate::error::{Doing, Failure, Outcome, printable};
 use crate::fsops::open_path;
 use crate::plan::{Base, Place, Slot, SourceKind, attr};
@@ -99,6 +100,17 @@ impl Child<'_> {
     pub fn mount(&mut self, slot: Slot) -> Outcome<&mut Mount> {
         let found = self.mounts.iter_mut().find(|(other, _)| *other == slot);
         found.map(|(_, mount)| mount).ok_or_else(|| Failure::new(format!("there is no slot {slot}")))
+    }
+
+    /// To whoever launched, with no other rights than his: what the command makes of a tree can be kept after its end.
+    pub fn hand_out_trees(&mut self) -> Outcome<()> {
+        let sources = self.prepared.sources;
+        for (slot, socket) in sources.trees() {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let root = openat(&self.mount(*slot)?.root, ".", flags, Mode::empty()).doing("hand out a tree", b"")?;
+            send_fds(socket.as_fd(), b"t", &[root.as_fd()]).doing("hand out a tree", b"")?;
+        }
+        Ok(())
     }
 
     /// A read-only bind of `procdirs/` onto itself.

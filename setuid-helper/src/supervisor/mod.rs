@@ -28,10 +28,11 @@ use clock::Clock;
 use core::ffi::CStr;
 use core::time::Duration;
 use network::Network;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::fs::Mode;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{getpid, set_child_subreaper};
+use rustix::process::{Signal, getpid, set_child_subreaper, set_parent_process_death_signal};
 
 pub use report::{Report, Reports};
 pub use wait::FORWARDED;
@@ -137,11 +138,12 @@ fn supervise(
         }
     };
     // Nothing is supervised with rights of root's. The child goes with its supervisor.
-    if let Err(failure) = rights.drop_for_good() {
+    if let Err(failure) = rights.drop_for_good().and_then(|()| go_with_taker(&sources)) {
         let _ = sys::send(command, libc::SIGKILL);
         return Err(failure);
     }
-    drop((writer, sources, environment, devices, status, changes));
+    let _kept = sources.into_directories(plan);
+    drop((writer, environment, devices, status, changes));
     // While the child sets up, on another processor: nothing that it needs is in the way.
     stale::clean(&home, &record.name);
     let end = wait::for_command(command, reports.as_ref(), &mut clock, &mut account.usage);
@@ -171,6 +173,17 @@ fn supervise(
         return Ok(Ending::Exited(TIMED_OUT));
     }
     Ok(end)
+}
+
+/// Without the one who is handed trees, to keep them, the run is for nothing: it ends when he does.
+fn go_with_taker(sources: &Sources) -> Outcome<()> {
+    let Some((_, socket)) = sources.trees().first() else { return Ok(()) };
+    // Every change of ids or capabilities before would have cleared it: prctl(2).
+    set_parent_process_death_signal(Some(Signal::KILL)).doing("ask for a signal", b"")?;
+    // He may be gone already.
+    let mut look = [PollFd::new(socket, PollFlags::empty())];
+    poll(&mut look, Some(&Timespec::default())).doing("look at a socket", b"")?;
+    if look[0].revents().is_empty() { Ok(()) } else { Err(Failure::new("nobody takes the trees that are handed out")) }
 }
 
 /// What the launcher was started with, and the command gets.
