@@ -87,6 +87,14 @@ def make_spec(options: Mapping[str, Any]) -> Spec:
     return run.make_spec(parser.parse_args(words), ())
 
 
+def repeatable() -> frozenset[str]:
+    """The keywords that take a list."""
+    from sandbox.cli import run
+
+    keys = jobfile.keys(run.make_parser()[1])
+    return frozenset(name.replace("-", "_") for name, key in keys.items() if key.kind == "list")
+
+
 def _words(name: str, value: Any, known: Mapping[str, jobfile.Key]) -> list[str]:
     key = known.get(name.replace("_", "-"))
     if key is None:

@@ -23,6 +23,7 @@ from sandbox.launch import Calling
 from sandbox.plan import Extract, Mode
 from sandbox.report import Reporter, description
 from sandbox.spec import Spec, needs_attendant
+from sandbox.stored import Consulted
 
 _CHILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "child.py")
 _LONGEST_REPORT = 16 << 20
@@ -87,27 +88,6 @@ class Start:
         return {}
 
 
-class _Asked(dict[bytes, bytes]):
-    """Variables, and the names of those that were asked for one by one."""
-
-    def __init__(self, variables: Mapping[bytes, bytes]) -> None:
-        super().__init__(variables)
-        self.names: set[bytes] = set()
-
-    def get(self, name: bytes, default: Any = None) -> Any:
-        self.names.add(name)
-        return super().get(name, default)
-
-    def __getitem__(self, name: bytes) -> bytes:
-        self.names.add(name)
-        return super().__getitem__(name)
-
-    def __contains__(self, name: object) -> bool:
-        if isinstance(name, bytes):
-            self.names.add(name)
-        return super().__contains__(name)
-
-
 class Ready:
     """A compiled plan with its open sources, for any number of runs at the same time, until `retire`.
 
@@ -118,7 +98,7 @@ class Ready:
         self.spec, self.cwd = spec, cwd
         self._lock, self._users, self._retired = threading.Lock(), 0, False
         self._stack = contextlib.ExitStack()
-        asked = _Asked(environ)
+        asked = Consulted(dict(environ))
         try:
             self._prepared = launch.prepare(
                 spec, dict(os.environb), self._stack, say=_silent, hint=_silent, calling=Calling(cwd, asked)

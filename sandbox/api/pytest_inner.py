@@ -1,0 +1,68 @@
+"""The plugin's inner half, in a sandbox: `pytest_inner.py ARGUMENT ...`, or one test from a mailbox as input."""
+
+import json
+import os
+import pickle
+import sys
+from typing import Any
+
+INSIDE = "SANDBOX_PYTEST_INSIDE"
+
+
+def session() -> int:
+    """A whole session, as it was started outside."""
+    sys.path[:] = json.loads(os.environ[INSIDE])
+    sys.argv[0] = "pytest"
+    import pytest
+
+    return int(pytest.main())
+
+
+class _Reports:
+    """Collects what pytest says of the test."""
+
+    def __init__(self, config: Any) -> None:
+        self.config, self.data = config, list[Any]()
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.data.append(self.config.hook.pytest_report_to_serializable(config=self.config, report=report))
+
+
+def one() -> None:
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+    from sandbox.api import wire
+    from sandbox.api.mailbox import Mailbox
+
+    mail = Mailbox(os.dup(0))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    job = pickle.loads(mail.job())  # noqa: S301 (from outside, where this sandbox was made)
+    sys.path[:] = job["path"]
+    sys.argv = ["pytest"]
+    # What pytest-xdist uses for its workers.
+    from _pytest.config import Config
+
+    config = Config.fromdictargs(job["options"], [job["node"]])
+    reports = _Reports(config)
+    config.pluginmanager.register(reports)
+    code = config.hook.pytest_cmdline_main(config=config)
+    if reports.data:
+        mail.answer(wire.dump(_plain(reports.data)))
+    sys.exit(int(code))
+
+
+def _plain(value: Any) -> Any:
+    """The data of reports, where everything that is no data is shown as text."""
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return (tuple if isinstance(value, tuple) else list)(map(_plain, value))
+    return value if type(value) in (str, int, float, bool, type(None)) else str(value)
+
+
+if __name__ == "__main__":
+    if os.environ[INSIDE] == "1":
+        one()
+    else:
+        sys.exit(session())
