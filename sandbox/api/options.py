@@ -40,6 +40,17 @@ class CommonOptions(TypedDict, total=False):
     symlinks: Texts
     leave_running: bool
     isolation: Literal["none", "job", "strict"]
+    bind: Texts
+    ro_bind: Texts
+    bind_try: Texts
+    device: Texts
+    hide: Texts
+    tmpfs: Texts
+    symlink: Texts
+    file: Mapping[str, str] | Texts
+    root: Text
+    root_ro: bool
+    as_root: bool
     net: Literal["none", "host", "private"]
     allow_read: Texts
     allow_write: Texts
