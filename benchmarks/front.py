@@ -30,6 +30,7 @@ def front(stage: Stage) -> Iterator[Figure]:
         yield seconds("front", f"sandbox run -- true, {who}", ours, command=shown)
         yield ratio("front", f"the same / bubblewrap, {who}", ours, bwrap, command=bench.shown(peers[0]), bar=0.85)
         yield ratio("front", f"the same / the floor, {who}", ours, floor, command="benchmarks/floor.c", bar=1.3)
+        yield _job(stage, bench, who)
         yield from _throughput(bench, plain, peers[0], who)
     if stage.root is not None:
         yield from _images(stage, stage.root)
@@ -77,6 +78,14 @@ def _images(stage: Stage, bench: Bench) -> Iterator[Figure]:
     yield ratio(
         "front", "dynamic ziglang, cached / sandbox run -- true", wheel, base, command=bench.shown(dynamic), bar=1.3
     )
+
+
+def _job(stage: Stage, bench: Bench, who: str) -> Figure:
+    job = _command(bench, "--isolation", "job")
+    peer = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev"]
+    ours, theirs = _medians(stage, bench, [job, [*peer, "/bin/true"]])
+    bar = 0.7 if who == "root" else 0.8
+    return ratio("front", f"a job / {' '.join(peer)}, {who}", ours, theirs, command=bench.shown(job), bar=bar)
 
 
 @contextlib.contextmanager

@@ -48,17 +48,17 @@ if TYPE_CHECKING:
 RUN_DIRECTORY = b"/run/sandbox"
 HOSTNAME = b"sandbox"
 # Above what distributions give out (systemd's uid ranges); the launcher's pid makes it one that nobody else has.
-_FIRST_UID = 0x70000000
+FIRST_UID = 0x70000000
 # The kernel gives out no higher pid: PID_MAX_LIMIT, proc_sys_kernel(5). Below the last uid there is room for 575 lanes.
 _PIDS = 1 << 22
 LANES = 500
 SAFE = Attr.NOSUID | Attr.NODEV
 LOCKED = SAFE | Attr.READ_ONLY
 _ACCOUNT = b"sandbox-job"
-_PASSWD, _GROUP = b"/etc/passwd", b"/etc/group"
+PASSWD, GROUP = b"/etc/passwd", b"/etc/group"
 _LONGEST_ACCOUNTS = 60_000
-_SHARED_DIRECTORIES = (b"/tmp", b"/var/tmp")
-_HOMES = (b"/home", b"/root")
+SHARED_DIRECTORIES = (b"/tmp", b"/var/tmp")
+HOMES = (b"/home", b"/root")
 _HIDDEN = (b"/sys/firmware", b"/sys/devices/virtual/powercap", b"/sys/kernel/debug", b"/sys/kernel/tracing")
 
 
@@ -87,7 +87,7 @@ class Surroundings(Record):
         """What the command's uid and gid are called, by the path of the file that says so."""
         if self.ids is None:
             return {}
-        numbers = dict(zip((_PASSWD, _GROUP), self.ids, strict=True))
+        numbers = dict(zip((PASSWD, GROUP), self.ids, strict=True))
         return {path: _name_of(lines, numbers[path]) for path, lines in self.accounts}
 
     def texts(self) -> list[tuple[bytes, bytes]]:
@@ -95,12 +95,12 @@ class Surroundings(Record):
         if self.ids is None:
             return []
         names = self.names()
-        own = {_PASSWD: b"x:%d:%d::%b:/bin/sh" % (*self.ids, self.home), _GROUP: b"x:%d:" % self.ids[1]}
+        own = {PASSWD: b"x:%d:%d::%b:/bin/sh" % (*self.ids, self.home), GROUP: b"x:%d:" % self.ids[1]}
         return [(path, b"\n".join([names[path] + b":" + own[path], *lines, b""])) for path, lines in self.accounts]
 
     def variables(self, spec: Spec) -> dict[bytes, bytes]:
         """What the command is told of itself; what an option sets stays."""
-        name = self.names().get(_PASSWD)
+        name = self.names().get(PASSWD)
         said = {item.partition(b"=")[0] for item in spec.env}
         own = {key: name for key in (b"USER", b"LOGNAME") if name is not None and key not in said}
         return {b"HOME": self.home} | own
@@ -119,8 +119,8 @@ def _name_of(lines: tuple[bytes, ...], number: int) -> bytes:
 
 def look(environ: Mapping[bytes, bytes], spec: Spec, mode: Mode, home: bytes) -> Surroundings:
     """The surroundings on this host, without a workspace. `home` is the launcher's own directory, which is hidden."""
-    shared = _real(_SHARED_DIRECTORIES)
-    homes = _real(_HOMES)
+    shared = _real(SHARED_DIRECTORIES)
+    homes = _real(HOMES)
     own = _real((environ.get(b"HOME", b""),))
     wanted = own[0] if (own and own[0].count(b"/") > 1) or own == (b"/root",) else RUN_DIRECTORY + b"/home"
     own_ids = ids(spec, mode)
@@ -148,14 +148,14 @@ def ids(spec: Spec, mode: Mode, lane: int = 0) -> tuple[int, int] | None:
             f"--isolation {spec.isolation} in mode {mode.name.lower()} would run as root's uid",
             hint="use --mode root, or start it as an ordinary user",
         )
-    number = _FIRST_UID + lane * _PIDS + os.getpid()
+    number = FIRST_UID + lane * _PIDS + os.getpid()
     return number, number
 
 
 def _accounts() -> tuple[tuple[bytes, tuple[bytes, ...]], ...]:
     """The host's passwd and group files, by path, as lines. What is beyond their first 60 KB a plan cannot hold."""
     found = []
-    for path in (_PASSWD, _GROUP):
+    for path in (PASSWD, GROUP):
         with contextlib.suppress(OSError), open(path, "rb") as file:
             data = file.read(_LONGEST_ACCOUNTS + 1)
             lines = data.splitlines()[: -1 if len(data) > _LONGEST_ACCOUNTS else None]

@@ -138,7 +138,7 @@ def _native(
         plan, version = setuid.acceptable(plan, prepared.home.fd, saves=bool(spec.saves))
     _start_reaper(spec, prepared.home)
     if keeper is not None:
-        keeper.keep(spec, prepared.home, prepared.trees, plan, version, environ)
+        keeper.keep(spec, prepared, plan, version, environ)
     return lambda launch: native.run(plan, launch, version)
 
 

@@ -7,9 +7,11 @@ be the same next time is not stored: a new field of the Spec is compiled every t
 import contextlib
 import hashlib
 import os
+import re
 import struct
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import prctl
 
@@ -17,12 +19,15 @@ from sandbox import environment, fsops, home, sources
 from sandbox.codec import encode
 from sandbox.home import Home
 from sandbox.plan import Fuse, Mode, Plan, Source, SourceKind
-from sandbox.sources import Opened
 from sandbox.spec import Spec, Tree, TreeKind
+
+if TYPE_CHECKING:
+    from sandbox.isolation import Surroundings
+    from sandbox.launch import Prepared
 
 DIRECTORY = b"plans"
 _MAGIC = b"SBXFRONT"
-_VERSION = 1
+_VERSION = 2
 _MOST = 1024
 # Long enough to be worth it, short enough for the reaper to be started and images to count as used.
 _LIFETIME = 600
@@ -30,6 +35,7 @@ _LATEST = 86400
 # Fields whose values are wholly in the words, and whose inputs are among the conditions below.
 KNOWN = {
     "command",
+    "isolation",
     "trees",
     "run",
     "mode",
@@ -81,15 +87,13 @@ class Keeper:
     def __init__(self, words: list[bytes], command_at: int) -> None:
         self.words, self.command_at = words, command_at
 
-    def keep(
-        self, spec: Spec, where: Home, trees: list[Opened], plan: Plan, version: int, environ: dict[bytes, bytes]
-    ) -> None:
+    def keep(self, spec: Spec, prepared: "Prepared", plan: Plan, version: int, environ: dict[bytes, bytes]) -> None:
         """Store it, if next time it would be the same. A full disk costs time, not the launch."""
         with contextlib.suppress(OSError):
-            if (entry := self._entry(spec, where, trees, plan, version, environ)) is None:
+            if (entry := self._entry(spec, prepared, plan, version, environ)) is None:
                 return
             here = not _is_anywhere(spec)
-            with fsops.closing(fsops.make_dir(where.fd, DIRECTORY)) as directory:
+            with fsops.closing(fsops.make_dir(prepared.home.fd, DIRECTORY)) as directory:
                 prune(directory, now=time.time(), room=True)
                 fsops.replace_file(directory, self._name(here=here), entry)
 
@@ -99,13 +103,17 @@ class Keeper:
         return (hashlib.sha256(key + os.getcwdb()).hexdigest() if here else key.hex()).encode()
 
     def _entry(
-        self, spec: Spec, where: Home, trees: list[Opened], plan: Plan, version: int, environ: dict[bytes, bytes]
+        self, spec: Spec, prepared: "Prepared", plan: Plan, version: int, environ: dict[bytes, bytes]
     ) -> bytes | None:
         if b"--" in self.words and self.words.index(b"--") != self.command_at - 1:
             return None
-        recipe = self._recipe(spec)
-        conditions = _conditions(spec, where, trees, plan, environ)
-        if recipe is None or conditions is None or not _is_known(spec):
+        if not _is_known(spec):
+            return None
+        encoded = encode(plan, version)
+        recipe = self._recipe(spec, prepared.surroundings)
+        conditions = _conditions(spec, prepared, plan, environ)
+        numbers = _own_numbers(prepared, encoded, version)
+        if recipe is None or conditions is None or numbers is None:
             return None
         helper = b""
         if plan.mode is Mode.SETUID:
@@ -113,9 +121,9 @@ class Keeper:
 
             helper = os.fsencode(HELPER)
         head = _MAGIC + struct.pack("<HI", _VERSION, self.command_at) + _text(helper)
-        return head + recipe + _list(conditions) + encode(plan, version)
+        return head + recipe + _list(conditions) + numbers + encoded
 
-    def _recipe(self, spec: Spec) -> bytes | None:
+    def _recipe(self, spec: Spec, where: "Surroundings | None") -> bytes | None:
         """What the command's environment is made of, in the order of environment.build."""
         patterns = environment.kept_names(spec)
         changes = []
@@ -126,6 +134,8 @@ class Keeper:
                 return None
             changes.append(struct.pack("<BII", 1, *found))
         changes += [b"\2" + _text(name) for name in spec.unset_env]
+        if where is not None:
+            changes += [b"\3" + _text(name) + _text(value) for name, value in where.variables(spec).items()]
         return bytes([patterns is not None]) + _list([_text(name) for name in patterns or ()]) + _list(changes)
 
     def _find(self, item: bytes) -> tuple[int, int] | None:
@@ -154,7 +164,7 @@ def prune(directory: int, *, now: float, room: bool = False) -> int:
 
 def _is_known(spec: Spec) -> bool:
     defaults = Spec(spec.command)
-    if spec.limits is not None and spec.limits.controllers:
+    if spec.isolation == "strict" or (spec.limits is not None and spec.limits.controllers):
         return False
     # A process behind the network, and what a person is told of a fence, are this process's.
     if spec.net == "private" or spec.mode == "landlock":
@@ -175,9 +185,34 @@ def _layers(tree: Tree) -> tuple[bytes, ...]:
     return sources.layers_of(sources.split(tree.text)[1])
 
 
-def _conditions(
-    spec: Spec, where: Home, trees: list[Opened], plan: Plan, environ: dict[bytes, bytes]
-) -> "list[bytes] | None":
+def _own_numbers(prepared: "Prepared", encoded: bytes, version: int) -> bytes | None:
+    """Where a job of root's has the uid that is its own: as a number, then as digits. The front gives each job another.
+
+    None when another uid does not make exactly the plan for that one.
+    """
+    where = prepared.surroundings
+    if where is None or where.ids is None:
+        return struct.pack("<III", 0, 0, 0)
+    own, other = where.ids[0], where.ids[0] ^ 1
+    as_number = _places(encoded, struct.pack("<I", own))
+    as_digits = _places(encoded, b"%d" % own)
+    patched = bytearray(encoded)
+    for places, text in ((as_number, struct.pack("<I", other)), (as_digits, b"%d" % other)):
+        for place in places:
+            patched[place : place + len(text)] = text
+    assert prepared.recompile is not None
+    expected = prepared.recompile(where.replace(ids=(other, other))).plan
+    if encode(expected, version) != bytes(patched):
+        return None
+    lists = [_list([struct.pack("<I", place) for place in places]) for places in (as_number, as_digits)]
+    return struct.pack("<I", own) + b"".join(lists)
+
+
+def _places(data: bytes, text: bytes) -> list[int]:
+    return [match.start() for match in re.finditer(re.escape(text), data)]
+
+
+def _conditions(spec: Spec, prepared: "Prepared", plan: Plan, environ: dict[bytes, bytes]) -> "list[bytes] | None":
     """Everything outside the words that the plan depends on; None when some of it cannot be told."""
     consulted = sorted(environ.names) if isinstance(environ, Consulted) else sorted(environ)
     found = [*_machine(spec, plan), *(_variable(name, environ) for name in consulted)]
@@ -186,9 +221,11 @@ def _conditions(
             return None
         found.append(_file(source) if source.kind is SourceKind.FILE else _directory(source.path))
     found += [_file_at(step.program) for step in plan.steps if isinstance(step, Fuse)]
-    for tree, opened in zip(spec.trees, trees, strict=True):
+    if spec.isolation != "none":
+        found += _level(environ)
+    for tree, opened in zip(spec.trees, prepared.trees, strict=True):
         if tree.kind is not TreeKind.EMPTY:
-            found += _names(tree, where)
+            found += _names(tree, prepared.home)
         if opened.name.startswith(b"/"):
             found.append(_directory(opened.name))
     return found
@@ -215,6 +252,17 @@ def _machine(spec: Spec, plan: Plan) -> list[bytes]:
     if not _is_anywhere(spec):
         found.append(_directory(os.getcwdb()))
     return found
+
+
+def _level(environ: dict[bytes, bytes]) -> Iterable[bytes]:
+    """What an isolating level looks at of the host."""
+    from sandbox import isolation
+
+    for path in (*isolation.SHARED_DIRECTORIES, *isolation.HOMES, environ.get(b"HOME") or b"/"):
+        if path.startswith(b"/"):
+            yield _directory(path) if os.path.isdir(path) else _missing(path)
+    for path in (isolation.PASSWD, isolation.GROUP):
+        yield _file_at(path)
 
 
 def _names(tree: Tree, where: Home) -> Iterable[bytes]:

@@ -155,14 +155,24 @@ def test_changed_inputs_are_compiled_anew(front):
         assert front.again(*words, "--", "true", **later).returncode == PYTHON, what
 
 
-def test_whatever_compiling_looks_at_is_a_condition(front):
+@pytest.mark.parametrize("level", ["none", "job"])
+def test_whatever_compiling_looks_at_is_a_condition(front, level):
     """Every path of the host that Python looks at for a launch, as strace sees it, stands in the stored file."""
     if shutil.which("strace") is None:
         pytest.skip("needs strace")
     at, log = front.directory, front.area.path / "log"
     (at / "mounted").mkdir()
     image = front.image("image.sfs")
-    words = ["--mode", "root" if not front.who.as_user else "userns", "-s", f"{at}/mounted:{image}", "-s", f"n:{image}"]
+    words = [
+        "--isolation",
+        level,
+        "--mode",
+        "userns" if front.who.as_user else "root",
+        "-s",
+        f"{at}/mounted:{image}",
+        "-s",
+        f"n:{image}",
+    ]
     words += ["--tmpfs-size", "9M", "--chdir", "n", "--env", "PATH", "--", "true"]
     env = front.run.environment(front.who.as_user)
     command = [
@@ -320,16 +330,20 @@ def test_a_plan_that_fails_is_compiled_once_more(front):
     assert front.again("--", "true").returncode == 0
 
 
+# Needs a terminal, and a Python that stays.
+UNTRIED = {"tty"}
 # A launch with this field is compiled every time: words that set it.
 NOT_STORED = {
     "env_files": lambda front: ["--env-file", front.file("variables", "A=1\n")],
     "mkdir": lambda front: ["--mkdir", "-s", f"{front.directory}/new:{front.image('m.sfs')}"],
-    "isolation": lambda front: ["--isolation", "job"],
     "user": lambda front: ["--isolation", "job", "--user", "4321"],
     "workspace": lambda front: ["--isolation", "job", "--workspace", "ro"],
     "seccomp": lambda front: ["--isolation", "job", "--seccomp", "none"],
     "report": lambda front: ["--report", front.directory / "report"],
     "trace": lambda front: ["--trace", front.directory / "trace"],
+    "keeps": lambda front: ["--isolation", "job", "--keep", f"artefact={front.directory}/kept"],
+    "audit": lambda front: ["--isolation", "job", "--audit"],
+    "workspace_unprotected": lambda front: ["--isolation", "job", "--workspace", "rw", "--workspace-unprotected"],
     "name": lambda front: ["--name", "called"],
     "allow_read": lambda front: ["--allow-read", "/"],
     "allow_write": lambda front: ["--allow-write", "/"],
@@ -337,9 +351,37 @@ NOT_STORED = {
 }
 
 
+def test_a_job_without_python(front):
+    """With the caller's own variables, its account, and, started by root, a uid that no other job has."""
+    script = (
+        'id -u; echo "$USER $HOME $SECRET"; getent passwd $(id -u) | cut -d: -f3,6; grep Seccomp: /proc/self/status'
+    )
+    words = ["--isolation", "job", "--env", "A=1", "--", "sh", "-c", script]
+    env = {"SECRET": "s3cr3t"}
+    runs = [front.compile(*words, env=env), *(front.again(*words, env=env) for _ in range(3))]
+    assert [run.returncode for run in runs] == [0] * 4, runs[1].stderr
+    uids = [run.stdout.split()[0] for run in runs]
+    told = [run.stdout.replace(uid, "UID") for run, uid in zip(runs, uids, strict=True)]
+    assert set(told) == {told[0]}
+    assert "s3cr3t" not in told[0]
+    assert "Seccomp:\t2" in told[0]
+    if not front.who.as_user:
+        assert len(set(uids)) == 4
+        assert all(run.stdout.count(uid) == 2 for run, uid in zip(runs, uids, strict=True)), "the account as well"
+    else:
+        assert set(uids) == {str(front.who.uid)}
+    assert front.again(*words, env=env, cwd="/usr").returncode == PYTHON
+
+
+@pytest.mark.parametrize("more", [["--isolation", "strict"], ["--isolation", "job", "--memory", "1G"]])
+def test_levels_and_limits_that_are_compiled_every_time(front, more):
+    front.compile(*more, "--limits", "best-effort", "--", "true")
+    assert front.files() == []
+
+
 def test_every_field_is_known_to_the_store_or_tried_here():
     """A new option is compiled every time until somebody says where its inputs are: in `stored`, or above."""
-    assert set(Spec.fields) == stored.KNOWN | NOT_STORED.keys()
+    assert set(Spec.fields) == stored.KNOWN | NOT_STORED.keys() | UNTRIED
     assert not stored.KNOWN & NOT_STORED.keys()
 
 
@@ -347,7 +389,7 @@ def test_every_field_is_known_to_the_store_or_tried_here():
 def test_not_stored(front, field):
     if field == "user" and front.who.as_user:
         pytest.skip("--user is root's")
-    words = [*map(str, NOT_STORED[field](front)), "--", "true"]
+    words = [*map(str, NOT_STORED[field](front)), "--", "sh", "-c", "touch artefact || :"]
     first = front.compile(*words)
     assert first.returncode == 0, first.stderr
     assert front.files() == []

@@ -21,7 +21,7 @@ use alloc::ffi::CString;
 use core::ffi::CStr;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{CWD, MemfdFlags, memfd_create, readlinkat};
-use stored::{Kept, Stored};
+use stored::Kept;
 
 /// The name under which the program is the engine alone, and not the front.
 const ENGINE: &[u8] = b"sandbox-engine";
@@ -61,11 +61,12 @@ fn launch(kept: &Kept, words: &[&'static CStr], environment: Vec<&'static CStr>,
     let stored = kept.stored()?;
     let command = words.get(stored.command_at..)?;
     let environment = recipe::apply(&stored.recipe, environment, words)?;
+    let encoded = stored.plan()?;
     if !stored.helper.is_empty() {
-        become_helper(&stored, &environment, command);
+        become_helper(stored.helper, &encoded, &environment, command);
         return None;
     }
-    let plan = plan::decode(stored.plan).ok()?;
+    let plan = plan::decode(&encoded).ok()?;
     cli::refuse_foreign(&plan, rights).ok()?;
     let mut account = Account::start();
     let ended = supervisor::launch(&plan, Handed::default(), environment, command, rights, (&mut account, false));
@@ -77,11 +78,11 @@ fn launch(kept: &Kept, words: &[&'static CStr], environment: Vec<&'static CStr>,
 }
 
 /// Hand plan and environment to the setuid helper, as Python would; returns only when that fails.
-fn become_helper(stored: &Stored, environment: &Environment, command: &[&'static CStr]) {
-    let Ok(files) = [stored.plan, &environment.text()].map(memory).into_iter().collect::<Outcome<Vec<_>>>() else {
+fn become_helper(helper: &[u8], plan: &[u8], environment: &Environment, command: &[&'static CStr]) {
+    let Ok(files) = [plan, &environment.text()].map(memory).into_iter().collect::<Outcome<Vec<_>>>() else {
         return;
     };
-    let Ok(helper) = CString::new(stored.helper) else { return };
+    let Ok(helper) = CString::new(helper) else { return };
     let numbers: Vec<CString> =
         files.iter().map(|fd| CString::new(fd.as_raw_fd().to_string()).unwrap_or_default()).collect();
     let own = [helper.as_c_str(), c"run"].into_iter().chain(numbers.iter().map(|text| text.as_c_str()));

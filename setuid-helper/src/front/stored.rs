@@ -3,18 +3,18 @@
 use super::conditions::{self, Condition};
 use super::recipe::{self, Recipe};
 use crate::fsops::{open_dir, read_all};
-use crate::plan::MAX_BYTES;
 use crate::plan::reader::{Read, Reader};
+use crate::plan::{MAX_BYTES, Slots};
 use crate::prelude::*;
 use core::ffi::CStr;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat, unlinkat};
-use rustix::process::{getcwd, getuid};
+use rustix::process::{getcwd, getpid, getuid};
 use sha2::{Digest, Sha256};
 
 const MAGIC: &[u8; 8] = b"SBXFRONT";
 /// Of the format; sandbox/stored.py writes the same.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const DIRECTORY: &[u8] = b"plans";
 /// Beside a plan there is little more than paths and digests.
 const MAX_STORED: usize = 2 * MAX_BYTES;
@@ -36,9 +36,20 @@ pub struct Stored<'a> {
     pub recipe: Recipe<'a>,
     /// What must be as it was.
     conditions: Vec<Condition<'a>>,
-    /// The encoded plan.
-    pub plan: &'a [u8],
+    own: OwnNumbers<'a>,
+    /// The encoded plan, as it was compiled.
+    plan: &'a [u8],
 }
+
+/// Where a plan has the uid of the job that it was compiled for, which no other job shares.
+struct OwnNumbers<'a> {
+    uid: u32,
+    as_number: Slots<'a>,
+    as_digits: Slots<'a>,
+}
+
+/// What the uids of root's jobs start at, as in sandbox/isolation.py: with a pid on top, all have as many digits.
+const FIRST_UID: u32 = 0x7000_0000;
 
 /// What was stored for these words, here or for any working directory, if all it depended on is unchanged.
 pub fn find(words: &[&CStr], environment: &[&CStr]) -> Option<Kept> {
@@ -67,6 +78,26 @@ pub fn find(words: &[&CStr], environment: &[&CStr]) -> Option<Kept> {
         stored.conditions.iter().all(|condition| condition.holds(environment))
     };
     holds.then_some(kept)
+}
+
+impl Stored<'_> {
+    /// The plan for a run of this process.
+    pub fn plan(&self) -> Option<Vec<u8>> {
+        let mut plan = self.plan.to_vec();
+        if self.own.uid != 0 {
+            let uid = FIRST_UID.checked_add(getpid().as_raw_nonzero().get().unsigned_abs())?;
+            put(&mut plan, self.own.as_number, &uid.to_le_bytes())?;
+            put(&mut plan, self.own.as_digits, uid.to_string().as_bytes())?;
+        }
+        Some(plan)
+    }
+}
+
+fn put(plan: &mut [u8], places: Slots, text: &[u8]) -> Option<()> {
+    for place in places.iter() {
+        plan.get_mut(place as usize..)?.get_mut(..text.len())?.copy_from_slice(text);
+    }
+    Some(())
 }
 
 impl Kept {
@@ -136,6 +167,7 @@ fn parse(bytes: &[u8]) -> Read<Option<Stored<'_>>> {
     let helper = reader.path()?;
     let recipe = recipe::read(&mut reader)?;
     let conditions = reader.list(1, conditions::read)?;
+    let own = OwnNumbers { uid: reader.u32()?, as_number: reader.slots()?, as_digits: reader.slots()? };
     let plan = reader.take(reader.remaining())?;
-    Ok(Some(Stored { command_at, helper, recipe, conditions, plan }))
+    Ok(Some(Stored { command_at, helper, recipe, conditions, own, plan }))
 }
