@@ -353,7 +353,7 @@ def parse_record(data: bytes) -> dict[str, Any]:
 
     try:
         facts = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return facts if isinstance(facts, dict) else {}
 

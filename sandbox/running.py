@@ -176,7 +176,7 @@ def _is_local_and_locked(pid: int, fd: str) -> bool:
     """What the kernel says of an open file without asking its file system: proc_pid_fdinfo(5)."""
     with open(f"/proc/{pid}/fdinfo/{fd}", "rb") as file:
         lines = [line.split() for line in file]
-    mount = next(words[1] for words in lines if words[0] == b"mnt_id:")
+    mount = next((words[1] for words in lines if words[0] == b"mnt_id:"), b"")
     if not any(words[0] == b"lock:" and words[2:5:2] == [b"FLOCK", b"WRITE"] for words in lines):
         return False
     with open(f"/proc/{pid}/mountinfo", "rb") as file:

@@ -200,10 +200,12 @@ def test_a_number_that_was_given_out_again_is_not_hit(run_sandbox, who, area):
 
 @pytest.mark.parametrize("words", [["ps", "--watch", "0.1"], ["top", "--every", "0.1"]])
 def test_it_is_shown_again_and_again(run_sandbox, who, words):
-    process = run_sandbox.popen(words, as_user=who.as_user, stdout=subprocess.PIPE)
+    process = run_sandbox.popen(words, as_user=who.as_user, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     titles = 0
     while titles < 3:
-        titles += process.stdout.readline().startswith("id\tname\t")
+        line = process.stdout.readline()
+        assert line, process.communicate()
+        titles += line.startswith("id\tname\t")
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == -signal.SIGINT
 
