@@ -165,11 +165,11 @@ def _read(path: bytes) -> str:
 
 
 def _write(path: bytes, text: str) -> None:
-    with fsops.closing(_control(path)) as fd:
+    with fsops.closing(control(path)) as fd:
         os.write(fd, text.encode())
 
 
-def _control(path: bytes, directory: int | None = None) -> int:
+def control(path: bytes, directory: int | None = None) -> int:
     """A control file of a cgroup, to write to."""
     return os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
 
@@ -192,11 +192,11 @@ class Cgroup:
         # All of a job or nothing: what is left after its largest process was killed is of no use.
         self._set("memory.oom.group", memory, "1")
         self._set("cpu.max", cpu_us, f"{cpu_us} {_PERIOD_US}")
-        self.procs = _control(b"cgroup.procs", self.fd)
+        self.procs = control(b"cgroup.procs", self.fd)
 
     def _set(self, file: str, value: int, text: str) -> None:
         if value != UNLIMITED:
-            with fsops.closing(_control(file.encode(), self.fd)) as fd:
+            with fsops.closing(control(file.encode(), self.fd)) as fd:
                 os.write(fd, text.encode())
 
     def close(self) -> None:
@@ -242,7 +242,7 @@ def _event(text: str, name: str) -> int | None:
 
 
 def _kill(fd: int) -> None:
-    with fsops.closing(_control(b"cgroup.kill", fd)) as file:
+    with fsops.closing(control(b"cgroup.kill", fd)) as file:
         os.write(file, b"1")
 
 

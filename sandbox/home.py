@@ -237,6 +237,9 @@ class RunRecord:
 
     def remove(self) -> None:
         """Remove scratch and procdir and then the record: what a dead run leaves must stay findable."""
+        if os.fstat(self.fd).st_size != self.size:
+            # Somebody joined: what holds the mounts beside what the run started.
+            _end_orphans(self.id)
         for path in self.scratch:
             remove_scratch(path, self.id)
         fsops.remove_dir(self.procdirs_fd, self.name)

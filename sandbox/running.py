@@ -184,6 +184,14 @@ def _is_local_and_locked(pid: int, fd: str) -> bool:
     return bool(kinds) and not kinds[0].startswith(_SERVED)
 
 
+def mark_joined(where: Home, run: Running) -> None:
+    """Tell the supervisor, through the record's length, that others may hold the mounts of the run when it ends."""
+    try:
+        fsops.append(where.records_fd, run.record, b"\n")
+    except OSError:
+        raise HostError(f"{run.shown} has ended", hint="sandbox ps lists what runs") from None
+
+
 def find(runs: list[Running], text: str) -> Running:
     """The run of this name, or whose id starts so. Raises UsageError."""
     found = [run for run in runs if text and run.called == text]

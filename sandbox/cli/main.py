@@ -17,6 +17,7 @@ _COMMANDS = {
     "ps": "list the sandboxes that run",
     "top": "watch them, the busiest first",
     "inspect": "all that is known of a running one",
+    "exec": "run a command inside a running one",
     "kill": "end running ones, cleanly",
     "cleanup": "undo what crashes left behind",
     "report": "show what a run reported about itself",

@@ -3,26 +3,40 @@
 import errno
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from sandbox.engine import attendance
 from sandbox.engine import syscalls as sys
 from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, SandboxError, printable, reason
 
-if TYPE_CHECKING:
-    from sandbox.engine.steps import Child
 
-
-def restore_signals(inherited: Any) -> None:
-    """The command starts with the mask that the launcher was started with, and Python's own changes undone."""
+def restore_handlers() -> None:
+    """Python's own changes undone."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def restore_signals(inherited: Any) -> None:
+    """The command starts with the mask that the launcher was started with, and Python's own changes undone."""
+    restore_handlers()
     signal.pthread_sigmask(signal.SIG_SETMASK, inherited)
 
 
-def _confine(child: "Child") -> None:
+class Ready(Protocol):
+    """What is to be executed, and what holds it."""
+
+    argv: list[bytes]
+    env: dict[bytes, bytes]
+    executable: bytes | None
+    fence: int
+    filter: tuple[int, ...]
+    audited: bool
+    attend: int
+
+
+def _confine(child: Ready) -> None:
     """What would be in the way of anything else."""
     if child.fence >= 0:
         sys.landlock_restrict(child.fence)
@@ -34,7 +48,7 @@ def _confine(child: "Child") -> None:
         sys.install_seccomp(child.filter)
 
 
-def execute(child: "Child") -> SandboxError:
+def execute(child: Ready) -> SandboxError:
     """Become the command. Returns only when that fails."""
     name = child.argv[0]
     if child.executable is not None:

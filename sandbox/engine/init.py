@@ -72,9 +72,9 @@ def enter(child: "Child", step: "Init") -> None:
     """Go on in a new pid namespace, and a session of its own: kill(0) must not reach the launcher's process group."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     if pid := sys.fork_init():
-        os.write(child.status, _MESSAGE.pack(_STARTED, pid))
+        tell_start(child.status, pid)
         os._exit(0)
-    _die_with_supervisor(child.status)
+    die_with_supervisor(child.status)
     if not step.as_pid_1 and (command := os.fork()):
         _be_init(child, command)
     os.setsid()
@@ -83,7 +83,13 @@ def enter(child: "Child", step: "Init") -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _die_with_supervisor(status: int) -> None:
+def tell_start(status: int, pid: int) -> None:
+    """From now on this process stands for the command."""
+    os.write(status, _MESSAGE.pack(_STARTED, pid))
+
+
+def die_with_supervisor(status: int) -> None:
+    """SIGKILL when the parent dies, or at once if it did: nobody reads what is told any more."""
     prctl.set_pdeathsig(signal.SIGKILL)
     poll = select.poll()
     poll.register(status, 0)
@@ -100,7 +106,7 @@ def _be_init(child: "Child", command: int) -> NoReturn:
         drop_capabilities()
         prctl.set_no_new_privs(1)
         prctl.set_dumpable(0)
-        _die_with_supervisor(child.status)
+        die_with_supervisor(child.status)
         os.closerange(3, child.status)
         os.closerange(child.status + 1, 65536)
         _serve(child.status, command)

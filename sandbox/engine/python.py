@@ -166,7 +166,7 @@ def _run_child(
         os.close(changes_writer)
         result = supervisor.supervise(pid, timeout, reports, account)
         account.ended(result)
-        failure = _failure(reader)
+        failure = told_failure(reader)
         if launch.attend >= 0:
             account.attended = attendance.wait(launch.attend, started=failure is None)
         if failure is None:
@@ -201,19 +201,21 @@ def _become_command(child: Child, writer: int, inherited: tuple[object, int]) ->
         except Exception as error:  # a bug; still one line, never a second copy of the launcher
             failure = StepError(f"internal error while setting up: {type(error).__name__}: {error}")
         code = failure.exit_code
-        os.write(
-            writer,
-            b"%d\0%s\0%s"
-            % (code, failure.message.encode(errors="surrogateescape"), failure.hint.encode(errors="surrogateescape")),
-        )
+        tell_failure(writer, failure)
     finally:
         os._exit(code)
 
 
-def _failure(reader: int) -> CommandError | None:
+def told_failure(reader: int) -> CommandError | None:
     """Why the child could not become the command."""
     with contextlib.suppress(BlockingIOError):
         if data := os.read(reader, 65536):
             code, message, hint = (part.decode("utf-8", "surrogateescape") for part in data.split(b"\0"))
             return CommandError(message, exit_code=int(code), hint=hint)
     return None
+
+
+def tell_failure(writer: int, failure: SandboxError) -> None:
+    """The last words of a child that could not become the command."""
+    texts = [text.encode(errors="surrogateescape") for text in (failure.message, failure.hint)]
+    os.write(writer, b"\0".join([b"%d" % failure.exit_code, *texts]))

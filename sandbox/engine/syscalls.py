@@ -216,10 +216,23 @@ def setns(fd: int) -> None:
 
 
 def fork_init() -> int:
-    """fork(2) into a new pid namespace, as a child of this process's parent. That is not os.fork: nothing of Python's
-    own is told, which is well with a single thread.
-    """
-    return _checked(_syscall(_long(_SYS_CLONE), _long(CLONE_NEWPID | _CLONE_PARENT | signal.SIGCHLD), *[_long(0)] * 4))
+    """fork(2) into a new pid namespace, as a child of this process's parent."""
+    return _fork(CLONE_NEWPID | _CLONE_PARENT)
+
+
+def fork_sibling() -> int:
+    """fork(2), as a child of this process's parent."""
+    return _fork(_CLONE_PARENT)
+
+
+def _fork(flags: int) -> int:
+    """Not os.fork: nothing of Python's own is told, which is well with a single thread."""
+    return _checked(_syscall(_long(_SYS_CLONE), _long(flags | signal.SIGCHLD), *[_long(0)] * 4))
+
+
+def setns(pidfd: int, flags: int) -> None:
+    """Enter these namespaces (CLONE_NEW*) of a process, all or none: setns(2) with a pidfd, Linux 5.8."""
+    _checked(_libc.setns(pidfd, ctypes.c_int(flags)))
 
 
 def install_seccomp(instructions: tuple[int, ...], *, listen: bool = False) -> int:

@@ -6,13 +6,14 @@ use crate::home::Home;
 use crate::json::{quote, quote_list};
 use crate::plan::{LAST_VERSION, Plan, Step, encode};
 use crate::prelude::*;
-use crate::scratch;
 use crate::sys;
+use crate::{scratch, stale};
 use core::ffi::CStr;
 use core::fmt::Write;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, linkat, mkdirat, openat, renameat_with, unlinkat,
+    AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, linkat, mkdirat, openat, renameat_with,
+    unlinkat,
 };
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -35,7 +36,9 @@ pub struct Record<'h> {
     /// Paths of private scratch directories, which may not all exist yet.
     pub scratch: Vec<Vec<u8>>,
     /// Open, and locked, as long as the run lives.
-    _lock: OwnedFd,
+    lock: OwnedFd,
+    /// How long it was when it was made, in bytes: who joins the run appends to it.
+    size: usize,
 }
 
 impl<'h> Record<'h> {
@@ -54,12 +57,16 @@ impl<'h> Record<'h> {
             Some(name) => claim_called(home, draft, plan.home.path, name)?,
             None => claim(home, draft, plan.home.path)?,
         };
-        Ok(Record { home, id, name, scratch, _lock: lock })
+        Ok(Record { home, id, name, scratch, lock, size: text.len() })
     }
 }
 
 impl Drop for Record<'_> {
     fn drop(&mut self) {
+        if fstat(&self.lock).is_ok_and(|status| status.st_size as usize != self.size) {
+            // Somebody joined: what holds the mounts beside what the run started.
+            let _ = stale::end_orphans(&self.id);
+        }
         for path in &self.scratch {
             let _ = scratch::remove(path, &self.id);
         }

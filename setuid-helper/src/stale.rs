@@ -102,7 +102,7 @@ fn read_record(fd: &OwnedFd) -> Result<Option<Run>, Errno> {
 }
 
 /// Kill what still lives in the namespaces of a dead run, and wait until it is gone.
-fn end_orphans(id: &str) -> Result<(), Errno> {
+pub fn end_orphans(id: &str) -> Result<(), Errno> {
     for _ in 0..ROUNDS {
         let orphans = members(id)?;
         if orphans.is_empty() {

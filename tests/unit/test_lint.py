@@ -15,7 +15,7 @@ ALLOWED = {
         "_swapping_namespace",
         "os.open for writing",
     ): "/proc/PID/uid_map and its like: no file system of the user's",
-    ("cgroups.py", "_control", "os.open for writing"): "a control file of cgroupfs",
+    ("cgroups.py", "control", "os.open for writing"): "a control file of cgroupfs",
     ("doctor.py", "_loop_devices", "os.open for writing"): "a device node, which is opened and closed",
     ("doctor.py", "_fuse_device", "os.open for writing"): "a device node, which is opened and closed",
     (
