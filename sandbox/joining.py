@@ -224,12 +224,17 @@ def _filter(run: Running, plan: Plan, status: dict[str, str]) -> tuple[int, ...]
 
 
 def _refuse_groups(run: Running, target: Target) -> None:
-    """Only root can leave a group: who is in more than the command would gain by joining."""
-    if os.getuid() == 0:
+    """Who is in more groups than the command would gain by joining. Only root can leave a group or change its ids, and
+    in a user namespace not even root, which would stay root there.
+    """
+    if os.getuid() == 0 and not target.namespaces & _NEWUSER:
         return
     mine, theirs = (os.getresuid(), os.getresgid()), (target.uids[:3], target.gids[:3])
     if mine != theirs or set(os.getgroups()) - {*target.groups, target.gids[0]}:
-        raise UsageError(f"cannot join {run.shown}: you are in groups that its command is not in", hint="leave them")
+        raise UsageError(
+            f"cannot join {run.shown}: its command has ids or groups that are not yours",
+            hint="leave the groups",
+        )
 
 
 def _cgroup(run: Running, plan: Plan, stack: contextlib.ExitStack) -> int:

@@ -220,6 +220,7 @@ def prepare(
 ) -> Prepared:
     """Open everything and compile. Without `build` nothing is converted: the plan is for reading only."""
     validate(spec)
+    _require_mounts(spec)
     machine = host.probe()
     mode = choose_mode(spec, machine)
     if spec.allow_new_privs and mode is Mode.USERNS:
@@ -314,6 +315,14 @@ def _wanted(spec: Spec, cwd: bytes, stack: contextlib.ExitStack) -> "attending.W
     if spec.tty:
         terminal.check()
     return attending.Wanted(tuple(keeping.open_destinations(spec.keeps, cwd, stack)), (), 0, 0)
+
+
+def _require_mounts(spec: Spec) -> None:
+    """Before anything is opened or made: what is absent would be filled, or looked for in vain."""
+    for path in spec.require_mounts:
+        from sandbox import guards
+
+        guards.require_mounted(path)
 
 
 def _home(environ: dict[bytes, bytes], stack: contextlib.ExitStack, say: Say) -> Home:

@@ -106,6 +106,7 @@ class Spec(Record):
     root: bytes | None = None
     root_ro: bool = False
     as_root: bool = False
+    require_mounts: tuple[bytes, ...] = ()
 
 
 OUR_VARIABLES = (b"SANDBOX_TMPDIR", b"SANDBOX_STATIC", b"SANDBOX_DYNAMIC")

@@ -79,6 +79,7 @@ class CommonOptions(TypedDict, total=False):
     trace: Text
     allow_new_privs: bool
     name: Text
+    require_mount: Texts
 
 
 class Options(CommonOptions, total=False):

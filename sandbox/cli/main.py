@@ -19,6 +19,7 @@ _COMMANDS = {
     "inspect": "all that is known of a running one",
     "exec": "run a command inside a running one",
     "kill": "end running ones, cleanly",
+    "guard": "protect mount points that may be offline",
     "cleanup": "undo what crashes left behind",
     "report": "show what a run reported about itself",
     "setuid": "install, look at and remove the setuid helper",

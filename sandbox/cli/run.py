@@ -158,6 +158,13 @@ def make_parser() -> tuple[Parser, list[argparse.Action]]:
     option("--report", metavar="FILE|-|fd:N", help="an account of the run as JSON, written when it is over")
     option("--trace", metavar="FILE|-|fd:N", help="the phases of the launch, in the Chrome trace format")
     option("--allow-new-privs", action="store_true", help="let setuid programs work (setuid mode: if its policy does)")
+    option(
+        "--require-mount",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="refuse to start while nothing is mounted on this directory",
+    )
     option("--name", metavar="NAME", help="what sandbox ps, exec and kill call it; one running sandbox of yours has it")
     option("--job", metavar="NAME", help="start with the options and the command of this job of sandbox.toml")
     option("--job-file", metavar="FILE", help="where that job is (default: sandbox.toml here or above)")
@@ -298,6 +305,7 @@ def make_spec(args: argparse.Namespace, command: tuple[bytes, ...]) -> Spec:
         root=None if args.root is None else raw(args.root),
         root_ro=args.root_ro,
         as_root=args.as_root,
+        require_mounts=tuple(map(raw, args.require_mount)),
         name=None if args.name is None else parse_run_name(raw(args.name)),
         saves=(
             *(parse_save(raw(text), full=False) for text in args.save),

@@ -210,11 +210,6 @@ def unshare(flags: int) -> None:
     _checked(_libc.unshare(ctypes.c_int(flags)))
 
 
-def setns(fd: int) -> None:
-    """setns(2) into whatever namespace `fd` is."""
-    _checked(_libc.setns(ctypes.c_int(fd), ctypes.c_int(0)))
-
-
 def fork_init() -> int:
     """fork(2) into a new pid namespace, as a child of this process's parent."""
     return _fork(CLONE_NEWPID | _CLONE_PARENT)
@@ -230,9 +225,9 @@ def _fork(flags: int) -> int:
     return _checked(_syscall(_long(_SYS_CLONE), _long(flags | signal.SIGCHLD), *[_long(0)] * 4))
 
 
-def setns(pidfd: int, flags: int) -> None:
-    """Enter these namespaces (CLONE_NEW*) of a process, all or none: setns(2) with a pidfd, Linux 5.8."""
-    _checked(_libc.setns(pidfd, ctypes.c_int(flags)))
+def setns(fd: int, flags: int = 0) -> None:
+    """setns(2) into whatever namespace `fd` is; into these of a process, all or none, if it is a pidfd (5.8)."""
+    _checked(_libc.setns(ctypes.c_int(fd), ctypes.c_int(flags)))
 
 
 def install_seccomp(instructions: tuple[int, ...], *, listen: bool = False) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import stat
+import struct
 from collections.abc import Iterator
 
 from sandbox.engine import syscalls as sys
@@ -11,6 +12,10 @@ from sandbox.engine import syscalls as sys
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 TEMPORARY = b".tmp-"
+# ioctl_iflags(2); the numbers say long, the kernel reads an int.
+_GET_FLAGS = 0x80006601 | struct.calcsize("@l") << 16
+_SET_FLAGS = 0x40006602 | struct.calcsize("@l") << 16
+_IMMUTABLE = 0x10
 
 
 @contextlib.contextmanager
@@ -220,3 +225,28 @@ def exists(parent: int, name: bytes | str) -> bool:
 def same_file(one: os.stat_result, other: os.stat_result) -> bool:
     """Whether both describe one inode."""
     return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+
+
+def is_immutable(fd: int) -> bool:
+    """Whether an open file or directory has the immutable flag (FS_IOC_GETFLAGS); False where there is no such flag."""
+    try:
+        return bool(_flags(fd) & _IMMUTABLE)
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL):
+            return False
+        raise
+
+
+def set_immutable(fd: int, *, immutable: bool) -> None:
+    """Set or take away that flag, and leave all others (FS_IOC_SETFLAGS)."""
+    import fcntl
+
+    flags = _flags(fd)
+    wanted = flags | _IMMUTABLE if immutable else flags & ~_IMMUTABLE
+    fcntl.ioctl(fd, _SET_FLAGS, struct.pack("@i", wanted))
+
+
+def _flags(fd: int) -> int:
+    import fcntl
+
+    return int(struct.unpack("@i", fcntl.ioctl(fd, _GET_FLAGS, bytes(4)))[0])
