@@ -70,7 +70,8 @@ signal.pause()
 REFUSED = {"EPERM", "EACCES", "ENOENT", "ESRCH", "EROFS", "ECONNREFUSED", "EBADF", "ENOSYS", "ENOTDIR", "EINVAL", "[]"}
 
 
-def test_nothing_of_the_host_is_within_reach(launch, area, identities):
+@pytest.mark.parametrize("level", ["job", "strict"])
+def test_nothing_of_the_host_is_within_reach(launch, level, identities):
     """Every probe fails, and none of them could have been meant for something that is not there on the host."""
     secret = identities[True].home / "secret"
     secret.write_text("secret\n")
@@ -80,7 +81,7 @@ def test_nothing_of_the_host_is_within_reach(launch, area, identities):
         abstract.bind("\0" + name)
         abstract.listen()
         words = [str(os.getpid()), str(tcp.getsockname()[1]), name, str(secret), "9"]
-        done = launch("--", "/usr/bin/python3", "-c", PROBE, *words)
+        done = launch("--isolation", level, "--", "/usr/bin/python3", "-c", PROBE, *words)
     secret.unlink()
     got = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
     assert done.returncode == 0, done.stderr
