@@ -10,8 +10,9 @@ import selectors
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import prctl
 
@@ -114,16 +115,20 @@ def _program(private: Private, namespaces: dict[str, int]) -> Iterator[None]:
         argv += [word for option in ("-t", "-u", "-T", "-U") for word in (option, "none")]
         argv += [f"--address={private.run}", "--netmask=24", f"--gateway={private.gateway}", f"--netns={names['net']}"]
         argv += ["--netns-only", "--runas=0"] if private.mode is Mode.ROOT else [f"--userns={names['user']}"]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    fds = (tell, wait, *namespaces.values())
+    # It must not outlive this process, however that ends.
     with subprocess.Popen(
-        argv, pass_fds=(tell, wait, *namespaces.values()), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
+        argv, pass_fds=fds, preexec_fn=lambda: prctl.set_pdeathsig(signal.SIGKILL), **pipes
+    ) as process:  # type: ignore[call-overload]
         for fd in (tell, wait):
             os.close(fd)
         try:
             if os.path.basename(program) == SLIRP and not os.read(ready, 1):
-                assert process.stdout is not None
                 said = process.stdout.read().decode(errors="replace").strip().splitlines()
                 raise HostError(f"{SLIRP} cannot attach a private network: {said[-1] if said else 'it died'}")
+            # Nobody reads what it says from here on, and it must not wait for that.
+            threading.Thread(target=_drain, args=(process.stdout,), daemon=True).start()
             yield
         finally:
             os.close(end)
@@ -132,6 +137,12 @@ def _program(private: Private, namespaces: dict[str, int]) -> Iterator[None]:
                 process.wait(1)
             process.kill()
             os.close(ready)
+
+
+def _drain(pipe: IO[bytes]) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        while os.read(pipe.fileno(), 65536):
+            pass
 
 
 # -- in the namespace of the run -------------------------------------------------------------------------------

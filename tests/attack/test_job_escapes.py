@@ -20,6 +20,12 @@ PROBE = textwrap.dedent("""
         return 'done'
     def connect(family, address):
         with socket.socket(family) as one: return one.connect(address) or 'done'
+    def echo(address):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+            one.settimeout(5)
+            one.connect(address)
+            one.send(b'x')
+            return one.recv(10) and 'done'
     victim, port, name, secret, inherited = sys.argv[1:]
     attempt('signal', lambda: os.kill(int(victim), 0) or 'done')
     attempt('trace', lambda: call(101, 16, int(victim), 0, 0))
@@ -30,6 +36,8 @@ PROBE = textwrap.dedent("""
     attempt('kill init', lambda: os.kill(1, signal.SIGKILL) or 'sent')
     attempt('tcp', lambda: connect(socket.AF_INET, ('127.0.0.1', int(port))))
     attempt('abstract', lambda: connect(socket.AF_UNIX, '\\0' + name))
+    attempt('udp', lambda: echo(('127.0.0.1', int(port))))
+    attempt('path socket', lambda: connect(socket.AF_UNIX, secret + '.socket'))
     attempt('secret', lambda: open(secret).read())
     attempt('shadow', lambda: open('/etc/shadow').read() and 'done')
     attempt('root home', lambda: os.listdir('/root'))
@@ -76,16 +84,26 @@ def test_nothing_of_the_host_is_within_reach(launch, level, identities):
     secret = identities[True].home / "secret"
     secret.write_text("secret\n")
     secret.chmod(0o644)
-    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as abstract:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+        socket.socket(socket.AF_UNIX) as abstract,
+        socket.socket(socket.AF_UNIX) as path,
+    ):
         name = f"sandbox-test-{os.getpid()}"
         abstract.bind("\0" + name)
         abstract.listen()
+        udp.bind(tcp.getsockname())
+        path.bind(f"{secret}.socket")
+        os.chmod(f"{secret}.socket", 0o777)
+        path.listen()
         words = [str(os.getpid()), str(tcp.getsockname()[1]), name, str(secret), "9"]
         done = launch("--isolation", level, "--", "/usr/bin/python3", "-c", PROBE, *words)
     secret.unlink()
+    os.unlink(f"{secret}.socket")
     got = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
     assert done.returncode == 0, done.stderr
-    assert len(got) == 31
+    assert len(got) == 33
     assert got.pop("kill init") == "sent", "the init takes no signal of the command's"
     assert {name: answer for name, answer in got.items() if answer not in REFUSED} == {}
 

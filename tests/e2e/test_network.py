@@ -108,7 +108,7 @@ def test_outgoing_only(program, engine, mode, level, options, run_sandbox, inter
 
 @pytest.mark.parametrize("options", [(), (SLIRP,), ("--forward", SLIRP, PASTA)], ids=["slirp4netns", "pasta", "nft"])
 def test_nothing_is_left_by_a_killed_launcher(options, run_sandbox, internet):
-    """kill -9 of the supervisor, and of the process behind the network as well: all goes by itself."""
+    """kill -9 of the supervisor and of the process behind the network: all goes by itself."""
     for program in ("slirp4netns", "pasta", "nft"):
         _needs(program)
     internet(*options, "--tell", "--kill")

@@ -145,26 +145,24 @@ def left() -> dict[str, list[str]]:
             devices = sorted(link.get_attr("IFLA_IFNAME") for link in ip.get_links())
         listed = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, env={"PATH": _PATH})
         names = ("sandbox-gateway", "slirp4netns", "pasta", "pasta.avx2", "passt.avx2", "nft")
-        found = {"devices": devices, "tables": listed.stdout.splitlines(), "processes": _here(names)}
+        found = {"devices": devices, "tables": listed.stdout.splitlines(), "processes": sorted(_here(names))}
         if found == {"devices": ["lo", "wan0"], "tables": [], "processes": []}:
             break
         time.sleep(0.05)
     return found
 
 
-def _here(names: tuple[str, ...]) -> list[str]:
-    """Those of these that run on this host."""
-    found, own = [], os.readlink("/proc/self/ns/net")
+def _here(names: tuple[str, ...]) -> dict[str, int]:
+    """Those of these that run on this host, by name."""
+    found, own = {}, os.readlink("/proc/self/ns/net")
     for entry in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError, IndexError):
-            status = dict(line.split(":\t", 1) for line in Path(f"/proc/{entry}/status").read_text().splitlines())
-            if (
-                status["Name"] in names
-                and not status["State"].startswith("Z")
-                and os.readlink(f"/proc/{entry}/ns/net") == own
-            ):
-                found.append(status["Name"])
-    return sorted(found)
+        with contextlib.suppress(OSError, ValueError):
+            lines = Path(f"/proc/{entry}/status").read_text().splitlines()
+            status = dict(line.split(":\t", 1) for line in lines)
+            is_live = not status["State"].startswith("Z")
+            if status["Name"] in names and is_live and os.readlink(f"/proc/{entry}/ns/net") == own:
+                found[status["Name"]] = int(entry)
+    return found
 
 
 def _kill_launcher(process: "subprocess.Popen[bytes]") -> None:
@@ -175,7 +173,10 @@ def _kill_launcher(process: "subprocess.Popen[bytes]") -> None:
         if any("sleep" in Path(f"/proc/{entry}/comm").read_text() for entry in _below(children)):
             break
         time.sleep(0.05)
+    gateways = _here(("sandbox-gateway",))
     process.kill()
+    for pid in gateways.values():
+        os.kill(pid, signal.SIGKILL)
 
 
 def _below(pids: list[str]) -> list[str]:
