@@ -24,12 +24,13 @@ def verify(images: Store, digest: bytes) -> Verdict | None:
     if fd is None:
         return None
     try:
-        problem = check(fd, f"sha256:{digest.decode()[:12]}", expected=digest).problem
+        found, problem = check(fd, f"sha256:{digest.decode()[:12]}", expected=digest)
         if not problem:
             images.remember(fd, digest)
     finally:
         os.close(fd)
-    evicted = bool(problem) and _evict(images, digest)
+    # What is as it was published would be no better if it were made anew.
+    evicted = found != digest and _evict(images, digest)
     return Verdict(digest.decode(), problem, evicted)
 
 

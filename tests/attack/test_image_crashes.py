@@ -1,4 +1,4 @@
-"""A process that is killed at every single system call of tag, rollback, rm, import and build.
+"""A process that is killed at every single system call of tag, rollback, rm, import, build and a run that saves.
 
 After each: the store opens, every name means a whole image, and the next run and the next pass repair what is left.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import fsops, home
+from sandbox import fsops, home, launch, spec
 from sandbox.errors import SandboxError
 from sandbox.images import building, catalog, listing, names, reaper, transfer
 from sandbox.images import store as image_store
@@ -56,14 +56,22 @@ class Store:
             return names.all_names(images).get(b"n")
 
     def repair(self) -> None:
-        later = time.time() + 7200
-        assert reaper.run_once(self.fd, now=later, max_age_days=0, max_bytes=None, clean_records=home.clean_at).ran
+        """What the dead had started may take a moment to end, and holds its drafts until then."""
+        for _ in range(200):
+            later = time.time() + 7200
+            assert reaper.run_once(self.fd, now=later, max_age_days=0, max_bytes=None, clean_records=home.clean_at).ran
+            if not (left := self.left()):
+                return
+            time.sleep(0.05)
+        raise AssertionError(left)
+
+    def left(self) -> list[Path]:
         left = [path for path in self.home.rglob("*") if path.name.startswith((".tmp-", "build-"))]
         images = {path.stem for path in self.home.glob("cache/*.sfs")}
         left += [path for path in self.home.glob("cache/*") if path.name.partition(".")[0] not in images]
         left += [path for path in self.home.glob("keys/*") if not path.exists()]
         left += [path for path in self.home.glob("history/*") if not (self.home / "names" / path.name).is_symlink()]
-        assert not left
+        return [*left, *self.home.glob("procdirs/*"), *self.home.glob("records/*")]
 
 
 def tag(where: Store) -> None:
@@ -101,6 +109,18 @@ def take(where: Store) -> None:
         names.tag(images, b"n", transfer.take(images, os.fsencode(where.sources / "3.sfs")))
 
 
+def save(where: Store) -> None:
+    """As `sandbox run -d t:@n --save t=n -- sh -c ...`."""
+    wanted = spec.Spec(
+        command=(b"/bin/sh", b"-ec", b'cd "$SANDBOX_DYNAMIC/t" && rm -r f && mkdir f && echo new >f/g'),
+        trees=(spec.Tree(spec.TreeKind.DYNAMIC, b"t:@n"),),
+        saves=(spec.Save(b"t", b"n", full=False),),
+        engine="python",
+    )
+    environ = {b"PATH": b"/usr/bin:/bin", b"SANDBOX_HOME": os.fsencode(where.home)}
+    assert launch.run(wanted, environ, say=lambda _: None, hint=lambda _: None).exit_code == 0
+
+
 # The operation, what @n may mean afterwards beside what it meant, and every how manieth call is tried in make test;
 # make soak tries each. The last two start processes, a second each.
 OPERATIONS: dict[str, tuple[Callable[[Store], None], int | None, int]] = {
@@ -111,6 +131,7 @@ OPERATIONS: dict[str, tuple[Callable[[Store], None], int | None, int]] = {
     "build of a squashfs": (build_kept, NEW, 5),
     "build of a tar": (build_converted, -1, 71),
     "import": (take, NEW, 41),
+    "save": (save, -1, 61),
 }
 
 
@@ -149,5 +170,5 @@ def test_killed_at_every_call(operation: str, sources: Path, session_area: Path)
             break
     print(f"CRASH {operation}: killed at {'each' if stride == 1 else f'every {stride}th'} of {len(ending.calls)} calls")
     assert not ending.killed
-    assert len(seen) == 2
+    assert len(seen) >= 2
     assert seen == known or means == -1
