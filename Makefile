@@ -48,12 +48,12 @@ bench: setup
 	@$(BIN)/python -m benchmarks $(BENCH)
 
 # The races of tests/attack, SOAK times as long as in make test; those against the setuid helper 20,000 launches or a
-# minute each; kills and power cuts at every system call, where make test takes some; and 50 times as many mutants of
-# plans and policies.
+# minute each; kills and power cuts at every system call, where make test takes some; 50 times as many mutants of plans
+# and policies; and a Debian root, made by mmdebstrap.
 SOAK ?= 40
 soak: setup
 	SANDBOX_SOAK=$(SOAK) $(BIN)/python -m pytest tests/attack tests/unit/test_plan_both.py tests/unit/test_policy_both.py \
-		-k 'swapped or setuid_races or fsops or image_crashes or fifty or mutants' -rP -o timeout=0
+		tests/e2e/test_debian_root.py -k 'swapped or debian_root or setuid_races or fsops or image_crashes or fifty or mutants' -rP -o timeout=0
 
 # The parsers of hostile bytes under a coverage-guided fuzzer, FUZZ seconds each.
 FUZZ ?= 60
