@@ -70,6 +70,8 @@ def internet(run_sandbox, identities, area):
     """Makes `run_sandbox` start on a host of its own: `internet(*options)`."""
     if os.geteuid() != 0:
         pytest.skip("the suite was not started as root")
+    if not os.path.exists("/dev/net/tun"):
+        pytest.skip("this kernel has no tun module loaded: there is no /dev/net/tun")
 
     def use(*options):
         run_sandbox.system = Internet(options)
