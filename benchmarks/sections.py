@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.api import api
 from benchmarks.front import front, many
 from benchmarks.measure import Bench, Figure, ratio, seconds
 from benchmarks.native import helper, native
@@ -151,6 +152,7 @@ SECTIONS: dict[str, Callable[[Stage], Iterator[Figure]]] = {
     "userns": userns,
     "hundred": hundred,
     "native": native,
+    "api": api,
     "setuid": helper,
     "rebuilt": rebuilt,
     "store": store,

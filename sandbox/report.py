@@ -76,11 +76,10 @@ class Reporter:
             "sandbox": __version__,
             "started": datetime.now(UTC).isoformat(timespec="microseconds"),
             "command": [os.fsdecode(word) for word in command],
-            **dict.fromkeys(("mode", "engine", "level")),
-            "images": [],
-            "mounts": [],
-            "sockets": None,
         }
+        self.described = _text(
+            {**dict.fromkeys(("mode", "engine", "level")), "images": [], "mounts": [], "sockets": None}
+        )
         for text, is_trace in ((report, False), (trace, True)):
             if text is not None:
                 self.targets.append(_open_target(text, is_trace=is_trace))
@@ -92,7 +91,7 @@ class Reporter:
 
     def describe(self, plan: Plan, engine: str, level: str, trees: list[Opened], home_fd: int) -> None:
         """What the compiled plan says. Raises SourceError when an image changes while it is read."""
-        self.head |= description(plan, engine, level, trees, home_fd)
+        self.described = description(plan, engine, level, trees, home_fd)
 
     def close(self) -> None:
         for target in self.targets:
@@ -115,9 +114,9 @@ class Reporter:
     def _start(self, target: Target) -> bytes:
         """The text up to and without the end of the list of phases."""
         events = ", ".join(json.dumps(self._event(phase, target, thread=1)) for phase in self.phases)
-        head = {"displayTimeUnit": "ms"} if target.is_trace else self.head
-        phases = "traceEvents" if target.is_trace else "phases"
-        return f'{json.dumps(head)[:-1]}, "{phases}": [{events}'.encode()
+        if target.is_trace:
+            return f'{{"displayTimeUnit": "ms", "traceEvents": [{events}'.encode()
+        return f'{{{_text(self.head)}, {self.described}, "phases": [{events}'.encode()
 
     def _event(self, phase: Phase, target: Target, *, thread: int) -> dict[str, Any]:
         start, length = (phase.start_ns - self.origin_ns) // 1000, (phase.end_ns - phase.start_ns) // 1000
@@ -130,7 +129,7 @@ class Reporter:
         facts = {"ended": datetime.now(UTC).isoformat(timespec="microseconds"), **outcome.facts()}
         for target in self.targets:
             more = "".join(", " + json.dumps(self._event(phase, target, thread=2)) for phase in outcome.phases)
-            rest = "" if target.is_trace else ", " + json.dumps(facts)[1:-1]
+            rest = "" if target.is_trace else ", " + _text(facts)
             _write(target, self._start(target) + f"{more}]{rest}}}\n".encode(), self.mode)
 
     def failed(self, error: BaseException) -> None:
@@ -140,12 +139,21 @@ class Reporter:
             self.finish(_Failed(error))
 
 
-def description(plan: Plan, engine: str, level: str, trees: list[Opened], home_fd: int) -> dict[str, Any]:
-    """What a compiled plan says of every run of it. Raises SourceError when an image changes while it is read."""
+def description(plan: Plan, engine: str, level: str, trees: list[Opened], home_fd: int) -> str:
+    """What a compiled plan says of every run of it, as members of a JSON object.
+
+    Raises SourceError when an image changes while it is read.
+    """
     layers = [layer for tree in trees for layer in tree.layers]
     images = [_image(layer, home_fd) for layer in layers if layer.status is not None]
     facts = {"mode": plan.mode.name.lower(), "engine": engine, "level": level}
-    return {**facts, "images": images, "mounts": _mounts(plan), "sockets": None if level == "none" else _sockets(plan)}
+    sockets = None if level == "none" else _sockets(plan)
+    return _text({**facts, "images": images, "mounts": _mounts(plan), "sockets": sockets})
+
+
+def _text(members: dict[str, Any]) -> str:
+    """The members of a JSON object, without its braces."""
+    return json.dumps(members)[1:-1]
 
 
 def _sockets(plan: Plan) -> list[str]:

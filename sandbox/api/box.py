@@ -161,12 +161,14 @@ class Sandbox:
             raise UsageError("this sandbox is closed", hint="make another one")
         directory = starting.absolute(cwd)
         environ = dict(os.environb) if env is None else {os.fsencode(k): os.fsencode(v) for k, v in env.items()}
-        spec = validate(self.spec.replace(command=command))
-        if not starting.has_plan(spec):
-            return starting.start_python(spec, directory, environ)
+        if not command or not command[0]:
+            validate(self.spec.replace(command=command))
         with self._lock:
             ready = next((ready for ready in self._ready if ready.fits(directory, environ)), None)
             if ready is None:
+                spec = validate(self.spec.replace(command=command))
+                if not starting.has_plan(spec):
+                    return starting.start_python(spec, directory, environ)
                 ready = Ready(spec, directory, environ)
                 ready.reap()
                 self._ready.insert(0, ready)

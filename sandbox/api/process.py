@@ -49,7 +49,7 @@ class Process(Generic[AnyStr]):
 
     def __init__(self, start: Start, *, text: bool, streams: dict[str, Any]) -> None:
         self._start, self._text = start, text
-        self._report: dict[str, Any] | None = None
+        self._report: bytes | None = None
         # Undecodable bytes survive, as in names of files.
         how: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"} if text else {}
         try:
@@ -119,8 +119,9 @@ class Process(Generic[AnyStr]):
 
     def end(self, grace: float | None = None) -> int:
         """Ask for the end, and kill what is left `grace` seconds later (default 2). The return code."""
-        if self._popen.poll() is None:
-            ask(self._popen.pid)
+        if (ended := self._popen.poll()) is not None:
+            return ended
+        ask(self._popen.pid)
         deadline = time.monotonic() + (GRACE if grace is None else grace)
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -145,7 +146,7 @@ class Process(Generic[AnyStr]):
             raise
         return finished(self._start, self._popen.returncode, out, err, self._account(), text=self._text)
 
-    def _account(self) -> dict[str, Any]:
+    def _account(self) -> bytes:
         if self._report is None:
             self._report = self._start.end()
         return self._report
@@ -168,11 +169,11 @@ class Process(Generic[AnyStr]):
         self.close()
 
 
-def finished(start: Start, returncode: int, out: Any, err: Any, report: dict[str, Any], *, text: bool) -> Result[Any]:
+def finished(start: Start, returncode: int, out: Any, err: Any, account: bytes, *, text: bool) -> Result[Any]:
     """The result of an ended process. Raises SandboxError when the command never ran."""
     nothing = "" if text else b""
-    refuse_failed_launch(returncode, report, err or nothing)
-    return Result(start.args, returncode, nothing if out is None else out, nothing if err is None else err, report)
+    refuse_failed_launch(returncode, account, err or nothing)
+    return Result(start.args, returncode, nothing if out is None else out, nothing if err is None else err, account)
 
 
 def _stream(stream: IO[AnyStr] | None, name: str) -> IO[AnyStr]:
@@ -186,7 +187,7 @@ class AsyncProcess:
 
     def __init__(self, start: Start, process: asyncio.subprocess.Process) -> None:
         self._start, self._process = start, process
-        self._report: dict[str, Any] | None = None
+        self._report: bytes | None = None
 
     @classmethod
     async def spawn(cls, start: Start, streams: dict[str, Any]) -> Self:
@@ -260,7 +261,7 @@ class AsyncProcess:
         returncode = await self._process.wait()
         return finished(self._start, returncode, out, err, self._account(), text=False)
 
-    def _account(self) -> dict[str, Any]:
+    def _account(self) -> bytes:
         if self._report is None:
             self._report = self._start.end()
         return self._report

@@ -1,25 +1,40 @@
 """What comes of a command, and the errors that say it went otherwise. Both are their `subprocess` namesakes as well."""
 
+import contextlib
+import functools
+import json
 import subprocess
-from collections.abc import Mapping
 from typing import Any, AnyStr, Generic
 
-from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, SandboxError, StepError, printable
+from sandbox.errors import (
+    EXIT_LAUNCHER_FAILED,
+    EXIT_NOT_EXECUTABLE,
+    EXIT_NOT_FOUND,
+    CommandError,
+    SandboxError,
+    StepError,
+    printable,
+)
 
 
 class Result(Generic[AnyStr]):
     """How a command ended.
 
     `returncode` is as in subprocess: the exit code, or -N when signal N killed it; 124 when --timeout ended it.
-    `stdout` and `stderr` are what was captured, else empty. `report` is the account of the run (docs/report.md).
+    `stdout` and `stderr` are what was captured, else empty.
     """
 
     def __init__(
-        self, args: tuple[bytes, ...], returncode: int, stdout: AnyStr, stderr: AnyStr, report: Mapping[str, Any]
+        self, args: tuple[bytes, ...], returncode: int, stdout: AnyStr, stderr: AnyStr, account: bytes
     ) -> None:
-        self.args, self.returncode, self.report = args, returncode, report
+        self.args, self.returncode, self._account = args, returncode, account
         self.stdout: AnyStr = stdout
         self.stderr: AnyStr = stderr
+
+    @functools.cached_property
+    def report(self) -> dict[str, Any]:
+        """The account of the run (docs/report.md); empty when the supervisor was killed before it could write it."""
+        return _parse(self._account)
 
     @property
     def cause(self) -> str:
@@ -67,8 +82,19 @@ class TimeoutExpiredError(SandboxError, subprocess.TimeoutExpired):
     __str__ = SandboxError.__str__
 
 
-def refuse_failed_launch(returncode: int, report: Mapping[str, Any], said: str | bytes) -> None:
+def _parse(account: bytes) -> dict[str, Any]:
+    # What fails after an engine has reported is told in one more line.
+    with contextlib.suppress(ValueError, IndexError):
+        if isinstance(report := json.loads(account.splitlines()[-1]), dict):
+            return report
+    return {}
+
+
+def refuse_failed_launch(returncode: int, account: bytes, said: str | bytes) -> None:
     """Raises SandboxError when the command was not started; `said` is what was captured of standard error."""
+    if account and returncode not in (EXIT_LAUNCHER_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND):
+        return
+    report = _parse(account)
     if report.get("cause") == "launcher":
         code = int(report.get("exit_code") or 0)
         message = str(report.get("error"))

@@ -4,7 +4,6 @@ Nothing here forks this process, which may have threads, or changes what they sh
 """
 
 import contextlib
-import json
 import os
 import pickle
 import stat
@@ -14,7 +13,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from sandbox import fsops, host, isolation, launch
+from sandbox import environment, fsops, host, isolation, launch
 from sandbox.codec import encode
 from sandbox.engine import native
 from sandbox.errors import HostError, SandboxError, UsageError, reason
@@ -62,7 +61,7 @@ class Start:
     def __init__(self, args: tuple[bytes, ...]) -> None:
         self.args = args
         self.program, self.argv, self.fds = "", list[bytes](), list[int]()
-        self.env: dict[bytes, bytes] = dict(os.environb)
+        self.env: dict[bytes, bytes] | None = None
         self.cwd: bytes | None = None
         self.nested = False
         self.lent, self.kept = contextlib.ExitStack(), contextlib.ExitStack()
@@ -76,16 +75,11 @@ class Start:
     def close(self) -> None:
         self.lent.close()
 
-    def end(self) -> dict[str, Any]:
-        """The report; empty when the supervisor was killed before it could write one."""
+    def end(self) -> bytes:
+        """The report as it was written; empty when the supervisor was killed before it could."""
         self.lent.close()
         with self.kept:
-            text = os.pread(self.account, _LONGEST_REPORT, 0)
-        # What fails after an engine has reported is told in one more line.
-        with contextlib.suppress(ValueError, IndexError):
-            if isinstance(report := json.loads(text.splitlines()[-1]), dict):
-                return report
-        return {}
+            return os.pread(self.account, min(os.fstat(self.account).st_size, _LONGEST_REPORT), 0)
 
 
 class Ready:
@@ -108,6 +102,7 @@ class Ready:
         except BaseException:
             self._stack.close()
             raise
+        self._variables: tuple[Mapping[bytes, bytes], bytes] | None = None
         self._environ = {name: environ.get(name) for name in asked.names}
 
     def _describe(self) -> None:
@@ -117,6 +112,7 @@ class Ready:
         self.facts = description(plan, "native", self.spec.isolation, prepared.trees, prepared.home.fd)
         layers = (layer for tree in prepared.trees for layer in tree.layers)
         self._seen = [(os.path.abspath(layer.path), layer.status) for layer in layers if layer.status is not None]
+        self._seen += [(os.path.abspath(path), os.stat(path)) for path in self.spec.env_files]
         self._seen.append((prepared.home.run_path, os.fstat(prepared.home.run_fd)))
         # Whoever unpacks a source reads it through the descriptor's own offset, which runs must not share.
         self._unpacked = {step.source for step in plan.steps if isinstance(step, Extract)}
@@ -143,19 +139,13 @@ class Ready:
 
     def start(self, command: tuple[bytes, ...], environ: Mapping[bytes, bytes]) -> Start:
         """One run, to be started. The caller closes it."""
-        from sandbox import environment
-
         start = Start(command)
         try:
             with self._lock:
                 self._users += 1
             start.lent.callback(self._release)
-            env = environment.build(self.spec, environ)
-            where = self._prepared.surroundings
-            if where is not None:
-                env |= where.variables(self.spec)
             sources = {index: self._own(index, fd, start) for index, fd in self._prepared.launch.fds.items()}
-            env_fd = start.lend(native.memory("sandbox-env", native.environment_block(env)))
+            env_fd = start.lend(native.memory("sandbox-env", self._block(environ)))
             mode = self._prepared.compiled.plan.mode
             reports = self._reports(command, start)
             given = native.command_line(mode, self._plan(start), env_fd, sources, reports)
@@ -168,6 +158,16 @@ class Ready:
             start.end()
             raise
         return start
+
+    def _block(self, environ: Mapping[bytes, bytes]) -> bytes:
+        """The variables of the command, as the engine reads them."""
+        known = self._variables
+        if known is None or known[0] != environ:
+            env = environment.build(self.spec, environ)
+            if (where := self._prepared.surroundings) is not None:
+                env |= where.variables(self.spec)
+            known = self._variables = (environ, native.environment_block(env))
+        return known[1]
 
     def _own(self, index: int, fd: int, start: Start) -> int:
         if index not in self._unpacked:
@@ -183,16 +183,16 @@ class Ready:
         lane = _LANES.take()
         start.kept.callback(_LANES.free, lane)
         with self._lock:
-            if lane not in self._plans or lane == 0:
+            if lane not in self._plans:
                 own = where.replace(ids=isolation.ids(self.spec, prepared.compiled.plan.mode, lane))
                 assert prepared.recompile is not None
-                self._plans.setdefault(lane, self._memory(prepared.recompile(own).plan))
+                self._plans[lane] = self._memory(prepared.recompile(own).plan)
             return self._plans[lane]
 
     def _reports(self, command: tuple[bytes, ...], start: Start) -> list[tuple[int, int]]:
         reporter = Reporter(self.spec.report, self.spec.trace, command, start.account)
         start.lent.callback(reporter.close)
-        reporter.head |= self.facts
+        reporter.described = self.facts
         reporter.phase("Prepare")
         return [(start.lend(native.memory("sandbox-report", data)), fd) for data, fd in reporter.handed_over()]
 

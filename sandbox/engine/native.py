@@ -71,7 +71,8 @@ def environment_block(env: dict[bytes, bytes]) -> bytes:
 def memory(name: str, data: bytes) -> int:
     """A descriptor of a new file in memory with this content, at its start; closed by the caller, or on exec."""
     fd = os.memfd_create(name)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(data)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
     os.lseek(fd, 0, os.SEEK_SET)
     return fd

@@ -164,6 +164,10 @@ def case_isolated_at_once():
             assert len(set(ids)) == 3, "started by root, each is somebody else"
         for started in running:
             started.close()
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            box.run(["true"])
+        assert len(os.listdir("/proc/self/fd")) == before, "runs of an open sandbox keep nothing"
 
 
 def case_asyncio():
