@@ -327,7 +327,7 @@ def read_about(cache: int, key: bytes) -> About:
         texts = (str(known[name]) for name in ("source", "created", "compression", "digest"))
         source, created, compression, digest = texts
         return About(source, created, numbers[0], compression, numbers[1], digest, str(known.get("base", "")))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return About()
 
 

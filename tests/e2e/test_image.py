@@ -13,6 +13,7 @@ import pytest
 from tests.support import archives, no_tmpfile
 from tests.support.archives import Entry
 from tests.support.runner import Area, Runner
+from tests.support.setuid import SetuidSystem
 from tests.support.users import Identity
 
 
@@ -301,6 +302,26 @@ def test_rot_is_noticed_at_mount(run_sandbox: Runner, who: Identity, area: Area,
     again = run_sandbox(["image", "build", name], as_user=who.as_user, check=True)
     assert again.stderr == ""
     run_sandbox(["run", "-s", "t:@a", "--", "true"], as_user=who.as_user, check=True)
+
+
+def test_a_damaged_image_is_made_anew_in_setuid_mode(
+    run_sandbox: Runner, identities: dict[bool, Identity], area: Area, setuid_system: SetuidSystem
+) -> None:
+    """Once, with a warning; what the helper remembers of the damaged file it does not show."""
+    run_sandbox.system = setuid_system
+    name = source(area, identities[True], b"one")
+    script = 'cat "$SANDBOX_STATIC/t/f"'
+    args = ["run", "--mode", "setuid", "--cache", "-s", f"t:{name}", "--", "sh", "-c", script]
+    assert run_sandbox(args, as_user=True, check=True).stdout == "one"
+    (image,) = area.home(True).glob("cache/*.sfs")
+    data = image.read_bytes()
+    for damaged in (data[:150] + bytes([data[150] ^ 1]) + data[151:], data[: len(data) // 2]):
+        image.write_bytes(damaged)
+        done = run_sandbox(args, as_user=True, check=True)
+        assert (done.stdout, done.stderr.count("is damaged: it is made anew")) == ("one", 1)
+        assert image.read_bytes() == data
+        again = run_sandbox(args, as_user=True, check=True)
+        assert (again.stdout, again.stderr) == ("one", "")
 
 
 @pytest.mark.parametrize("missing", [errno.ENOLCK, errno.EOPNOTSUPP])

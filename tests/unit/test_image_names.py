@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import SandboxError, UsageError
-from sandbox.images import building, catalog, names, reaper, store, verify
-from sandbox.images.store import IMAGE, Store
+from sandbox.images import building, catalog, listing, names, reaper, store, verify
+from sandbox.images.store import IMAGE, About, Store
 from tests.unit.image_tools import member, tar
 
 DAY = 86400.0
@@ -223,3 +223,11 @@ def test_verify_reads_the_files_too(shelf: Shelf) -> None:
     verdict = verify.verify(shelf.images, built.digest.encode())
     assert verdict is not None
     assert "not all of it can be read" in verdict.problem
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b"[" * 60_000, b'{"size": "x", "files": 1}', b"\xff"])
+def test_a_damaged_note_is_none(shelf: Shelf, text: bytes) -> None:
+    digest = shelf.build(b"1")
+    shelf.path(digest).with_suffix(".json").write_bytes(text)
+    assert shelf.images.about(digest) == About()
+    assert [one.size for one in listing.images(shelf.images)] == [shelf.path(digest).stat().st_size]
