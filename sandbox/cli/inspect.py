@@ -1,6 +1,7 @@
 """`sandbox inspect`: all that is known of a running sandbox."""
 
 import argparse
+import contextlib
 import json
 import os
 from typing import Any
@@ -62,7 +63,9 @@ def _processes(run: Running) -> list[dict[str, Any]]:
     except psutil.Error:
         return []
     for process in everybody:
-        facts = process.as_dict(["pid", "ppid", "name", "status", "cmdline", "num_threads", "create_time"])
-        facts["command"] = facts.pop("cmdline") or []
-        found.append(facts)
+        # Processes come and go while they are looked at.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            facts = process.as_dict(["pid", "ppid", "name", "status", "cmdline", "num_threads", "create_time"])
+            facts["command"] = facts.pop("cmdline") or []
+            found.append(facts)
     return found
