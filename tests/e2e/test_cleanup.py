@@ -1,5 +1,6 @@
 """sandbox cleanup: what is left when processes of a sandbox are killed at random moments, and that it all goes."""
 
+import contextlib
 import json
 import os
 import random
@@ -54,7 +55,8 @@ def kill_one(pid: int, chance: random.Random) -> None:
         return
     # The number may have changed hands before it was opened: only what is still ours is killed.
     if victim in family(pid):
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     os.close(pidfd)
 
 
