@@ -45,6 +45,7 @@ xz                    | xz-utils          | xz                | xz              
 zstd                  | zstd              | zstd              | zstd              | zstd
 ps                    | procps            | procps-ng         | procps-ng         | procps
 busybox               | busybox-static    | busybox           | busybox           | busybox-static
+vi                    | vim-tiny          | vim-minimal       | vim               | vim
 '
 # make test-vm builds its machines from Debian's packages.
 readonly needs_vm='

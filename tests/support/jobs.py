@@ -76,7 +76,7 @@ class Terminal:
     def write(self, text: str) -> None:
         os.write(self.main, text.encode())
 
-    def expect(self, words: str, timeout: float = 60) -> None:
+    def expect(self, words: str, timeout: float = 30) -> None:
         """Read until these words have been printed; what came before them is gone."""
         wanted = words.encode()
         end = time.monotonic() + timeout
@@ -88,6 +88,14 @@ class Terminal:
             except OSError:
                 raise AssertionError(f"no {words!r} in {self.seen.decode(errors='replace')!r}, and the end") from None
         del self.seen[: self.seen.index(wanted) + len(wanted)]
+
+    def drain(self, process: Any, timeout: float) -> bool:
+        """Read, and forget, until the process has ended; False when it takes too long."""
+        end = time.monotonic() + timeout
+        while process.poll() is None and time.monotonic() < end:
+            if select.select([self.main], [], [], 0.05)[0]:
+                os.read(self.main, 65536)
+        return process.poll() is not None
 
     def mode(self) -> list[Any]:
         """The settings of the terminal (tcgetattr(3))."""
