@@ -30,7 +30,7 @@ EXPECTATIONS = (
     Session("expectations", (_LINES, "-k", "not setuid and not install")),
     Session("expectations-setuid", (_LINES, "-k", "setuid or install"), lane=1),
 )
-_CASES = "tree.sfs or tree.zip or own or killed or denied"
+_CASES = "tree.sfs or own or killed"
 _SETUID = (
     Session("setuid-trees", ("tests/conformance", "-k", "setuid and (static or dynamic)"), lane=1),
     Session("setuid-others", ("tests/conformance", "-k", "setuid and not (static or dynamic)")),
@@ -45,9 +45,21 @@ _ATTACKS = (
 _CORE = (
     *EXPECTATIONS,
     Session("conformance", ("tests/conformance", "-k", f"native and ({_CASES})")),
-    Session("conformance-python", ("tests/conformance", "-k", f"python and ({_CASES}) and not dynamic"), lane=1),
-    Session("attacks", (*_ATTACKS, "-k", "cgroups or namespaces or rules or (native and escapes)"), lane=1),
-    Session("e2e", ("tests/e2e/test_cgroups.py", "tests/e2e/test_containers.py", "-k", "native")),
+    Session(
+        "conformance-python",
+        ("tests/conformance", "-k", f"python and ({_CASES}) and not (dynamic or absolute)"),
+        lane=1,
+    ),
+    Session("attacks", (*_ATTACKS, "-k", "cgroups or rules or (native and (within_reach or dies))"), lane=1),
+    Session(
+        "e2e",
+        (
+            "tests/e2e/test_cgroups.py",
+            "tests/e2e/test_containers.py",
+            "-k",
+            "native and (hog or detached or masked or sandbox_in)",
+        ),
+    ),
     Session("e2e-user", ("tests/e2e/test_cgroups.py", "-k", "native and (hog or processors)"), as_user=True),
 )
 
