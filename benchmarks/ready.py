@@ -7,7 +7,9 @@ JSON from standard input, writes the medians as JSON.
 import contextlib
 import json
 import os
+import shutil
 import statistics
+import struct
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,24 +17,92 @@ from collections.abc import Callable, Mapping, Sequence
 from sandbox import launch
 from sandbox.cli.run import parse
 from sandbox.codec import encode
+from sandbox.plan import Attach, Base, Chdir, Hide, Hostname, Overlay, Plan, Seccomp, Tmpfs, Tree
 
+# docs/plan.md, section 11.
+_PROC_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+_PROC_MASKED = [
+    "acpi",
+    "asound",
+    "interrupts",
+    "kcore",
+    "key-users",
+    "keys",
+    "kmsg",
+    "latency_stats",
+    "sched_debug",
+    "scsi",
+    "timer_list",
+    "timer_stats",
+]
 Attempt = Callable[[], None]
 # Descriptors stand in it as numbers.
 Command = Sequence[str | int]
 
 
-def ready(program: str, environment: Mapping[str, str], argv: Sequence[str], stack: contextlib.ExitStack) -> Command:
-    """The program's command line for what `sandbox run ARGV` compiles to."""
+def compiled(environment: Mapping[str, str], argv: Sequence[str], stack: contextlib.ExitStack) -> Plan:
+    """What `sandbox run ARGV` compiles to."""
     spec = parse([os.fsencode(word) for word in argv])[0]
     environ = {os.fsencode(key): os.fsencode(value) for key, value in environment.items()}
-    prepared = launch.prepare(spec, environ, stack, say=lambda _: None, hint=lambda _: None)
-    fds = []
-    for name, data in (("plan", encode(prepared.compiled.plan)), ("env", b"PATH=/usr/bin:/bin\0")):
-        fd = os.memfd_create(name, 0)
-        stack.callback(os.close, fd)
-        os.write(fd, data)
-        fds.append(fd)
+    return launch.prepare(spec, environ, stack, say=lambda _: None, hint=lambda _: None).compiled.plan
+
+
+def ready(program: str, environment: Mapping[str, str], argv: Sequence[str], stack: contextlib.ExitStack) -> Command:
+    """The program's command line for what `sandbox run ARGV` compiles to."""
+    plan = encode(compiled(environment, argv, stack))
+    fds = [_in_memory(name, data, stack) for name, data in (("plan", plan), ("env", b"PATH=/usr/bin:/bin\0"))]
     return [program, "run", *fds, "--", *argv[argv.index("--") + 1 :]]
+
+
+def _in_memory(name: str, data: bytes, stack: contextlib.ExitStack) -> int:
+    fd = os.memfd_create(name, 0)
+    stack.callback(os.close, fd)
+    os.write(fd, data)
+    return fd
+
+
+def bubblewrap_like(plan: Plan, command: Sequence[str], stack: contextlib.ExitStack) -> Command:
+    """The command line of bubblewrap for the same namespaces, mounts, masks, filter and directory."""
+    first = [
+        "--unshare-all",
+        "--die-with-parent",
+        "--new-session",
+        "--cap-drop",
+        "ALL",
+        "--ro-bind",
+        "/",
+        "/",
+        "--dev",
+        "/dev",
+        "--proc",
+        "/proc",
+    ]
+    line: list[str | int] = ["bwrap", *first]
+    slots = {step.slot: step for step in plan.steps if isinstance(step, Tmpfs | Overlay | Tree)}
+    for step in plan.steps:
+        if isinstance(step, Attach) and step.place.base is Base.ROOT:
+            made, place = slots[step.slot], os.fsdecode(step.place.path)
+            # Bubblewrap before 0.11 has no overlay: a bind does less.
+            line += ["--bind", place, place] if isinstance(made, Overlay) else ["--tmpfs", place]
+        elif isinstance(step, Hide):
+            line += _hidden(os.fsdecode(step.path))
+        elif isinstance(step, Hostname):
+            line += ["--hostname", os.fsdecode(step.name)]
+        elif isinstance(step, Chdir):
+            line += ["--chdir", os.fsdecode(step.place.path)]
+        elif isinstance(step, Seccomp):
+            line += ["--seccomp", _in_memory("filter", struct.pack(f"<{len(step.filter)}Q", *step.filter), stack)]
+    for path in filter(os.path.exists, (f"/proc/{name}" for name in _PROC_READ_ONLY)):
+        line += ["--ro-bind", path, path]
+    for name in _PROC_MASKED:
+        line += _hidden(f"/proc/{name}")
+    return [*line, *command]
+
+
+def _hidden(path: str) -> list[str]:
+    if os.path.isdir(path):
+        return ["--tmpfs", path, "--remount-ro", path]
+    return ["--ro-bind", "/dev/null", path] if os.path.exists(path) else []
 
 
 def spawn(environment: Mapping[str, str], command: Command) -> Attempt:
@@ -69,6 +139,9 @@ def main() -> None:
         attempts = [
             spawn(environment, ready(order["program"], environment, argv, stack)) for argv in order["ready"]
         ] + [spawn(environment, argv) for argv in order["peers"]]
+        for argv in order.get("like", ()):
+            command = bubblewrap_like(compiled(environment, argv, stack), argv[argv.index("--") + 1 :], stack)
+            attempts.append(spawn(environment, [shutil.which("bwrap") or "bwrap", *command[1:]]))
         json.dump(by_turns(attempts, order["runs"]), sys.stdout)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.api import api
 from benchmarks.front import front, many
+from benchmarks.job import job
 from benchmarks.measure import Bench, Figure, ratio, seconds
 from benchmarks.native import helper, native
 from benchmarks.setuid import rebuilt
@@ -154,6 +155,7 @@ SECTIONS: dict[str, Callable[[Stage], Iterator[Figure]]] = {
     "native": native,
     "api": api,
     "setuid": helper,
+    "job": job,
     "rebuilt": rebuilt,
     "store": store,
 }
