@@ -1,9 +1,9 @@
 //! Who the command is and what it may still do: ids, capabilities, descriptors; and the names of its world.
 
-use super::Child;
+use super::{Child, explained};
 use crate::error::{Doing, Failure, Outcome};
 use crate::fsops::open_path;
-use crate::plan::{Slot, Slots};
+use crate::plan::{Plan, Slot, Slots, Step};
 use crate::prelude::*;
 use crate::setuid::{MOUNT, NETWORK, Rights};
 use crate::sys::{self, Forked};
@@ -60,15 +60,30 @@ impl Child<'_> {
     }
 
     /// Exchange two uids and two gids in what a slot shows.
-    pub fn idmap(&mut self, slot: Slot, uid: (u32, u32), gid: (u32, u32)) -> Outcome<()> {
-        let userns = swapping_namespace(uid, gid)
-            .doing("make a user namespace for an id-mapped mount", b"")
-            .map_err(|failure| failure.hint("allow them: sysctl user.max_user_namespaces=15000"))?;
+    pub fn idmap(&mut self, slot: Slot) -> Outcome<()> {
+        let all = self.prepared.id_maps;
+        let userns = all.iter().find_map(|(of, userns)| (*of == slot).then_some(userns));
         let mount = self.mount(slot)?;
-        sys::set_idmap(&mount.root, &userns)
+        userns
+            .map_or(Err(Errno::BADF), |userns| sys::set_idmap(&mount.root, userns))
             .doing("map the ids of a mount", b"")
             .map_err(|failure| failure.hint("its filesystem or this kernel cannot: copy it, or use --user"))
     }
+}
+
+/// The user namespaces of all `Idmap` steps, made before the fork: a process of a new pid namespace does not find its
+/// children in the `/proc` that is there.
+pub fn id_maps(plan: &Plan) -> Outcome<Vec<(Slot, OwnedFd)>> {
+    let mut made = Vec::new();
+    for step in &plan.steps {
+        let Step::Idmap { slot, uid, shown_uid, gid, shown_gid } = *step else { continue };
+        let userns = swapping_namespace((uid, shown_uid), (gid, shown_gid))
+            .doing("make a user namespace for an id-mapped mount", b"")
+            .map_err(|failure| failure.hint("allow them: sysctl user.max_user_namespaces=15000"))
+            .map_err(|failure| explained(step, failure, plan))?;
+        made.push((slot, userns));
+    }
+    Ok(made)
 }
 
 /// Without supplementary groups, and with nothing in the bounding set while that can be changed.
@@ -96,7 +111,7 @@ pub fn drop_capabilities(rights: Rights) -> Outcome<()> {
 /// made: one that waits, and that the supervisor reaps.
 fn swapping_namespace(uid: (u32, u32), gid: (u32, u32)) -> Result<OwnedFd, Errno> {
     let (wait, done) = pipe_with(PipeFlags::CLOEXEC)?;
-    match sys::fork_beside(libc::CLONE_NEWUSER)? {
+    match sys::fork_into(libc::CLONE_NEWUSER)? {
         Forked::Child => {
             drop(done);
             let _ = read(&wait, &mut [0u8; 1]);

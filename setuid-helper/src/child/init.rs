@@ -1,7 +1,7 @@
 //! A pid namespace, and its init: reaps, forwards, and reports, as it can neither stop nor die of a signal.
 
-use super::Child;
 use super::identity::{become_command_ids, drop_capabilities};
+use super::{Child, birth};
 use crate::error::{Doing, LAUNCHER_FAILED, Outcome};
 use crate::setuid::MOUNT;
 use crate::supervisor::{FORWARDED, Report};
@@ -20,12 +20,14 @@ impl Child<'_> {
     /// must not reach the launcher's process group.
     pub fn enter_pid_namespace(&mut self, as_pid_1: bool) -> Outcome<()> {
         let Some(status) = self.prepared.status else { return Err(Errno::BADF).doing("report to the supervisor", b"") };
-        let mask = sys::block_all();
-        let raised = self.prepared.rights.raise(MOUNT);
-        let forked = raised.and_then(|_raised| sys::fork_beside(libc::CLONE_NEWPID));
-        if let Forked::Parent(init) = forked.doing("make a pid namespace", b"")? {
-            Report::Started(init).send(status);
-            sys::exit_now(0);
+        sys::block_all();
+        if birth(self.prepared.plan).is_none() {
+            let raised = self.prepared.rights.raise(MOUNT);
+            let forked = raised.and_then(|_raised| sys::fork_beside(libc::CLONE_NEWPID));
+            if let Forked::Parent(init) = forked.doing("make a pid namespace", b"")? {
+                Report::Started(init).send(status);
+                sys::exit_now(0);
+            }
         }
         die_with_supervisor(status).doing("set the death signal", b"")?;
         if !as_pid_1 && let Forked::Parent(command) = sys::fork().doing("fork", b"")? {
@@ -35,7 +37,7 @@ impl Child<'_> {
         setsid().doing("start a session", b"")?;
         // A process outside has no number in here: pid_namespaces(7).
         self.prepared.supervisor = if as_pid_1 { None } else { Some(Pid::INIT) };
-        mask.apply();
+        self.prepared.mask.apply();
         Ok(())
     }
 

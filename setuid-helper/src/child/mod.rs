@@ -1,6 +1,7 @@
 //! The process that becomes the command: executes the steps of the plan in their order, then the command.
 
 mod attended;
+mod birth;
 mod changes;
 mod command;
 mod extract;
@@ -21,6 +22,8 @@ mod remedy;
 mod spawn;
 mod world;
 
+pub use birth::{birth, fork};
+pub use identity::id_maps;
 pub use loopdev::{Bounds, Devices};
 pub use spawn::{c_strings, last_words, open_null, spawn};
 
@@ -34,6 +37,7 @@ use crate::prelude::*;
 use crate::report::Marks;
 use crate::setuid::{Rights, Tally};
 use crate::sources::Sources;
+use crate::sys::Mask;
 use alloc::borrow::Cow;
 use alloc::ffi::CString;
 use core::ffi::CStr;
@@ -63,6 +67,10 @@ pub struct Prepared<'p> {
     pub status: Option<&'p OwnedFd>,
     /// Whose rights mounts are made with.
     pub rights: Rights,
+    /// User namespaces for `Idmap` steps.
+    pub id_maps: &'p [(Slot, OwnedFd)],
+    /// The caller's signal mask, which an init to come does without: it would ignore what it does not block.
+    pub mask: Mask,
     /// The caller's, for the command; what is made for the run has the mode it is meant to have.
     pub umask: Mode,
     /// What the rules of setuid mode found in the plan.
@@ -192,7 +200,7 @@ fn explained(step: &Step, mut failure: Failure, plan: &Plan) -> Failure {
 impl<'p> Child<'p> {
     fn execute(&mut self, step: &Step<'p>) -> Outcome<()> {
         match *step {
-            Step::Unshare { flags } => self.unshare(flags),
+            Step::Unshare { flags } => self.unshare(birth::left_to_unshare(self.prepared.plan, flags)),
             Step::IdMap { uid_inside, uid_outside, gid_inside, gid_outside } => {
                 namespaces::id_map((uid_inside, uid_outside), (gid_inside, gid_outside))
             }
@@ -231,9 +239,7 @@ impl<'p> Child<'p> {
             Step::Hostname { name } => self.hostname(name),
             Step::Identity { uid, gid } => self.identity(uid, gid),
             Step::DropCapabilities => self.drop_capabilities(),
-            Step::Idmap { slot, uid, shown_uid, gid, shown_gid } => {
-                self.idmap(slot, (uid, shown_uid), (gid, shown_gid))
-            }
+            Step::Idmap { slot, .. } => self.idmap(slot),
             Step::KeepDescriptors { fds } => self.keep_descriptors(fds),
             Step::Seccomp { filter } => {
                 self.filter = filter.iter().collect();

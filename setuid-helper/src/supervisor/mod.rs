@@ -104,16 +104,18 @@ fn supervise(
     let counts = has(|step| matches!(step, Step::CountChanges { .. }));
     let (changed, changes) =
         if counts { Some(attendance::pair().doing("make a socket", b"")?).unzip() } else { (None, None) };
+    let id_maps = child::id_maps(plan)?;
     let mut clock = Clock::start(plan, cgroup.as_ref())?;
     account.note(plan);
     account.phase("Prepare the host side");
-    let command = match sys::fork().doing("fork", b"")? {
+    let command = match child::fork(plan, rights)? {
         Forked::Parent(command) => command,
         Forked::Child => {
             let (supervisor, status) = (rustix::process::getppid(), status.as_ref());
             drop(reports);
             let (id, name) = (record.id.as_str(), record.name.as_str());
-            let (devices, umask) = (devices.as_ref(), inherited.umask);
+            let (devices, id_maps) = (devices.as_ref(), id_maps.as_slice());
+            let (umask, mask) = (inherited.umask, inherited.mask);
             let (sources, home, marks) = (&sources, &home, marks.as_ref().map(Marks::writer));
             let prepared = Prepared {
                 cgroup: cgroup.as_ref(),
@@ -126,13 +128,18 @@ fn supervise(
                 supervisor,
                 rights,
                 umask,
+                mask,
+                id_maps,
                 tally,
                 marks,
                 status,
                 changes: changes.as_ref(),
                 attendance: attendance.as_ref(),
             };
-            inherited.restore();
+            inherited.restore_actions();
+            if child::birth(plan).is_none() {
+                mask.apply();
+            }
             let failure = child::become_command(prepared, environment, argv);
             report_failure(&writer, &failure)
         }
@@ -143,7 +150,7 @@ fn supervise(
         return Err(failure);
     }
     let _kept = sources.into_directories(plan);
-    drop((writer, environment, devices, status, changes));
+    drop((writer, environment, devices, id_maps, status, changes));
     // While the child sets up, on another processor: nothing that it needs is in the way.
     stale::clean(&home, &record.name);
     let end = wait::for_command(command, reports.as_ref(), &mut clock, &mut account.usage);
@@ -206,13 +213,17 @@ impl Inherited {
     }
 
     fn restore(&self) {
+        self.restore_actions();
+        self.mask.apply();
+    }
+
+    fn restore_actions(&self) {
         if self.ignores_children {
             sys::ignore(libc::SIGCHLD);
         }
         // std ignores SIGPIPE before main.
         sys::default_action(libc::SIGPIPE);
         sys::default_action(libc::SIGXFSZ);
-        self.mask.apply();
     }
 }
 

@@ -24,19 +24,21 @@ pub enum Forked {
 
 /// fork(2). These programs never have a second thread, so the child may do anything.
 pub fn fork() -> Result<Forked, Errno> {
-    let signal_at_end = libc::SIGCHLD.unsigned_abs() as usize;
+    fork_into(0)
+}
+
+/// fork(2) into new namespaces (`CLONE_NEW*`).
+pub fn fork_into(namespaces: i32) -> Result<Forked, Errno> {
+    let flags = (namespaces | libc::SIGCHLD) as usize;
     // SAFETY: without CLONE_VM the child has its own copy of everything, and without a new stack it goes on here.
     // No other thread exists (the crate starts none), so no lock is held by a thread that the child lacks.
-    let pid = unsafe { syscall(libc::SYS_clone, [signal_at_end]) }?;
+    let pid = unsafe { syscall(libc::SYS_clone, [flags, 0, 0, 0, 0]) }?;
     Ok(i32::try_from(pid).ok().and_then(Pid::from_raw).map_or(Forked::Child, Forked::Parent))
 }
 
-/// fork(2) into new namespaces (`CLONE_NEW*`), as a child of this process's parent.
+/// The same, as a child of this process's parent.
 pub fn fork_beside(namespaces: i32) -> Result<Forked, Errno> {
-    let flags = (namespaces | libc::CLONE_PARENT | libc::SIGCHLD) as usize;
-    // SAFETY: as for `fork`.
-    let pid = unsafe { syscall(libc::SYS_clone, [flags, 0, 0, 0, 0]) }?;
-    Ok(i32::try_from(pid).ok().and_then(Pid::from_raw).map_or(Forked::Child, Forked::Parent))
+    fork_into(namespaces | libc::CLONE_PARENT)
 }
 
 /// End this process now: no destructors, so a forked child undoes nothing of its parent's.

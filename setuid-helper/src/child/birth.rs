@@ -1,0 +1,44 @@
+//! How the child comes into the world: with an init to come it is born as that init, which saves a process, its memory
+//! and the waiting for it.
+
+use super::explained;
+use crate::error::{Doing, Outcome};
+use crate::plan::{Plan, Step};
+use crate::setuid::{MOUNT, Rights};
+use crate::sys::{self, Forked};
+
+const USER: u64 = libc::CLONE_NEWUSER as u64;
+
+/// The namespaces that the child is born in: that of its processes, and the user namespace that owns it. None where
+/// there is no `Init`, and where something has to stay outside that is started before it, or is told the child's number.
+pub fn birth(plan: &Plan) -> Option<i32> {
+    let is_outside = |step: &Step| matches!(step, Step::Fuse { .. } | Step::Extract { .. } | Step::Network { .. });
+    if !plan.has_init(plan.steps.len()) || plan.steps.iter().any(is_outside) {
+        return None;
+    }
+    match plan.steps.iter().position(makes_user_namespace) {
+        None => Some(libc::CLONE_NEWPID),
+        Some(0) => Some(libc::CLONE_NEWPID | libc::CLONE_NEWUSER),
+        Some(_) => None,
+    }
+}
+
+fn makes_user_namespace(step: &Step) -> bool {
+    matches!(step, Step::Unshare { flags } if flags & USER != 0)
+}
+
+/// What is left of an `Unshare` step's flags for the child itself.
+pub fn left_to_unshare(plan: &Plan, flags: u64) -> u64 {
+    if birth(plan).is_some() { flags & !USER } else { flags }
+}
+
+/// Fork the child.
+pub fn fork(plan: &Plan, rights: Rights) -> Outcome<Forked> {
+    let Some(namespaces) = birth(plan) else { return sys::fork().doing("fork", b"") };
+    let raised = rights.raise(MOUNT);
+    let forked = raised.and_then(|_raised| sys::fork_into(namespaces));
+    let is_to_blame = |step: &&Step| makes_user_namespace(step) || matches!(step, Step::Init { .. });
+    let failed = plan.steps.iter().find(is_to_blame);
+    let forked = forked.doing("make the namespaces", b"");
+    forked.map_err(|failure| if let Some(step) = failed { explained(step, failure, plan) } else { failure })
+}
