@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from sandbox import launch
 from sandbox.cli.run import parse
 from sandbox.codec import encode
-from sandbox.plan import Attach, Base, Chdir, Hide, Hostname, Overlay, Plan, Seccomp, Tmpfs, Tree
+from sandbox.plan import Attach, Base, Chdir, Hide, Hostname, Overlay, Plan, Seccomp, Text, Tmpfs, Tree
 
 # docs/plan.md, section 11.
 _PROC_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
@@ -78,12 +78,14 @@ def bubblewrap_like(plan: Plan, command: Sequence[str], stack: contextlib.ExitSt
         "/proc",
     ]
     line: list[str | int] = ["bwrap", *first]
-    slots = {step.slot: step for step in plan.steps if isinstance(step, Tmpfs | Overlay | Tree)}
+    slots = {step.slot: step for step in plan.steps if isinstance(step, Tmpfs | Overlay | Tree | Text)}
     for step in plan.steps:
         if isinstance(step, Attach) and step.place.base is Base.ROOT:
             made, place = slots[step.slot], os.fsdecode(step.place.path)
-            # Bubblewrap before 0.11 has no overlay: a bind does less.
-            line += ["--bind", place, place] if isinstance(made, Overlay) else ["--tmpfs", place]
+            if isinstance(made, Text):
+                line += ["--ro-bind-data", _in_memory("text", made.content, stack), place]
+            else:  # bubblewrap before 0.11 has no overlay: a bind does less
+                line += ["--tmpfs", place] if isinstance(made, Tmpfs) else ["--bind", place, place]
         elif isinstance(step, Hide):
             line += _hidden(os.fsdecode(step.path))
         elif isinstance(step, Hostname):
