@@ -16,10 +16,11 @@ pub fn birth(plan: &Plan) -> Option<i32> {
     if !plan.has_init(plan.steps.len()) || plan.steps.iter().any(is_outside) {
         return None;
     }
-    match plan.steps.iter().position(makes_user_namespace) {
-        None => Some(libc::CLONE_NEWPID),
-        Some(0) => Some(libc::CLONE_NEWPID | libc::CLONE_NEWUSER),
-        Some(_) => None,
+    match plan.steps.iter().filter(|step| makes_user_namespace(step)).count() {
+        0 => Some(libc::CLONE_NEWPID),
+        1 if plan.steps.first().is_some_and(makes_user_namespace) => Some(libc::CLONE_NEWPID | libc::CLONE_NEWUSER),
+        // Of two the inner one owns the pid namespace, and mounts its /proc.
+        _ => None,
     }
 }
 
