@@ -6,14 +6,13 @@ psutil reads several files of a process and takes ten times as long; a thousand 
 import contextlib
 import os
 from collections.abc import Iterator
-
-from sandbox.record import Record
+from typing import NamedTuple
 
 TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-class Process(Record):
+class Process(NamedTuple):
     """`cpu` in seconds, with that of children that were waited for; `start` in ticks after boot; `memory` in bytes."""
 
     pid: int

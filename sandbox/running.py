@@ -87,20 +87,21 @@ class Usage(Record):
 
 def mine(where: Home) -> list[Running]:
     """The live runs of this home, oldest first."""
-    found = []
+    found, here = [], _here()
     for name in fsops.names(where.records_fd):
         if not name.startswith(fsops.TEMPORARY):
             with contextlib.suppress(OSError), fsops.closing(os.open(name, _READ, dir_fd=where.records_fd)) as fd:
                 if _is_locked(fd) and (run := _read(fd, name, where.run_path)) is not None:
-                    found.append(run.replace(pid=_believed(run.facts)))
+                    found.append(run.replace(pid=_believed(run.facts, here)))
     return sorted(found, key=_started)
 
 
-def everyones(where: Home) -> list[Running]:
+def everyones(where: Home, everybody: dict[int, Process]) -> list[Running]:
     """For root: the same of every user, whatever home they have; found by the locks that processes hold."""
     found = {run.id: run for run in mine(where)}
-    for pid in _holders_of_locks():
-        for run in _held_by(pid):
+    here = _here()
+    for pid in _holders_of_locks(everybody) - {run.pid for run in found.values()}:
+        for run in _held_by(pid, here):
             found.setdefault(run.id, run)
     return sorted(found.values(), key=_started)
 
@@ -126,14 +127,17 @@ def _read(fd: int, name: bytes, where: bytes) -> Running | None:
     return Running(name, where, os.fstat(fd).st_uid, 0, facts, plan) if facts.get("id") else None
 
 
-def _believed(facts: dict[str, Any]) -> int:
+def _here() -> tuple[str, int]:
+    """This boot, and this pid namespace: what the pids in a record are numbers of."""
+    return home.boot_id(), os.stat("/proc/self/ns/pid").st_ino
+
+
+def _believed(facts: dict[str, Any], here: tuple[str, int]) -> int:
     """The supervisor's pid as a record of one's own says, if that process is the one that was meant; else 0."""
     pid = facts.get("pid")
     with contextlib.suppress(OSError):
-        here = (
-            facts.get("boot_id") == home.boot_id() and facts.get("pid_namespace") == os.stat("/proc/self/ns/pid").st_ino
-        )
-        if here and isinstance(pid, int) and _started_before(pid, facts):
+        same = (facts.get("boot_id"), facts.get("pid_namespace")) == here
+        if same and isinstance(pid, int) and _started_before(pid, facts):
             return pid
     return 0
 
@@ -144,15 +148,15 @@ def _started_before(pid: int, facts: dict[str, Any]) -> bool:
     return isinstance(made, int) and processes.start_of(pid) <= made
 
 
-def _holders_of_locks() -> set[int]:
+def _holders_of_locks(everybody: dict[int, Process]) -> set[int]:
     """Pids of those that hold an exclusive flock (proc_locks(5)), and of keepers: theirs was taken by a dead one."""
     with open("/proc/locks", "rb") as file:
         lines = [line.split() for line in file]
     found = {int(words[4]) for words in lines if words[1:4:2] == [b"FLOCK", b"WRITE"] and int(words[4]) > 0}
-    return found | {pid for pid, process in processes.table().items() if process.name == _KEEPER}
+    return found | {pid for pid, process in everybody.items() if process.name == _KEEPER}
 
 
-def _held_by(pid: int) -> Iterator[Running]:
+def _held_by(pid: int, here: tuple[str, int]) -> Iterator[Running]:
     """Records that this process has open and locked. Its owner cannot say so of another's process: the kernel does.
 
     Nothing of a file system that a user serves (FUSE) is touched: it could keep root waiting for ever.
@@ -168,7 +172,7 @@ def _held_by(pid: int) -> Iterator[Running]:
                 run = _read(fd, name, os.path.dirname(directory)) if stat.S_ISREG(status.st_mode) else None
                 # A process that cannot be traced shows as root's.
                 if run is not None and status.st_nlink and owner in (0, status.st_uid):
-                    is_supervisor = run.facts.get("pid") == pid and _believed(run.facts) == pid
+                    is_supervisor = run.facts.get("pid") == pid and _believed(run.facts, here) == pid
                     yield run.replace(pid=pid if is_supervisor else 0)
 
 
@@ -205,17 +209,17 @@ def find(runs: list[Running], text: str) -> Running:
     raise UsageError(f"no running sandbox is called {printable(text)!r}", hint="sandbox ps lists them")
 
 
-def usage(runs: list[Running]) -> dict[str, Usage]:
+def usage(runs: list[Running], everybody: dict[int, Process]) -> dict[str, Usage]:
     """What each run uses, by its id: the processes below its supervisor."""
-    everybody = processes.table()
     children = processes.by_parent((process.pid, process.parent) for process in everybody.values())
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
-    return {run.id: _used(run, everybody, children, now) for run in runs}
+    boot = home.boot_id()
+    return {run.id: _used(run, everybody, children, now, boot) for run in runs}
 
 
-def _used(run: Running, everybody: dict[int, Process], children: dict[int, list[int]], now: float) -> Usage:
+def _used(run: Running, everybody: dict[int, Process], children: dict[int, list[int]], now: float, boot: str) -> Usage:
     start = run.facts.get("start_time")
-    same_boot = run.facts.get("boot_id") == home.boot_id()
+    same_boot = run.facts.get("boot_id") == boot
     age = max(now - start / processes.TICKS, 0.0) if isinstance(start, int) and same_boot else None
     if run.pid not in everybody:
         return Usage(None, None, None, age)

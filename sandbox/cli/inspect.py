@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from sandbox import running
+from sandbox import processes, running
 from sandbox.cli import ps
 from sandbox.errors import SandboxError, printable
 from sandbox.explain import lines
@@ -24,7 +24,7 @@ def register(subparsers: Any) -> None:
 def main(args: argparse.Namespace, home: Home) -> int:
     """Do it. Raises SandboxError."""
     run = running.find(ps.visible(home), args.id)
-    used = running.usage([run])[run.id]
+    used = running.usage([run], processes.table())[run.id]
     facts = ps.facts(run, used) | {"processes": _processes(run), "plan": _plan(run)}
     if args.json:
         print(json.dumps(facts, indent=2))

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sandbox import running
+from sandbox import processes, running
 from sandbox.cli.cache import age, size
 from sandbox.errors import printable
 from sandbox.home import Home
+from sandbox.processes import Process
 from sandbox.running import Running, Usage
 
 _TITLES = ("id", "name", "user", "age", "level", "mode", "tasks", "cpu", "memory", "images", "command")
@@ -57,14 +58,17 @@ def _print_plain(rows: Rows) -> None:
     sys.stdout.flush()
 
 
-def visible(home: Home) -> list[Running]:
+def visible(home: Home, everybody: dict[int, Process] | None = None) -> list[Running]:
     """Everyone's for root, else one's own."""
-    return running.everyones(home) if os.geteuid() == 0 else running.mine(home)
+    if os.geteuid() != 0:
+        return running.mine(home)
+    return running.everyones(home, processes.table() if everybody is None else everybody)
 
 
 def look(home: Home) -> Rows:
-    runs = visible(home)
-    used = running.usage(runs)
+    everybody = processes.table()
+    runs = visible(home, everybody)
+    used = running.usage(runs, everybody)
     return [(run, used[run.id]) for run in runs]
 
 
