@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from tests.support import jobs
+
 SECRET = "secret\n"
 # What the job makes, and what is said of it. Nothing of it may come out.
 HOSTILE = {
@@ -57,6 +59,7 @@ def secret(launch, area):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_nothing_else_comes_out(launch, area, secret, name):
+    jobs.spare_python(launch)
     script, said = HOSTILE[name]
     script = script.replace("{secret}", str(secret)).replace("{parent}", str(secret.parent)).replace("{deep}", DEEP)
     source = SOURCES.get(name, "out")

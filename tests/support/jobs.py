@@ -40,8 +40,15 @@ def starter(request: pytest.FixtureRequest, run_sandbox: Runner) -> Callable[...
         return run([*head, *words], as_user=mode != "root", **options)
 
     start.as_user = mode != "root"  # type: ignore[attr-defined]
+    start.engine = engine  # type: ignore[attr-defined]
     start.mode = mode  # type: ignore[attr-defined]
     return start
+
+
+def spare_python(launch: Any) -> None:
+    """What depends on the mode and not on the engine is tried with the native one; with both in `make soak`."""
+    if launch.engine == "python" and "SANDBOX_SOAK" not in os.environ:
+        pytest.skip("with the Python engine in make soak only")
 
 
 class Terminal:
