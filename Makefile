@@ -53,7 +53,8 @@ bench: setup
 SOAK ?= 40
 soak: setup
 	SANDBOX_SOAK=$(SOAK) $(BIN)/python -m pytest tests/attack tests/e2e/test_cleanup.py tests/unit/test_plan_both.py tests/unit/test_policy_both.py \
-		tests/e2e/test_debian_root.py -k 'swapped or debian_root or setuid_races or fsops or image_crashes or fifty or mutants or kills_at_random' -rP -o timeout=0
+		tests/e2e/test_debian_root.py tests/e2e/test_job_keep.py tests/e2e/test_job_bombs.py \
+		-k 'swapped or debian_root or job_keep or job_bombs or setuid_races or fsops or image_crashes or fifty or mutants or kills_at_random' -rP -o timeout=0
 
 # The parsers of hostile bytes under a coverage-guided fuzzer, FUZZ seconds each.
 FUZZ ?= 60

@@ -216,8 +216,9 @@ def _conditions(spec: Spec, prepared: "Prepared", plan: Plan, environ: dict[byte
     """Everything outside the words that the plan depends on; None when some of it cannot be told."""
     consulted = sorted(environ.names) if isinstance(environ, Consulted) else sorted(environ)
     found = [*_machine(spec, plan), *(_variable(name, environ) for name in consulted)]
-    for source in plan.sources:
-        if source.kind is SourceKind.MEMORY:
+    for index, source in enumerate(plan.sources):
+        # A kept tree is handed over with the lock that keeps it.
+        if source.kind is SourceKind.MEMORY or (source.kind is SourceKind.DIRECTORY and index in prepared.compiled.fds):
             return None
         found.append(_file(source) if source.kind is SourceKind.FILE else _directory(source.path))
     found += [_file_at(step.program) for step in plan.steps if isinstance(step, Fuse)]

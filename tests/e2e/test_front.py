@@ -373,6 +373,16 @@ def test_a_job_without_python(front):
     assert front.again(*words, env=env, cwd="/usr").returncode == PYTHON
 
 
+def test_what_is_kept_by_a_lock_is_not_stored(front):
+    """Nobody but Python takes the lock that keeps a tree of the cache while it is used."""
+    archives.make_zip(front.directory / "tree.zip", [Entry("file", b"x")])
+    words = ["--mode", "userns", "--cache", "-d", f"t:{front.directory}/tree.zip", "--", "true"]
+    first = front.compile(*words)
+    assert first.returncode == 0, first.stderr
+    kept = list((front.area.home(front.who.as_user) / "cache").glob("*.tree"))
+    assert bool(kept) == (front.files() == [])
+
+
 @pytest.mark.parametrize("more", [["--isolation", "strict"], ["--isolation", "job", "--memory", "1G"]])
 def test_levels_and_limits_that_are_compiled_every_time(front, more):
     front.compile(*more, "--limits", "best-effort", "--", "true")
