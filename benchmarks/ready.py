@@ -14,10 +14,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from sandbox import launch
+from sandbox import preparing
 from sandbox.cli.run import parse
 from sandbox.codec import encode
-from sandbox.plan import Attach, Base, Chdir, Hide, Hostname, Overlay, Plan, Seccomp, Text, Tmpfs, Tree
+from sandbox.level_steps import Hide, Hostname, Seccomp, Text
+from sandbox.plan import Attach, Chdir, Overlay, Plan, Tmpfs, Tree
+from sandbox.plan_types import Base
 
 # docs/plan.md, section 11.
 _PROC_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
@@ -44,7 +46,7 @@ def compiled(environment: Mapping[str, str], argv: Sequence[str], stack: context
     """What `sandbox run ARGV` compiles to."""
     spec = parse([os.fsencode(word) for word in argv])[0]
     environ = {os.fsencode(key): os.fsencode(value) for key, value in environment.items()}
-    return launch.prepare(spec, environ, stack, say=lambda _: None, hint=lambda _: None).compiled.plan
+    return preparing.prepare(spec, environ, stack, say=lambda _: None, hint=lambda _: None).compiled.plan
 
 
 def ready(program: str, environment: Mapping[str, str], argv: Sequence[str], stack: contextlib.ExitStack) -> Command:

@@ -15,7 +15,7 @@ from benchmarks.stage import Stage
 from sandbox.codec import decode, encode
 from sandbox.doctor import packaged_program
 from sandbox.images import convert, formats
-from sandbox.plan import PlanFlag
+from sandbox.plan_types import PlanFlag
 from sandbox.setuid import HELPER
 from tests.support import helper, setuid
 from tests.support.launcher import source

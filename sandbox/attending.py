@@ -17,7 +17,8 @@ from sandbox.engine import Launch, Result
 from sandbox.engine.attendance import ENDED, LISTENER, LONGEST_ANSWER, ROOT, TERMINAL
 from sandbox.errors import EXIT_LAUNCHER_FAILED, TIMED_OUT, SandboxError, note, reason, warn
 from sandbox.keeping import Destination, Kept
-from sandbox.plan import Identity, Plan
+from sandbox.level_steps import Identity
+from sandbox.plan import Plan
 from sandbox.record import Record
 
 # How often the caller's terminal is asked for its size: the signal that tells of it goes to another thread. Seconds.

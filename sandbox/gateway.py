@@ -19,7 +19,7 @@ import prctl
 from sandbox.engine import syscalls as sys
 from sandbox.errors import HostError, SandboxError, reason
 from sandbox.network import NFT, RESOLV_CONF, SLIRP, Private
-from sandbox.plan import Mode
+from sandbox.plan_types import Mode
 
 DEVICE = "tap0"
 LINK_LOCAL = "169.254.0.0/16"

@@ -12,7 +12,8 @@ import stat
 
 from sandbox import fsops
 from sandbox.errors import UsageError, printable, reason, warn
-from sandbox.plan import Attr, Base, Place, Protect
+from sandbox.level_steps import Protect
+from sandbox.plan_types import Attr, Base, Place
 
 _SAFE = Attr.NOSUID | Attr.NODEV
 _LOCKED = _SAFE | Attr.READ_ONLY

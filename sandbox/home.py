@@ -19,7 +19,9 @@ from typing import Any
 from sandbox import fsops
 from sandbox.engine import syscalls as sys
 from sandbox.errors import HostError, SandboxError, UsageError, printable, reason
-from sandbox.plan import Label, Name, Plan, Source, SourceKind
+from sandbox.level_steps import Label, Name
+from sandbox.plan import Plan
+from sandbox.plan_types import Source, SourceKind
 from sandbox.record import Record
 
 # f_type of filesystems whose locks or directories are shared with other hosts: statfs(2), linux/magic.h.

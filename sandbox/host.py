@@ -7,7 +7,7 @@ import os
 import prctl
 
 from sandbox.errors import HostError
-from sandbox.plan import Mode
+from sandbox.plan_types import Mode
 from sandbox.record import Record
 
 BASELINE = (5, 12)

@@ -7,11 +7,8 @@ from typing import TYPE_CHECKING
 
 from sandbox.engine.syscalls import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWUTS
 from sandbox.errors import UsageError
-from sandbox.plan import (
-    Attach,
-    Attr,
+from sandbox.level_steps import (
     Audit,
-    Base,
     CountChanges,
     Dev,
     DropCapabilities,
@@ -24,26 +21,24 @@ from sandbox.plan import (
     KeepDescriptors,
     LockTree,
     Loopback,
-    Mkdir,
-    Mode,
-    NoNewPrivs,
-    Place,
     Proc,
     Procdir,
-    Propagation,
     Protect,
     Seccomp,
     Terminal,
     Text,
 )
+from sandbox.plan import Attach, Mkdir, NoNewPrivs
 from sandbox.plan import Tree as CloneTree
+from sandbox.plan_types import Attr, Base, Mode, Place, Propagation
 from sandbox.record import Record
 from sandbox.spec import Spec, TreeKind
 
 if TYPE_CHECKING:
-    from sandbox.compiler import Material, Target, _Builder
+    from sandbox.compiler import _Builder
     from sandbox.newroot import HostRoot
     from sandbox.sources import Opened
+    from sandbox.treatments import Material, Target
 
 RUN_DIRECTORY = b"/run/sandbox"
 HOSTNAME = b"sandbox"

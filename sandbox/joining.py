@@ -13,7 +13,9 @@ from collections.abc import Iterator
 
 from sandbox import fsops, processes, running
 from sandbox.errors import HostError, SandboxError, UsageError, reason
-from sandbox.plan import Cgroup, Init, Landlock, Mode, NoNewPrivs, Plan, Seccomp, Unshare
+from sandbox.level_steps import Cgroup, Init, Landlock, Seccomp
+from sandbox.plan import NoNewPrivs, Plan, Unshare
+from sandbox.plan_types import Mode
 from sandbox.record import Record
 from sandbox.running import Running
 

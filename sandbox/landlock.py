@@ -8,7 +8,9 @@ import os
 from typing import TYPE_CHECKING
 
 from sandbox.errors import HostError, UsageError, printable
-from sandbox.plan import Allow, Base, Landlock, Mode, NoNewPrivs, Place, Step, UnsetEnv
+from sandbox.level_steps import Allow, Landlock
+from sandbox.plan import NoNewPrivs, Step, UnsetEnv
+from sandbox.plan_types import Base, Mode, Place
 from sandbox.spec import OUR_VARIABLES, Spec
 
 if TYPE_CHECKING:
@@ -96,7 +98,9 @@ def own_places(builder: "_Builder") -> list[tuple[Place, int]]:
 
     A rule is for everything beneath, mounts too: a private place that the working directory lies in is not among them.
     """
-    from sandbox.plan import Attach, Attr, Proc, Tmpfs
+    from sandbox.level_steps import Proc
+    from sandbox.plan import Attach, Tmpfs
+    from sandbox.plan_types import Attr
 
     if builder.mode is Mode.LANDLOCK:
         return []

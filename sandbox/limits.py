@@ -5,7 +5,9 @@ import re
 from typing import Any
 
 from sandbox.errors import UsageError
-from sandbox.plan import Cgroup, Limit, Nice, Resource, Step, Timeout
+from sandbox.level_steps import Cgroup, Limit, Nice, Timeout
+from sandbox.plan import Step
+from sandbox.plan_types import Resource
 from sandbox.record import Record
 from sandbox.spec import parse_size
 

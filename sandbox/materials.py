@@ -5,15 +5,15 @@ import os
 import time
 from collections.abc import Callable
 
-from sandbox import compiler, fsops, host, sources
-from sandbox.compiler import Material, Treatment
+from sandbox import fsops, host, sources, treatments
 from sandbox.errors import SourceError
 from sandbox.home import Home
 from sandbox.host import Host
 from sandbox.images import formats
-from sandbox.plan import Mode, Source, SourceKind
+from sandbox.plan_types import Mode, Source, SourceKind
 from sandbox.sources import Opened
 from sandbox.spec import Spec
+from sandbox.treatments import Material, Treatment
 
 Say = Callable[[str], None]
 _HINT_AFTER_SECONDS = 0.1
@@ -53,7 +53,7 @@ class Maker:
 
     def layer(self, tree: Opened, *, stacked: bool) -> Material:
         needs_fuse = self.mode is Mode.USERNS and (tree.format is not None or self.spec.cache)
-        how = compiler.treatment(tree, self.spec, self.mode, fuse=needs_fuse and self.fuse(), stacked=stacked)
+        how = treatments.treatment(tree, self.spec, self.mode, fuse=needs_fuse and self.fuse(), stacked=stacked)
         if how is Treatment.KEPT and os.fstatvfs(self.home.fd).f_flag & os.ST_NOEXEC:
             # A bind mount of a kept tree would be noexec as well, and programs of an archive could not be started.
             how = Treatment.EXTRACT

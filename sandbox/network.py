@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from sandbox.errors import HostError, UsageError
 from sandbox.host import find_program
-from sandbox.plan import Attach, Attr, Base, File, Mode, Network, Place, Source, SourceKind, Text
+from sandbox.level_steps import File, Network, Text
+from sandbox.plan import Attach
+from sandbox.plan_types import Attr, Base, Mode, Place, Source, SourceKind
 from sandbox.record import Record
 
 if TYPE_CHECKING:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from sandbox.errors import HostError, reason
 from sandbox.isolation import HOSTNAME, LOCKED, RUN_DIRECTORY, SAFE, Level, Surroundings
-from sandbox.plan import Attach, Base, Bind, File, Guard, Mkdir, NewRoot, PivotRoot, Place, Procdir, Symlink, Text
+from sandbox.level_steps import Bind, File, NewRoot, PivotRoot, Procdir, Symlink, Text
+from sandbox.plan import Attach, Guard, Mkdir
+from sandbox.plan_types import Base, Place
 from sandbox.record import Record
 
 if TYPE_CHECKING:

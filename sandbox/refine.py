@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from sandbox import fsops
 from sandbox.engine import syscalls as sys
 from sandbox.errors import SourceError, UsageError, printable, reason
-from sandbox.plan import Attach, Attr, Base, Bind, File, Hide, Mkdir, Node, Place, Symlink, Text
+from sandbox.level_steps import Bind, File, Hide, Node, Symlink, Text
+from sandbox.plan import Attach, Mkdir
 from sandbox.plan import Tmpfs as TmpfsStep
+from sandbox.plan_types import Attr, Base, Place
 from sandbox.record import Record
 from sandbox.spec import Refinement, Spec, parse_size
 

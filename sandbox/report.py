@@ -16,22 +16,9 @@ from typing import Any, NamedTuple, Protocol
 
 from sandbox import __version__, fsops
 from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, printable, reason
-from sandbox.plan import (
-    Attach,
-    Attr,
-    Base,
-    Bind,
-    Extract,
-    Fuse,
-    Image,
-    Overlay,
-    Plan,
-    Scratch,
-    Stack,
-    Text,
-    Tmpfs,
-    Tree,
-)
+from sandbox.level_steps import Bind, Text
+from sandbox.plan import Attach, Extract, Fuse, Image, Overlay, Plan, Scratch, Stack, Tmpfs, Tree
+from sandbox.plan_types import Attr, Base
 from sandbox.sources import Opened
 
 SCHEMA = 1

@@ -20,15 +20,16 @@ from sandbox.errors import SandboxError, SourceError, printable, reason, warn
 from sandbox.home import Home
 from sandbox.images import names, store
 from sandbox.images.store import Store
-from sandbox.plan import Mode, Plan, Source
+from sandbox.plan import Plan
+from sandbox.plan_types import Mode, Source
 from sandbox.record import Record
 from sandbox.spec import Save, Spec, TreeKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sandbox.compiler import Material
     from sandbox.sources import Opened
+    from sandbox.treatments import Material
 
 # What an overlay marks a directory with that hides all beneath it: overlayfs.rst, "userxattr".
 _OPAQUE = {Mode.ROOT: "trusted.overlay.opaque", Mode.USERNS: "user.overlay.opaque"}

@@ -3,7 +3,9 @@
 import os
 import stat
 
-from sandbox.plan import Attach, Base, Bind, Dev, Hide, NewRoot, Plan, Proc, Tree
+from sandbox.level_steps import Bind, Dev, Hide, NewRoot, Proc
+from sandbox.plan import Attach, Plan, Tree
+from sandbox.plan_types import Base
 
 _LISTED = "/proc/net/unix"
 # What a report and a person can use of them.

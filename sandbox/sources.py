@@ -7,7 +7,7 @@ import stat
 from sandbox.engine import syscalls as sys
 from sandbox.errors import SourceError, UsageError, printable, reason
 from sandbox.images.formats import Kind, detect
-from sandbox.plan import Source, SourceKind
+from sandbox.plan_types import Source, SourceKind
 from sandbox.record import Record
 from sandbox.spec import TreeKind, check_name
 

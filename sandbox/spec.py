@@ -5,7 +5,7 @@ import re
 from typing import TYPE_CHECKING
 
 from sandbox.errors import UsageError, printable
-from sandbox.plan import is_run_name
+from sandbox.level_steps import is_run_name
 from sandbox.record import Record
 
 if TYPE_CHECKING:

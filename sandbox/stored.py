@@ -18,12 +18,13 @@ import prctl
 from sandbox import environment, fsops, home, sources
 from sandbox.codec import encode
 from sandbox.home import Home
-from sandbox.plan import Fuse, Mode, Plan, Source, SourceKind
+from sandbox.plan import Fuse, Plan
+from sandbox.plan_types import Mode, Source, SourceKind
 from sandbox.spec import Spec, Tree, TreeKind
 
 if TYPE_CHECKING:
     from sandbox.isolation import Surroundings
-    from sandbox.launch import Prepared
+    from sandbox.preparing import Prepared
 
 DIRECTORY = b"plans"
 _MAGIC = b"SBXFRONT"

@@ -6,10 +6,8 @@ import enum
 from typing import Any
 
 from sandbox.errors import SandboxError
-from sandbox.plan import (
+from sandbox.level_steps import (
     Allow,
-    Attach,
-    Attr,
     Audit,
     Bind,
     Cgroup,
@@ -29,27 +27,23 @@ from sandbox.plan import (
     Limit,
     LockTree,
     Loopback,
-    Mode,
     Name,
     Network,
     NewRoot,
     Nice,
     Node,
-    Overlay,
-    OverlayOption,
     PivotRoot,
-    Plan,
-    PlanFlag,
     Proc,
     Procdir,
     Protect,
     Seccomp,
-    Stack,
     Symlink,
     Terminal,
     Text,
     Timeout,
 )
+from sandbox.plan import Attach, Overlay, Plan, Stack
+from sandbox.plan_types import Attr, Mode, OverlayOption, PlanFlag
 from sandbox.record import Record
 
 FIRST, LAST = 1, 2

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sandbox.launch import Calling
+    from sandbox.preparing import Calling
     from sandbox.spec import Spec
 
 

@@ -13,13 +13,14 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from sandbox import environment, fsops, host, isolation, launch
+from sandbox import environment, fsops, host, isolation, launch, preparing
 from sandbox.codec import encode
 from sandbox.engine import native
 from sandbox.errors import HostError, SandboxError, UsageError, reason
 from sandbox.images import reaper
-from sandbox.launch import Calling
-from sandbox.plan import Extract, Mode
+from sandbox.plan import Extract
+from sandbox.plan_types import Mode
+from sandbox.preparing import Calling
 from sandbox.report import Reporter, description
 from sandbox.spec import Spec, needs_attendant
 from sandbox.stored import Consulted
@@ -94,7 +95,7 @@ class Ready:
         self._stack = contextlib.ExitStack()
         asked = Consulted(dict(environ))
         try:
-            self._prepared = launch.prepare(
+            self._prepared = preparing.prepare(
                 spec, dict(os.environb), self._stack, say=_silent, hint=_silent, calling=Calling(cwd, asked)
             )
             self._describe()
@@ -243,7 +244,7 @@ def has_plan(spec: Spec) -> bool:
 
 
 def _engine(spec: Spec) -> str:
-    return launch.choose_engine(spec.engine, launch.choose_mode(spec, host.probe()))
+    return launch.choose_engine(spec.engine, preparing.choose_mode(spec, host.probe()))
 
 
 def start_python(spec: Spec, cwd: bytes, environ: Mapping[bytes, bytes]) -> Start:

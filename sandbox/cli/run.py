@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sandbox import launch
+from sandbox import launch, preparing
 from sandbox.cli.main import complain
 from sandbox.cli.parser import HelpFormatter, Parser
 from sandbox.errors import TIMED_OUT, SandboxError
@@ -333,12 +333,12 @@ def main(argv: list[bytes]) -> int:
             print(line)
         return 0
     hint = complain if args.verbose or os.isatty(2) else _silent
-    environ, calling = callers_environment(), launch.Calling()
+    environ, calling = callers_environment(), preparing.Calling()
     if _may_be_stored(args):
         from sandbox import stored
 
         environ = stored.Consulted(environ)
-        calling = launch.Calling(keeper=stored.Keeper([b"run", *argv], len(argv) - len(spec.command) + 1))
+        calling = preparing.Calling(keeper=stored.Keeper([b"run", *argv], len(argv) - len(spec.command) + 1))
     result = launch.run(spec, environ, say=say, hint=hint, calling=calling)
     if result.timed_out:
         complain(TIMED_OUT)

@@ -9,7 +9,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from sandbox.engine import Result
-from sandbox.plan import Limit, Plan, Resource
+from sandbox.level_steps import Limit
+from sandbox.plan import Plan
+from sandbox.plan_types import Resource
 
 if TYPE_CHECKING:
     from sandbox import cgroups

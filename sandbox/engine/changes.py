@@ -12,7 +12,8 @@ import time
 from typing import TYPE_CHECKING
 
 from sandbox import fsops
-from sandbox.plan import CountChanges, Overlay
+from sandbox.level_steps import CountChanges
+from sandbox.plan import Overlay
 
 if TYPE_CHECKING:
     from sandbox.engine.steps import Child

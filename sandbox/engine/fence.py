@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from sandbox.engine import syscalls as sys
 from sandbox.errors import StepError
-from sandbox.plan import Allow, Base, Landlock, Network
+from sandbox.level_steps import Allow, Landlock, Network
+from sandbox.plan_types import Base
 
 if TYPE_CHECKING:
     from sandbox.engine.steps import Child

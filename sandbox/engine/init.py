@@ -19,7 +19,7 @@ from sandbox.engine import syscalls as sys
 
 if TYPE_CHECKING:
     from sandbox.engine.steps import Child
-    from sandbox.plan import Init
+    from sandbox.level_steps import Init
 
 FORWARDED = {
     signal.SIGTERM,

@@ -10,8 +10,7 @@ from sandbox import fsops
 from sandbox.engine import attendance, changes, init
 from sandbox.engine import syscalls as sys
 from sandbox.errors import StepError, printable
-from sandbox.plan import (
-    Attr,
+from sandbox.level_steps import (
     Audit,
     CountChanges,
     Dev,
@@ -31,6 +30,7 @@ from sandbox.plan import (
     Seccomp,
     Terminal,
 )
+from sandbox.plan_types import Attr
 
 if TYPE_CHECKING:
     from sandbox.engine.steps import Child
@@ -175,7 +175,7 @@ def dev(child: "Child", _: Dev) -> None:
 
 def _pts_options(child: "Child") -> list[tuple[bytes, bytes | None]]:
     """A group for terminals is a second id, which a map of one has not."""
-    from sandbox.plan import Mode
+    from sandbox.plan_types import Mode
 
     options: list[tuple[bytes, bytes | None]] = [(b"ptmxmode", b"666"), (b"mode", b"620")]
     return options if child.plan.mode is Mode.USERNS else [*options, (b"gid", b"5")]

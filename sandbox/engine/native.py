@@ -7,7 +7,8 @@ from typing import NoReturn
 from sandbox.codec import encode
 from sandbox.engine import Launch
 from sandbox.errors import HostError, reason
-from sandbox.plan import Mode, Plan
+from sandbox.plan import Plan
+from sandbox.plan_types import Mode
 
 PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "bin", "sandbox-engine")
 

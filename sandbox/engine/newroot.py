@@ -7,7 +7,9 @@ from sandbox import fsops
 from sandbox.engine import syscalls as sys
 from sandbox.engine.isolation import attributes
 from sandbox.errors import printable
-from sandbox.plan import Bind, File, Fuse, NewRoot, Node, PivotRoot, Place, Symlink, Text
+from sandbox.level_steps import Bind, File, NewRoot, Node, PivotRoot, Symlink, Text
+from sandbox.plan import Fuse
+from sandbox.plan_types import Place
 
 if TYPE_CHECKING:
     from sandbox.engine.steps import Child

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from sandbox import fsops
 from sandbox.engine import syscalls as sys
-from sandbox.plan import Overlay, OverlayOption, Stack
+from sandbox.plan import Overlay, Stack
+from sandbox.plan_types import OverlayOption
 
 if TYPE_CHECKING:
     from sandbox.engine.steps import Child

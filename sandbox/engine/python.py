@@ -17,7 +17,9 @@ from sandbox.engine.account import Account
 from sandbox.engine.steps import Child
 from sandbox.errors import CommandError, SandboxError, SourceError, StepError, note, printable, reason
 from sandbox.home import Home, RunRecord
-from sandbox.plan import Cgroup, Network, Plan, PlanFlag, Scratch, Source, SourceKind, Timeout
+from sandbox.level_steps import Cgroup, Network, Timeout
+from sandbox.plan import Plan, Scratch
+from sandbox.plan_types import PlanFlag, Source, SourceKind
 
 # How long taking down a private network may take.
 _NETWORK_SECONDS = 10.0

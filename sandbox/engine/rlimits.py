@@ -5,7 +5,8 @@ import os
 import resource
 
 from sandbox.errors import StepError, reason
-from sandbox.plan import Limit, Nice, Resource
+from sandbox.level_steps import Limit, Nice
+from sandbox.plan_types import Resource
 
 _RESOURCES = {
     Resource.CPU_SECONDS: (resource.RLIMIT_CPU, "the processor time"),

@@ -14,40 +14,31 @@ from sandbox.engine import syscalls as sys
 from sandbox.engine.account import Account
 from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, StepError, printable, reason
 from sandbox.home import Home, RunRecord
+from sandbox.level_steps import Cgroup, Identity, Label, Limit, Name, Nice, Timeout
 from sandbox.plan import (
     Attach,
-    Base,
-    Cgroup,
     Chdir,
     DeathSignal,
     Extract,
     Fuse,
     Guard,
-    Identity,
     IdMap,
     Image,
-    Label,
-    Limit,
     Mkdir,
-    Name,
-    Nice,
     NoNewPrivs,
     Overlay,
-    Place,
     PlaceEnv,
     Plan,
-    Propagation,
     Run,
     Scratch,
     SetPropagation,
-    SourceKind,
     Stack,
-    Timeout,
     Tmpfs,
     Tree,
     UnsetEnv,
     Unshare,
 )
+from sandbox.plan_types import Base, Place, Propagation, SourceKind
 
 _SAFE = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV
 _BUILDER_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}

@@ -12,7 +12,7 @@ from sandbox.engine import Result, init
 from sandbox.engine import syscalls as sys
 from sandbox.engine.account import Account, reap
 from sandbox.errors import EXIT_TIMED_OUT
-from sandbox.plan import Timeout
+from sandbox.level_steps import Timeout
 
 if TYPE_CHECKING:
     from sandbox.cgroups import Cgroup

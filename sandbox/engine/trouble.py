@@ -6,30 +6,25 @@ from typing import TYPE_CHECKING, Any
 from sandbox.engine import newroot
 from sandbox.errors import printable, reason
 from sandbox.host import forbidden_remedy, userns_remedy
+from sandbox.level_steps import Allow, File, Loopback, PivotRoot, Proc, Symlink
 from sandbox.plan import (
-    Allow,
     Attach,
     Chdir,
     Extract,
-    File,
     Fuse,
     Guard,
     IdMap,
     Image,
-    Loopback,
     Mkdir,
     Overlay,
-    PivotRoot,
-    Proc,
     Scratch,
     SetPropagation,
-    Source,
     Stack,
-    Symlink,
     Tmpfs,
     Tree,
     Unshare,
 )
+from sandbox.plan_types import Source
 
 if TYPE_CHECKING:
     from sandbox.engine.steps import Child

@@ -5,10 +5,8 @@ import signal
 import socket
 
 from sandbox.engine.syscalls import CLONE_NEWNET, CLONE_NEWUTS
-from sandbox.plan import (
+from sandbox.level_steps import (
     Allow,
-    Attach,
-    Base,
     Expose,
     Hide,
     Hostname,
@@ -19,18 +17,13 @@ from sandbox.plan import (
     Landlock,
     Loopback,
     Network,
-    Place,
-    PlanFlag,
     Proc,
     Procdir,
     Protect,
-    SetPropagation,
-    Source,
-    SourceKind,
     Terminal,
-    Tmpfs,
-    Unshare,
 )
+from sandbox.plan import Attach, SetPropagation, Tmpfs, Unshare
+from sandbox.plan_types import Base, Place, PlanFlag, Source, SourceKind
 from tests.support.launcher import NEWNS, at
 
 START = (Unshare(NEWNS), SetPropagation(2))

@@ -6,22 +6,9 @@ import subprocess
 
 import pytest
 
-from sandbox.plan import (
-    Attach,
-    Base,
-    Bind,
-    Dev,
-    File,
-    Mkdir,
-    NewRoot,
-    Node,
-    PivotRoot,
-    Place,
-    SetPropagation,
-    Symlink,
-    Tmpfs,
-    Unshare,
-)
+from sandbox.level_steps import Bind, Dev, File, NewRoot, Node, PivotRoot, Symlink
+from sandbox.plan import Attach, Mkdir, SetPropagation, Tmpfs, Unshare
+from sandbox.plan_types import Base, Place
 from tests.support.launcher import NEWNS, at
 
 START = (Unshare(NEWNS), SetPropagation(2))

@@ -7,19 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.plan import (
-    Attach,
-    Hide,
-    Image,
-    Loopback,
-    Mkdir,
-    PlanFlag,
-    Source,
-    SourceKind,
-    Tmpfs,
-    Tree,
-    Unshare,
-)
+from sandbox.level_steps import Hide, Loopback
+from sandbox.plan import Attach, Image, Mkdir, Tmpfs, Tree, Unshare
+from sandbox.plan_types import PlanFlag, Source, SourceKind
 from sandbox.setuid import HELPER
 from tests.support.helper import IMAGES, TRUSTED, WITH_BUILDER, settled
 from tests.support.launcher import NEWNS, at, below, source, squashfs

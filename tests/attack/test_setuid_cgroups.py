@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.plan import Cgroup
+from sandbox.level_steps import Cgroup
 from tests.support import delegation
 from tests.support.launcher import MEMORY, source
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.plan import Source, SourceKind
+from sandbox.plan_types import Source, SourceKind
 from tests.support import fuse, fuse_server, modes
 from tests.support.helper import TRUSTED, WITH_BUILDER
 from tests.support.launcher import squashfs

@@ -6,7 +6,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from sandbox.plan import Attach, Base, Image, Place
+from sandbox.plan import Attach, Image
+from sandbox.plan_types import Base, Place
 from tests.support.helper import IMAGES, TRUSTED, USE, USED, WITH_BUILDER
 from tests.support.launcher import MEMORY, source, squashfs
 

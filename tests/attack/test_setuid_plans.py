@@ -9,20 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.plan import (
-    Attach,
-    Extract,
-    IdMap,
-    Image,
-    Mkdir,
-    Mode,
-    Overlay,
-    Scratch,
-    SetPropagation,
-    Tmpfs,
-    Tree,
-    Unshare,
-)
+from sandbox.plan import Attach, Extract, IdMap, Image, Mkdir, Overlay, Scratch, SetPropagation, Tmpfs, Tree, Unshare
+from sandbox.plan_types import Mode
 from sandbox.setuid import HELPER
 from tests.support.helper import WITH_BUILDER, settled
 from tests.support.launcher import MEMORY, NEWNS, NEWUSER, TOP, at, below, source

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.codec import decode, encode
-from sandbox.plan import Attach, Image, Mkdir, PlanFlag, Tree
+from sandbox.plan import Attach, Image, Mkdir, Tree
+from sandbox.plan_types import PlanFlag
 from sandbox.policy import STORE
 from tests.support.helper import BUILDER, WITH_BUILDER, Helper, settled
 from tests.support.launcher import at, below, source, squashfs

@@ -16,6 +16,7 @@ import pytest
 from sandbox import stored
 from sandbox.engine import native
 from sandbox.spec import Spec
+from tests.conformance import strict
 from tests.support import archives
 from tests.support.archives import Entry
 
@@ -330,6 +331,11 @@ def test_a_plan_that_fails_is_compiled_once_more(front):
     assert front.again("--", "true").returncode == 0
 
 
+def _root(front):
+    strict.make_inputs(front.directory)
+    return front.directory / "root.sfs"
+
+
 # Needs a terminal, and a Python that stays.
 UNTRIED = {"tty"}
 # A launch with this field is compiled every time: words that set it.
@@ -344,6 +350,11 @@ NOT_STORED = {
     "keeps": lambda front: ["--isolation", "job", "--keep", f"artefact={front.directory}/kept"],
     "audit": lambda front: ["--isolation", "job", "--audit"],
     "workspace_unprotected": lambda front: ["--isolation", "job", "--workspace", "rw", "--workspace-unprotected"],
+    "root": lambda front: ["--isolation", "strict", "--root", _root(front)],
+    "root_ro": lambda front: ["--isolation", "strict", "--root", _root(front), "--root-ro"],
+    "refinements": lambda front: ["--isolation", "job", "--tmpfs", "/opt"],
+    "as_root": lambda front: ["--isolation", "job", "--as-root"],
+    "require_mounts": lambda front: ["--require-mount", "/proc"],
     "name": lambda front: ["--name", "called"],
     "allow_read": lambda front: ["--allow-read", "/"],
     "allow_write": lambda front: ["--allow-write", "/"],

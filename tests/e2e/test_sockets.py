@@ -8,23 +8,9 @@ import textwrap
 import pytest
 
 from sandbox import sockets
-from sandbox.plan import (
-    Attach,
-    Base,
-    Bind,
-    Dev,
-    Hide,
-    Mode,
-    NewRoot,
-    Overlay,
-    Place,
-    Plan,
-    PlanFlag,
-    Source,
-    SourceKind,
-    Tmpfs,
-    Tree,
-)
+from sandbox.level_steps import Bind, Dev, Hide, NewRoot
+from sandbox.plan import Attach, Overlay, Plan, Tmpfs, Tree
+from sandbox.plan_types import Base, Mode, Place, PlanFlag, Source, SourceKind
 from tests.support.modes import native_engine
 
 HOME = Source(SourceKind.DIRECTORY, b"/h", 1, 2)

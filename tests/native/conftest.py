@@ -5,7 +5,7 @@ import os
 import pytest
 
 from sandbox.doctor import packaged_program
-from sandbox.plan import Mode
+from sandbox.plan_types import Mode
 from tests.support import modes
 from tests.support.launcher import Launcher, copied
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.plan import Attach, Extract, Fuse, Image, Mkdir, Mode, Overlay, Scratch, Tmpfs, Tree
+from sandbox.plan import Attach, Extract, Fuse, Image, Mkdir, Overlay, Scratch, Tmpfs, Tree
+from sandbox.plan_types import Mode
 from tests.native import only
 from tests.support.launcher import MEMORY, TOP, at, below, memory_file, source, squashfs
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sandbox import policy
-from sandbox.plan import Attach, Image, Mkdir, Mode, Overlay, Source, Step, Tmpfs
+from sandbox.plan import Attach, Image, Mkdir, Overlay, Step, Tmpfs
+from sandbox.plan_types import Mode, Source
 from sandbox.setuid import HELPER
 from tests.support import leaks
 from tests.support.launcher import Launcher, below, source, squashfs, wait_until_empty

@@ -11,23 +11,18 @@ from typing import Any
 from sandbox.codec import encode
 from sandbox.plan import (
     Attach,
-    Base,
     DeathSignal,
     Guard,
     IdMap,
-    Mode,
     NoNewPrivs,
-    Place,
     PlaceEnv,
     Plan,
-    PlanFlag,
     SetPropagation,
-    Source,
-    SourceKind,
     Step,
     Tmpfs,
     Unshare,
 )
+from sandbox.plan_types import Base, Mode, Place, PlanFlag, Source, SourceKind
 from tests.support.users import Identity
 
 TOP = Place(Base.PROCDIR, b"")

@@ -2,9 +2,10 @@
 
 from hypothesis import strategies as st
 
-from sandbox import plan
+from sandbox import level_steps, plan, plan_types
 from sandbox.codec import AFTER_PIVOT, MAX_HOSTNAME
-from sandbox.plan import Attr, Base, Mode, OverlayOption, Place, Plan, PlanFlag, Resource, Source, SourceKind
+from sandbox.plan import Plan
+from sandbox.plan_types import Attr, Base, Mode, OverlayOption, Place, PlanFlag, Resource, Source, SourceKind
 from sandbox.versions import SINCE
 
 HOME = Source(SourceKind.DIRECTORY, b"/home", 1, 2)
@@ -22,40 +23,50 @@ _sources = st.one_of(
     st.builds(Source, st.just(SourceKind.MEMORY), st.just(b""), *[_U64] * 5),
 )
 _KINDS = {
-    plan.U32: _U32,
-    plan.U64: _U64,
-    plan.Path: _absolute,
-    plan.String: _name,
-    plan.Strings: st.builds(lambda program, more: (program, *more), _absolute, st.lists(_bytes, max_size=3)),
-    plan.Place: _places,
-    plan.Slots: st.lists(_U32, max_size=3).map(tuple),
-    plan.Words: st.lists(_U64, min_size=1, max_size=3).map(tuple),
+    plan_types.U32: _U32,
+    plan_types.U64: _U64,
+    plan_types.Path: _absolute,
+    plan_types.String: _name,
+    plan_types.Strings: st.builds(lambda program, more: (program, *more), _absolute, st.lists(_bytes, max_size=3)),
+    plan_types.Place: _places,
+    plan_types.Slots: st.lists(_U32, max_size=3).map(tuple),
+    plan_types.Words: st.lists(_U64, min_size=1, max_size=3).map(tuple),
 }
 # What the kind of the field does not say.
 _FIELDS = {
-    (plan.SetPropagation, "kind"): st.sampled_from([int(kind) for kind in plan.Propagation]),
+    (plan.SetPropagation, "kind"): st.sampled_from([int(kind) for kind in plan_types.Propagation]),
     (plan.Tree, "recursive"): st.integers(0, 1),
-    (plan.Init, "as_pid_1"): st.integers(0, 1),
-    (plan.Nice, "value"): st.integers(0, 39),
-    (plan.Limit, "resource"): st.sampled_from([int(resource) for resource in Resource]),
+    (level_steps.Init, "as_pid_1"): st.integers(0, 1),
+    (level_steps.Nice, "value"): st.integers(0, 39),
+    (level_steps.Limit, "resource"): st.sampled_from([int(resource) for resource in Resource]),
     (plan.Attach, "attrs"): st.integers(0, int(sum(Attr))),
-    (plan.NewRoot, "attrs"): st.integers(0, int(sum(Attr))),
-    (plan.PivotRoot, "read_only"): st.integers(0, 1),
-    (plan.LockTree, "attrs"): st.integers(0, int(sum(Attr))),
-    (plan.Protect, "attrs"): st.integers(0, int(sum(Attr))),
+    (level_steps.NewRoot, "attrs"): st.integers(0, int(sum(Attr))),
+    (level_steps.PivotRoot, "read_only"): st.integers(0, 1),
+    (level_steps.LockTree, "attrs"): st.integers(0, int(sum(Attr))),
+    (level_steps.Protect, "attrs"): st.integers(0, int(sum(Attr))),
     (plan.Overlay, "options"): st.integers(0, int(sum(OverlayOption))),
     (plan.Stack, "options"): st.integers(0, int(OverlayOption.USERXATTR)),
-    (plan.Allow, "access"): st.integers(1, 2**64 - 1),
-    (plan.Allow, "optional"): st.integers(0, 1),
-    (plan.Bind, "place"): st.builds(Place, st.just(Base.ROOT), _absolute, _U64, _U64),
-    (plan.Node, "path"): st.lists(_component, min_size=1, max_size=3).map(b"/".join),
-    (plan.Symlink, "target"): _absolute,
+    (level_steps.Allow, "access"): st.integers(1, 2**64 - 1),
+    (level_steps.Allow, "optional"): st.integers(0, 1),
+    (level_steps.Bind, "place"): st.builds(Place, st.just(Base.ROOT), _absolute, _U64, _U64),
+    (level_steps.Node, "path"): st.lists(_component, min_size=1, max_size=3).map(b"/".join),
+    (level_steps.Symlink, "target"): _absolute,
     (plan.Run, "path"): _bytes,
-    (plan.Name, "name"): st.from_regex(rb"[A-Za-z][A-Za-z0-9._-]{0,62}", fullmatch=True),
-    (plan.Hostname, "name"): st.binary(min_size=1, max_size=MAX_HOSTNAME).map(lambda raw: raw.replace(b"\0", b".")),
+    (level_steps.Name, "name"): st.from_regex(rb"[A-Za-z][A-Za-z0-9._-]{0,62}", fullmatch=True),
+    (level_steps.Hostname, "name"): st.binary(min_size=1, max_size=MAX_HOSTNAME).map(
+        lambda raw: raw.replace(b"\0", b".")
+    ),
 }
-_ONCE = (plan.Timeout, plan.Cgroup, plan.Landlock, plan.Network, plan.Name, plan.Label, plan.NewRoot)
-_USES = (plan.Extract, plan.Attach, plan.Idmap, plan.NewRoot, plan.CountChanges, plan.Node)
+_ONCE = (
+    level_steps.Timeout,
+    level_steps.Cgroup,
+    level_steps.Landlock,
+    level_steps.Network,
+    level_steps.Name,
+    level_steps.Label,
+    level_steps.NewRoot,
+)
+_USES = (plan.Extract, plan.Attach, level_steps.Idmap, level_steps.NewRoot, level_steps.CountChanges, level_steps.Node)
 _NEWER = tuple(since.what for since in SINCE if isinstance(since.what, (type, Mode)))
 _CLASSES = sorted(plan.OPCODES.values(), key=str)
 
@@ -74,10 +85,10 @@ def _step(draw, cls, sources, made):
             values[name] = tuple(draw(st.lists(st.sampled_from(made), min_size=fewest, max_size=3)))
         elif name == "source":
             # The last one was handed over.
-            values[name] = sources - 1 if cls is plan.Network else draw(st.integers(0, sources - 1))
+            values[name] = sources - 1 if cls is level_steps.Network else draw(st.integers(0, sources - 1))
         else:
             values[name] = draw(_FIELDS[cls, name] if (cls, name) in _FIELDS else _KINDS[kind])
-    if cls is plan.Limit:
+    if cls is level_steps.Limit:
         values["soft"], values["hard"] = sorted((values["soft"], values["hard"]))
     made += makes
     return cls(**values)
@@ -88,8 +99,8 @@ def _steps(draw, classes, sources):
     for cls in draw(st.lists(st.sampled_from(classes), max_size=12)):
         needs_slot = cls in (*_USES, plan.Overlay, plan.Stack) and not made
         kinds = {type(step) for step in steps}
-        pivoted = plan.PivotRoot in kinds
-        misplaced = cls is plan.PivotRoot and (pivoted or plan.NewRoot not in kinds)
+        pivoted = level_steps.PivotRoot in kinds
+        misplaced = cls is level_steps.PivotRoot and (pivoted or level_steps.NewRoot not in kinds)
         misplaced = misplaced or (pivoted and cls not in AFTER_PIVOT) or (cls in _ONCE and cls in kinds)
         if not needs_slot and not misplaced:
             steps.append(_step(draw, cls, sources, made))

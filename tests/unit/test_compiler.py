@@ -6,15 +6,16 @@ import stat
 
 import pytest
 
-from sandbox import codec, compiler, plan
-from sandbox.compiler import Material, Programs, Target, Treatment, compile_plan, treatment
+from sandbox import codec, compiler, plan, plan_types
+from sandbox.compiler import Programs, compile_plan
 from sandbox.engine.syscalls import CLONE_NEWNS, CLONE_NEWUSER
 from sandbox.errors import UsageError
 from sandbox.host import Host
 from sandbox.images.formats import Kind
-from sandbox.plan import Mode, Source, SourceKind
+from sandbox.plan_types import Mode, Source, SourceKind
 from sandbox.sources import Opened
 from sandbox.spec import Spec, SymlinkPolicy, TreeKind
+from sandbox.treatments import Material, Target, Treatment, treatment
 
 HOME = Source(SourceKind.DIRECTORY, b"/h", 1, 2)
 PROGRAMS = Programs(
@@ -124,10 +125,12 @@ def test_every_tree_is_nosuid_and_nodev_and_static_is_read_only():
     steps = build(Spec((b"x",), symlinks=(SymlinkPolicy(b"c", True),)), items, mode=Mode.ROOT, machine=host(uid=0))
     attrs = {step.place.path: step.attrs for step in only(steps, plan.Attach)}
     for value in attrs.values():
-        assert value & (plan.Attr.NOSUID | plan.Attr.NODEV) == plan.Attr.NOSUID | plan.Attr.NODEV
-    read_only = {path for path, value in attrs.items() if value & plan.Attr.READ_ONLY}
+        assert (
+            value & (plan_types.Attr.NOSUID | plan_types.Attr.NODEV) == plan_types.Attr.NOSUID | plan_types.Attr.NODEV
+        )
+    read_only = {path for path, value in attrs.items() if value & plan_types.Attr.READ_ONLY}
     assert read_only == {b"static/a", b"static/b"}
-    assert {path for path, value in attrs.items() if value & plan.Attr.NOSYMFOLLOW} == {b"dynamic/c"}
+    assert {path for path, value in attrs.items() if value & plan_types.Attr.NOSYMFOLLOW} == {b"dynamic/c"}
 
 
 def test_a_target_is_checked_unless_only_the_run_can_see_it():

@@ -4,8 +4,9 @@ import pytest
 
 from sandbox.cli import run
 from sandbox.errors import UsageError
+from sandbox.level_steps import Cgroup, Limit, Nice, Timeout
 from sandbox.limits import UNLIMITED, Limits, compromise, parse, parse_duration, steps
-from sandbox.plan import Cgroup, Limit, Nice, Resource, Timeout
+from sandbox.plan_types import Resource
 
 
 @pytest.mark.parametrize(

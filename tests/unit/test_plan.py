@@ -6,19 +6,8 @@ from hypothesis import strategies as st
 
 from sandbox import plan
 from sandbox.codec import PlanError, decode, encode
-from sandbox.plan import (
-    Attach,
-    Base,
-    Mode,
-    Overlay,
-    Place,
-    Plan,
-    PlanFlag,
-    Source,
-    SourceKind,
-    Tmpfs,
-    UnsetEnv,
-)
+from sandbox.plan import Attach, Overlay, Plan, Tmpfs, UnsetEnv
+from sandbox.plan_types import Base, Mode, Place, PlanFlag, Source, SourceKind
 from tests.support.plans import HOME, plans
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox import plan
+from sandbox import level_steps, plan, plan_types
 from sandbox.codec import PlanError, decode, encode
 from sandbox.versions import FIRST, LAST
 from tests.support import echo
@@ -23,14 +23,14 @@ MUTANTS = 20_000
 
 # The fields that are numbers here and have a type of their own there.
 _TYPES = {
-    (plan.Source, "kind"): plan.SourceKind,
-    (plan.Place, "base"): plan.Base,
-    (plan.SetPropagation, "kind"): plan.Propagation,
-    (plan.Limit, "resource"): plan.Resource,
+    (plan_types.Source, "kind"): plan_types.SourceKind,
+    (plan_types.Place, "base"): plan_types.Base,
+    (plan.SetPropagation, "kind"): plan_types.Propagation,
+    (level_steps.Limit, "resource"): plan_types.Resource,
     (plan.Tree, "recursive"): bool,
-    (plan.Init, "as_pid_1"): bool,
-    (plan.Allow, "optional"): bool,
-    (plan.PivotRoot, "read_only"): bool,
+    (level_steps.Init, "as_pid_1"): bool,
+    (level_steps.Allow, "optional"): bool,
+    (level_steps.PivotRoot, "read_only"): bool,
 }
 
 

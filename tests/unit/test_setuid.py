@@ -11,7 +11,9 @@ import pytest
 
 from sandbox import apparmor, codec, fsops, host, journal, policy, setuid, setuid_status, versions
 from sandbox.errors import HostError, UsageError
-from sandbox.plan import Mode, Plan, PlanFlag, Source, SourceKind, Timeout
+from sandbox.level_steps import Timeout
+from sandbox.plan import Plan
+from sandbox.plan_types import Mode, PlanFlag, Source, SourceKind
 from sandbox.spec import Spec, validate
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -1,0 +1,361 @@
+"""From a Spec to a compiled launch: opens everything, asks the image services, compiles."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from sandbox import compiler, environment, fsops, home, host, sources
+from sandbox.compiler import Compiled, Programs
+from sandbox.engine import Launch
+from sandbox.errors import HostError, UsageError, printable, reason, warn
+from sandbox.home import Home
+from sandbox.images import formats
+from sandbox.level_steps import Protect
+from sandbox.materials import Maker, Say
+from sandbox.plan import Plan
+from sandbox.plan_types import Mode, Source
+from sandbox.record import Record
+from sandbox.sources import Opened
+from sandbox.spec import Spec, Tree, TreeKind, check_name, guards_workspace, needs_attendant, validate
+from sandbox.treatments import Material, Target, Treatment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandbox import attending, network, refine, saving
+    from sandbox.isolation import Surroundings
+    from sandbox.stored import Keeper
+
+
+class Prepared(Record):
+    """A compiled launch; valid while the context that made it is open."""
+
+    compiled: Compiled
+    launch: Launch
+    home: Home
+    trees: list[Opened]
+    materials: list[Material]
+    changes: "saving.Draft | saving.HandedOut | None" = None
+    surroundings: "Surroundings | None" = None
+    # The same plan for other surroundings.
+    recompile: "Callable[[Surroundings | None], Compiled] | None" = None
+    wanted: "attending.Wanted | None" = None
+    roots: list[Opened] = []  # noqa: RUF012
+
+
+class Calling(Record):
+    """What a program that starts a run adds to its spec: None is this process's own.
+
+    `cwd` and `environ` are the command's, an absolute path and the variables that options then change; `account` is a
+    descriptor for one more report; `keeper` stores the launch for the front.
+    """
+
+    cwd: bytes | None = None
+    environ: Mapping[bytes, bytes] | None = None
+    account: int | None = None
+    keeper: "Keeper | None" = None
+
+
+def choose_mode(spec: Spec, machine: host.Host) -> Mode:
+    """The mode of a run. Raises HostError when the one that is asked for cannot be had."""
+    # What the helper refuses for its power, a user namespace may still do.
+    helper = spec.engine != "python" and spec.scratch is None and spec.net != "private"
+    return host.choose_mode(spec.mode, machine, helper=helper)
+
+
+def prepare(
+    spec: Spec,
+    environ: dict[bytes, bytes],
+    stack: contextlib.ExitStack,
+    *,
+    say: Say,
+    hint: Say,
+    build: bool = True,
+    calling: Calling = Calling(),  # noqa: B008 (frozen)
+) -> Prepared:
+    """Open everything and compile. Without `build` nothing is converted: the plan is for reading only."""
+    validate(spec)
+    _require_mounts(spec)
+    machine = host.probe()
+    mode = choose_mode(spec, machine)
+    if spec.allow_new_privs and mode is Mode.USERNS:
+        raise UsageError(
+            "--allow-new-privs: in a user namespace setuid programs gain nothing",
+            hint="leave it out, or use --mode root or setuid",
+        )
+    if mode is Mode.SETUID:
+        from sandbox import setuid
+
+        machine = machine.replace(redirects=not setuid.shows_any_image())
+    if spec.allow_read or spec.allow_write or mode is Mode.LANDLOCK:
+        from sandbox import landlock
+
+        machine = machine.replace(landlock=landlock.probe())
+        for remark in landlock.remarks(spec, machine.landlock):
+            hint(remark)
+    # Bad input leaves nothing behind, a home neither: it is opened first only where sources are in it.
+    roots = [] if spec.root is None else [Tree(TreeKind.DYNAMIC, b"root:" + spec.root)]
+    where = _home(environ, stack, say) if any(map(_names_image, (*spec.trees, *roots))) else None
+    opened = [_open_tree(tree, where, stack) for tree in spec.trees]
+    opened_roots = [_open_tree(tree, where, stack) for tree in roots]
+    sources.refuse_repeated(opened)
+    given = environ if calling.environ is None else calling.environ
+    cwd = _working_directory() if calling.cwd is None else calling.cwd
+    command_env = environment.build(spec, given)
+    # In a root of its own nothing of the host is there to be mounted on.
+    targets = {} if spec.isolation == "strict" else _targets(opened, spec)
+    where = where or _home(environ, stack, say)
+    maker = Maker(spec, machine, mode, where, stack, say=say, hint=hint, build=build)
+    materials = [maker.material(item) for item in opened]
+    surroundings = None
+    if spec.isolation != "none":
+        surroundings = _surroundings(spec, mode, where, given, cwd, stack)
+        for item in opened_roots:
+            surroundings = surroundings.replace(image=maker.material(item))
+        command_env |= surroundings.variables(spec)
+    wanted = _wanted(spec, cwd, stack)
+    maker.show_hint()
+    draft = None
+    if spec.saves:
+        from sandbox import saving
+
+        saving.check_names(spec)
+        draft = saving.draft(where, stack) if mode is not Mode.SETUID else None
+    recompile = functools.partial(
+        compiler.compile_plan,
+        spec,
+        machine,
+        mode,
+        where.source(),
+        materials,
+        targets,
+        scratch=_scratch(spec),
+        cgroup=_cgroup(spec, build=build),
+        programs=Programs(maker.fuse_program, maker.extract_argv, maker.copy_argv),
+        cwd=cwd,
+        saving=None if draft is None else draft.source,
+        private=_private(spec, mode, stack, build=build),
+        changes=_changes(spec, surroundings, targets, stack),
+    )
+    compiled = recompile(where=surroundings)
+    if wanted is not None and surroundings is not None:
+        # As the filter would decide by itself: the one in the plan asks.
+        words = surroundings.filter if spec.audit else ()
+        wanted = wanted.replace(words=words, limit=compiler.tmpfs_size(spec, machine))
+    launch = Launch(spec.command, command_env, compiled.fds)
+    changes: saving.Draft | saving.HandedOut | None = draft
+    if spec.saves and draft is None:
+        handed = changes = saving.HandedOut(compiled.saved.values(), stack)
+        launch = launch.replace(trees=handed.given)
+    return Prepared(
+        compiled,
+        launch,
+        where,
+        opened,
+        materials,
+        changes,
+        surroundings,
+        lambda other: recompile(where=other),
+        wanted,
+        opened_roots,
+    )
+
+
+def _wanted(spec: Spec, cwd: bytes, stack: contextlib.ExitStack) -> "attending.Wanted | None":
+    """What the run is attended for; a place for artefacts is looked at before anything is done. Raises UsageError."""
+    if not needs_attendant(spec):
+        return None
+    from sandbox import attending, keeping, terminal
+
+    if spec.tty:
+        terminal.check()
+    return attending.Wanted(tuple(keeping.open_destinations(spec.keeps, cwd, stack)), (), 0, 0)
+
+
+def _require_mounts(spec: Spec) -> None:
+    """Before anything is opened or made: what is absent would be filled, or looked for in vain."""
+    for path in spec.require_mounts:
+        from sandbox import guards
+
+        guards.require_mounted(path)
+
+
+def _home(environ: dict[bytes, bytes], stack: contextlib.ExitStack, say: Say) -> Home:
+    return stack.enter_context(home.open_home(environ, say=say))
+
+
+def _names_image(tree: Tree) -> bool:
+    if tree.kind is TreeKind.EMPTY:
+        return False
+    return any(layer.startswith(b"@") for layer in sources.layers_of(sources.split(tree.text)[1]))
+
+
+def _open_tree(tree: Tree, where: Home | None, stack: contextlib.ExitStack) -> Opened:
+    """Every layer of a tree; open as long as `stack`. Raises SourceError or UsageError with the way out."""
+    if tree.kind is TreeKind.EMPTY:
+        return Opened(tree.kind, tree.text, b"", -1, None, None)
+    name, path = sources.split(tree.text)
+    layers = []
+    for layer in sources.layers_of(path):
+        if layer.startswith(b"@"):
+            assert where is not None
+            item = _open_image(tree.kind, name, layer, where)
+        else:
+            item = sources.open_path(tree.kind, name, layer, option=f"--{tree.kind.value}")
+        stack.enter_context(fsops.closing(item.fd))
+        layers.append(item)
+        name = item.name
+    if len(layers) > 1 and where is not None:
+        from sandbox import saving
+
+        saving.check_bases(where, layers)
+    return layers[0].replace(above=tuple(layers[1:]))
+
+
+def _open_image(kind: TreeKind, name: bytes | None, reference: bytes, where: Home) -> Opened:
+    """A layer that is @NAME or @sha256:PREFIX."""
+    from sandbox.images import names
+    from sandbox.images.store import IMAGE, Store
+
+    with Store(where.fd) as images:
+        found = names.open_reference(images, reference)
+    path = os.path.join(where.path, b"cache", found.digest + IMAGE)
+    name = check_name(name or found.name, option=f"--{kind.value}")
+    return Opened(kind, name, path, found.fd, os.fstat(found.fd), formats.Kind.SQUASHFS)
+
+
+def _working_directory() -> bytes:
+    """Empty when it was deleted: a command may still run there, and only relative paths cannot be resolved."""
+    try:
+        return os.getcwdb()
+    except FileNotFoundError:
+        return b""
+
+
+def _filter(spec: Spec, where: Home) -> tuple[int, ...]:
+    from sandbox import seccomp
+
+    if spec.seccomp == b"default":
+        return seccomp.kept_filter(where.fd, spec.allow_syscalls)
+    return () if spec.seccomp == b"none" else seccomp.read_filter(spec.seccomp)
+
+
+def _surroundings(
+    spec: Spec, mode: Mode, where: Home, environ: Mapping[bytes, bytes], cwd: bytes, stack: contextlib.ExitStack
+) -> "Surroundings":
+    """What an isolating level needs to know of this host, and the working directory as its workspace."""
+    from sandbox import isolation
+
+    found = isolation.look(environ, spec, mode, where.path).replace(filter=_filter(spec, where))
+    if not isolation.can_be_workspace(cwd, found):
+        return found
+    fd = stack.enter_context(fsops.closing(os.open(cwd, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
+    kind = TreeKind.DYNAMIC if spec.workspace == "overlay" else TreeKind.STATIC
+    tree = Opened(kind, cwd, cwd, fd, os.fstat(fd), None)
+    source = sources.describe(cwd, os.fstat(fd))
+    protected: tuple[Protect, ...] = ()
+    if guards_workspace(spec):
+        from sandbox import guarding
+
+        protected = guarding.protect(fd, cwd, stack)
+    return found.replace(workspace=Material(tree, Treatment.DIRECTORY, source, None), protected=protected)
+
+
+def _changes(
+    spec: Spec, where: "Surroundings | None", targets: dict[bytes, Target], stack: contextlib.ExitStack
+) -> "tuple[refine.Opened, ...]":
+    if not spec.refinements:
+        return ()
+    from sandbox import refine
+
+    own = [target.path for target in targets.values()]
+    if where is not None and where.workspace is not None:
+        own.append(where.workspace.tree.name)
+    return refine.opened(spec, where, own, stack)
+
+
+def _targets(opened: list[Opened], spec: Spec) -> dict[bytes, Target]:
+    """The host's directories that trees with an absolute name cover, as they are now."""
+    targets: dict[bytes, Target] = {}
+    for tree in opened:
+        if not tree.name.startswith(b"/"):
+            continue
+        # Inside an earlier mount only the run itself can see what is there.
+        name = os.path.normpath(tree.name)
+        outer = [other for other in targets if name.startswith(os.path.normpath(other) + b"/")]
+        if outer:
+            longest = max(outer, key=len)
+            rest = name[len(os.path.normpath(longest)) :]
+            targets[tree.name] = Target(targets[longest].path + rest, None)
+        else:
+            targets[tree.name] = _target(tree.name, mkdir=spec.mkdir)
+    return targets
+
+
+def _target(path: bytes, *, mkdir: bool) -> Target:
+    """Resolved once, to a descriptor: what it is and where it is are of one and the same directory."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        if mkdir and isinstance(error, FileNotFoundError):
+            return Target(os.path.realpath(path), None)
+        hint = "" if mkdir else "create the directory, or let --mkdir do it"
+        raise UsageError(f"cannot mount on {printable(path)}: {reason(error)}", hint=hint) from None
+    with fsops.closing(fd):
+        return Target(os.readlink(b"/proc/self/fd/%d" % fd), os.fstat(fd))
+
+
+def _private(spec: Spec, mode: Mode, stack: contextlib.ExitStack, *, build: bool) -> "network.Private | None":
+    """A private network, with the process behind it. Reading the plan starts none."""
+    if spec.net != "private":
+        return None
+    from sandbox import network
+
+    found = network.look(mode, spec.isolation)
+    if not build:
+        return found
+    started = network.start(found)
+    stack.enter_context(fsops.closing(started.socket))
+    return started
+
+
+def _scratch(spec: Spec) -> Source | None:
+    if spec.scratch is None:
+        return None
+    try:
+        fd = os.open(spec.scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(
+            f"--scratch: cannot use {printable(spec.scratch)}: {reason(error)}",
+            hint="tmpfs, or a directory that you may write to",
+        ) from None
+    with fsops.closing(fd):
+        return sources.describe(os.readlink(b"/proc/self/fd/%d" % fd), os.fstat(fd))
+
+
+def _cgroup(spec: Spec, *, build: bool) -> Source | None:
+    """Where the run's cgroup goes, if a limit needs one. Only reading the plan asks systemd for nothing."""
+    if spec.limits is None or not spec.limits.controllers:
+        return None
+    from sandbox import cgroups, limits
+
+    try:
+        path = cgroups.place(spec.limits.controllers, ask_systemd=build)
+    except HostError as error:
+        if not spec.limits.best_effort:
+            options = ", ".join("--cpus" if name == "cpu" else f"--{name}" for name in sorted(spec.limits.controllers))
+            raise HostError(f"{options}: {error.message}", hint=error.hint) from None
+        warn(limits.compromise(spec.limits, error.message))
+        return None
+    return sources.describe(path, os.stat(path))
+
+
+def _sockets(plan: Plan, spec: Spec) -> list[str]:
+    """What an isolated command can still connect to."""
+    if spec.isolation == "none":
+        return []
+    from sandbox import sockets
+
+    return [f"socket   {printable(path)} can be connected to" for path in sockets.reachable(plan, sockets.bound())]
