@@ -200,7 +200,8 @@ def test_whatever_compiling_looks_at_is_a_condition(front, level):
     (file,) = front.files()
     stored_bytes = file.read_bytes()
     compiling = log.read_text().split('/bin/sandbox-engine"', 2)[0].splitlines()
-    own = (sys.prefix, sys.base_prefix, str(front.area.home(front.who.as_user)), str(Path(stored.__file__).parents[1]))
+    own = (str(front.full.parents[1]), sys.base_prefix, str(front.area.home(front.who.as_user)))
+    own += (str(Path(stored.__file__).parents[1]),)
     # Who one is, the locale, the loader's and Python's own; /proc/self is this very process.
     own += (
         "/etc/ld.so",
