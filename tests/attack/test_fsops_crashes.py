@@ -13,6 +13,8 @@ import pytest
 from sandbox import fsops, home
 from sandbox.images import catalog, formats, reaper
 from sandbox.images import store as image_store
+from sandbox.plan import Plan
+from sandbox.plan_types import Mode, PlanFlag
 from tests.support import archives, killing, no_tmpfile
 from tests.support.archives import Entry
 
@@ -133,7 +135,8 @@ def reap(store):
 
 def record(store):
     with home.open_home({b"SANDBOX_HOME": os.fsencode(store.home)}, say=lambda _: None) as opened:
-        made = home.new_record(opened, (b"true",), "root", [os.fsencode(store.where)])
+        plan = Plan(Mode.ROOT, PlanFlag(0), os.getuid(), os.getgid(), opened.source(), (), ())
+        made = home.new_record(opened, (b"true",), plan, [os.fsencode(store.where)])
         home.clean_stale(opened, say=lambda _: None)
         made.remove()
 

@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import subprocess
-import sys
 
 import pytest
 
@@ -27,6 +26,7 @@ class Terminal:
     """Runs `sandbox image` with a terminal, or a pipe, for its standard error."""
 
     def __init__(self, run_sandbox: Runner, who: Identity, area: Area) -> None:
+        self.python = run_sandbox.command.parent / "python"
         self.environment = {**run_sandbox.environment(who.as_user), "TERM": "xterm", "COLUMNS": "120"}
         self.options = {"cwd": area.dir(who.as_user), **who.popen_options()}
 
@@ -34,7 +34,7 @@ class Terminal:
         """What it writes to standard output and error."""
         ours, theirs = pty.openpty() if terminal else os.pipe()
         process = subprocess.Popen(
-            [sys.executable, "-c", _AT_ONCE, "image", *args],
+            [self.python, "-c", _AT_ONCE, "image", *args],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=theirs,

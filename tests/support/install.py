@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.users import Identity
@@ -49,14 +50,20 @@ def _reachable_interpreter(identities: list[Identity]) -> Path:
     raise RuntimeError(f"no Python {version} that the test account can execute; tried {', '.join(candidates)}")
 
 
+def _ours(top: str) -> Callable[[str, list[str]], set[str]]:
+    """What of a directory is not copied: this project, as it is installed there, and byte code."""
+    here, below = (shutil.ignore_patterns(*names, "__pycache__") for names in (("sandbox*", "__editable__*"), ()))
+    # toolz has a package toolz.sandbox.
+    return lambda directory, names: (here if directory == top else below)(directory, names)
+
+
 def _relocated(base: Path, where: Path) -> Path:
     """A real (not editable) install of the project, with this interpreter's packages beside it."""
     subprocess.run([str(base), "-m", "venv", "--without-pip", str(where)], check=True)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = where / "lib" / version / "site-packages"
     for source in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-        ours = shutil.ignore_patterns("sandbox*", "__editable__*", "__pycache__")
-        shutil.copytree(source, packages, symlinks=True, dirs_exist_ok=True, ignore=ours)
+        shutil.copytree(source, packages, symlinks=True, dirs_exist_ok=True, ignore=_ours(source))
     # What an earlier build left there would be packed into the wheel, deleted modules and all.
     shutil.rmtree(REPOSITORY / "build", ignore_errors=True)
     pip = [sys.executable, "-m", "pip", "--python", str(where / "bin" / "python"), "install", "--quiet"]
