@@ -164,7 +164,8 @@ class Launcher:
 
     def check(self, plan: bytes, script: str, expected: str, code: int = 0, **options: Any) -> None:
         """What a shell script prints."""
-        assert self.run(plan, "sh", "-c", script, **options) == (code, expected, "")
+        done = self.run(plan, "sh", "-c", script, **options)
+        assert done == (code, expected, ""), done
 
     def refused(self, plan: bytes, *texts: str, **options: Any) -> None:
         """One line, exit code 125, and nothing ran."""
