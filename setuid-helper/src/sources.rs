@@ -187,7 +187,8 @@ fn changed(path: &[u8]) -> Failure {
     Failure::new(message).hint("launch again; if it stays, somebody is changing it")
 }
 
-fn nanoseconds(seconds: i64, nanoseconds: impl TryInto<u64>) -> u64 {
+/// A time of a file, as plans have it.
+pub fn nanoseconds(seconds: i64, nanoseconds: impl TryInto<u64>) -> u64 {
     // Times before 1970 are stored as 0.
     let part: u64 = nanoseconds.try_into().unwrap_or(0);
     u64::try_from(seconds).map_or(0, |seconds| seconds.saturating_mul(1_000_000_000).saturating_add(part))

@@ -7,11 +7,11 @@ from tests.support import archives
 from tests.support.archives import Entry
 
 
-def make_inputs(where: Path, uid: int) -> None:
-    """A base, and two layers that add, change, hide and replace. They belong to `uid`, whom setuid mode lets write."""
+def make_inputs(where: Path, uid: int, gid: int) -> None:
+    """A base, and two layers that add, change, hide and replace. They belong to whom setuid mode lets write."""
 
     def own(*entries: Entry) -> list[Entry]:
-        return [entry._replace(uid=uid, gid=uid) for entry in entries]
+        return [entry._replace(uid=uid, gid=gid) for entry in entries]
 
     def hidden(name: str) -> Entry:
         return Entry(name, kind="chardev", device=(0, 0), mode=0)

@@ -24,7 +24,7 @@ def inputs(session_area, identities):
     where = session_area / "conformance"
     where.mkdir(mode=0o755)
     make_inputs(where)
-    stacks.make_inputs(where, identities[True].uid)
+    stacks.make_inputs(where, identities[True].uid, identities[True].gid)
     strict.make_inputs(where)
     return where
 

@@ -2,6 +2,7 @@
 
 use crate::plan::reader::{Read, Reader};
 use crate::prelude::*;
+use crate::sources::nanoseconds;
 use crate::sys;
 use core::ffi::CStr;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat, openat, readlinkat, statat};
@@ -94,9 +95,6 @@ fn status(path: &[u8]) -> Result<Stat, Errno> {
 }
 
 fn times(status: &Stat) -> [u64; 5] {
-    let nanoseconds = |seconds: i64, rest: u64| {
-        u64::try_from(seconds).map_or(0, |seconds| seconds.saturating_mul(1_000_000_000).saturating_add(rest))
-    };
     let size = status.st_size.try_into().unwrap_or(u64::MAX);
     let modified = nanoseconds(status.st_mtime, status.st_mtime_nsec);
     [status.st_dev, status.st_ino, size, modified, nanoseconds(status.st_ctime, status.st_ctime_nsec)]
