@@ -49,6 +49,9 @@ class Maker:
         """What there is to mount of a tree, and of every layer stacked on it."""
         stacked = bool(tree.above)
         layers = [self.layer(layer, stacked=stacked).replace(stacked=stacked) for layer in tree.layers]
+        # Archives with the same content are one image of the cache.
+        images = [(layer.tree.label, layer.source) for layer in layers if layer.treatment is Treatment.IMAGE]
+        sources.refuse_twice((label, (image.dev, image.ino)) for label, image in images if image and image.path)
         return layers[0].replace(above=tuple(layers[1:]))
 
     def layer(self, tree: Opened, *, stacked: bool) -> Material:

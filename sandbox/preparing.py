@@ -207,6 +207,7 @@ def _open_tree(tree: Tree, where: Home | None, stack: contextlib.ExitStack) -> O
         stack.enter_context(fsops.closing(item.fd))
         layers.append(item)
         name = item.name
+    sources.refuse_twice((item.label, (item.status.st_dev, item.status.st_ino)) for item in layers if item.status)
     if len(layers) > 1 and where is not None:
         from sandbox import saving
 

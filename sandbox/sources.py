@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from collections.abc import Iterable
 
 from sandbox.engine import syscalls as sys
 from sandbox.errors import SourceError, UsageError, printable, reason
@@ -136,3 +137,16 @@ def refuse_repeated(opened: list[Opened]) -> None:
                 hint="give one of them another name: NAME:SRC",
             )
         seen[key] = item
+
+
+def refuse_twice(layers: Iterable[tuple[str, tuple[int, int]]]) -> None:
+    """An overlay takes nothing twice, under whatever names (ELOOP). Of each layer its label, and device and inode.
+
+    Raises UsageError.
+    """
+    seen: dict[tuple[int, int], str] = {}
+    for label, identity in layers:
+        if (other := seen.get(identity)) is not None:
+            what = f"{label} is" if other == label else f"{other} and {label} are the same, which is"
+            raise UsageError(f"{what} in the stack twice", hint="name each layer once")
+        seen[identity] = label

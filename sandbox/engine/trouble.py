@@ -98,6 +98,7 @@ _REMEDIES: tuple[tuple[tuple[type, ...], tuple[int, ...], str], ...] = (
             "locked: --workspace ro, or another directory"
         ),
     ),
+    ((Overlay, Stack), (errno.ELOOP,), "a layer is in the stack twice, or lies in another one: name each once"),
     (
         (Loopback,),
         (errno.EPERM,),

@@ -20,6 +20,7 @@ def make_inputs(where: Path, uid: int, gid: int) -> None:
     directories = [Entry.directory(name) for name in ("sub", "old", "turn")]
     archives.make_squashfs(where / "base.sfs", own(*directories, *files))
     archives.make_tar(where / "base.tar", own(*directories, *files))
+    (where / "twin.tar").write_bytes((where / "base.tar").read_bytes())
     archives.make_tree(where / "base", [*directories, *files])
     changes = [Entry("f", b"one\n"), hidden("gone"), Entry.directory("sub"), hidden("sub/a"), Entry("sub/c", b"one\n")]
     replaced = [hidden("old/x"), hidden("old/y"), Entry("old/n", b"one\n"), Entry.directory("swap")]
@@ -37,6 +38,8 @@ _READ = f'cd "$SANDBOX_STATIC/t" && {_LIST} && (touch x 2>/dev/null || echo kept
 _WRITE = f"""cd "$SANDBOX_DYNAMIC/t" && echo new > f && rm -r sub old && mkdir sub && echo n > sub/a && rm swap/in &&
 {_LIST}"""
 _WRITTEN = "./f ./gone ./sub ./sub/a ./swap new\n"
+_TWICE = "in the stack twice (name each layer once)"
+_JOB = ("--isolation", "job")
 
 CASES = [
     Case("stack of two", _READ, ("-s", "t:{d}/base.sfs+{d}/one.sfs"), _ONE + "kept\n"),
@@ -61,6 +64,27 @@ CASES = [
         "new\nx\ny\na b g tool ",
     ),
     Case("name of a stack", 'ls "$SANDBOX_STATIC"', ("-s", "{d}/base.sfs+{d}/one.sfs"), "base\n"),
+    Case("stack of one twice", "true", ("-s", "t:{d}/base.sfs+{d}/one.sfs+{d}/base.sfs"), code=125, stderr=_TWICE),
+    Case("stack of one by two paths", "true", ("-d", "t:{d}/base.sfs+{d}/./base.sfs"), code=125, stderr=_TWICE),
+    Case("stack of a tar twice", "true", ("-s", "t:{d}/base.tar+{d}/base.tar"), code=125, stderr=_TWICE),
+    Case("job: stack of one twice", "true", (*_JOB, "-s", "t:{d}/base.sfs+{d}/base.sfs"), code=125, stderr=_TWICE),
+    Case(
+        "stack of twins in the cache",
+        _READ,
+        ("--cache", "-s", "t:{d}/base.tar+{d}/twin.tar"),
+        "./f ./gone ./old ./old/x ./old/y ./sub ./sub/a ./sub/b ./swap ./turn ./turn/z base\nkept\n",
+        refused_in="root setuid",
+        refusal="twin.tar are the same, which is in the stack twice (name each layer once)",
+    ),
+    Case(
+        "stack of a directory and one in it",
+        _READ,
+        ("-s", "t:{d}/base+{d}/base/sub"),
+        code=125,
+        stderr="a layer is in the stack twice, or lies in another one: name each once",
+        refused_in="setuid",
+        refusal="images only",
+    ),
     Case(
         "stack with a missing layer",
         "true",

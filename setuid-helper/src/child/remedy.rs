@@ -34,6 +34,9 @@ pub fn remedy(step: &Step, error: Errno) -> &'static str {
             "it may be in an overlay twice already, or have mounts in it that a sandbox or container around this one \
              locked: --workspace ro, or another directory"
         }
+        (Step::Overlay { .. } | Step::Stack { .. }, Errno::LOOP) => {
+            "a layer is in the stack twice, or lies in another one: name each once"
+        }
         (Step::Fuse { .. }, Errno::ACCESS | Errno::NOENT | Errno::NXIO) => {
             "/dev/fuse cannot be used here: let the image be unpacked instead"
         }
