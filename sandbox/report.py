@@ -69,7 +69,8 @@ class Reporter:
         )
         for text, is_trace in ((report, False), (trace, True)):
             if text is not None:
-                self.targets.append(_open_target(text, is_trace=is_trace))
+                option = "--trace" if is_trace else "--report"
+                self.targets.append(open_target(text, option, is_trace=is_trace))
         if any(target.name for target in self.targets):
             self.mode &= ~_umask()
         if account is not None:
@@ -117,7 +118,7 @@ class Reporter:
         for target in self.targets:
             more = "".join(", " + json.dumps(self._event(phase, target, thread=2)) for phase in outcome.phases)
             rest = "" if target.is_trace else ", " + _text(facts)
-            _write(target, self._start(target) + f"{more}]{rest}}}\n".encode(), self.mode)
+            write_target(target, self._start(target) + f"{more}]{rest}}}\n".encode(), self.mode)
 
     def failed(self, error: BaseException) -> None:
         """Write that the launch failed here. Whatever is wrong with the report, the failure itself is what counts."""
@@ -230,9 +231,11 @@ class _Failed:
         return {**ending, **UNKNOWN}
 
 
-def _open_target(text: bytes, *, is_trace: bool) -> Target:
-    """Opened before anything else is done: a report that cannot be written is to be known before the command runs."""
-    option = "--trace" if is_trace else "--report"
+def open_target(text: bytes, option: str, *, is_trace: bool = False) -> Target:
+    """Opened before anything else is done: a report that cannot be written is to be known before the command runs.
+
+    `text` is FILE, - or fd:N. The caller closes the descriptor. Raises UsageError, which names the option.
+    """
     if text == b"-" or text.startswith(b"fd:"):
         digits = b"1" if text == b"-" else text[3:]
         try:
@@ -284,7 +287,8 @@ def _check_replaceable(parent: int, name: bytes, text: bytes, option: str) -> No
         raise UsageError(f"{what} belongs to somebody else", hint="name a new file")
 
 
-def _write(target: Target, data: bytes, mode: int) -> None:
+def write_target(target: Target, data: bytes, mode: int) -> None:
+    """Put all of it where it belongs, complete or not at all. Raises SandboxError."""
     try:
         if target.name:
             fsops.replace_file(target.fd, target.name, data, mode=mode, durable=True)

@@ -139,14 +139,15 @@ class Process(Generic[AnyStr]):
         except subprocess.TimeoutExpired:
             self.end()
             out, err = self._popen.communicate()
-            self._account()
+            self.account()
             raise TimeoutExpiredError(self.args, timeout or 0.0, out, err) from None
         except BaseException:
             self.close()
             raise
-        return finished(self._start, self._popen.returncode, out, err, self._account(), text=self._text)
+        return finished(self._start, self._popen.returncode, out, err, self.account(), text=self._text)
 
-    def _account(self) -> bytes:
+    def account(self) -> bytes:
+        """The report as it was written, once the process has ended."""
         if self._report is None:
             self._report = self._start.end()
         return self._report
@@ -154,7 +155,7 @@ class Process(Generic[AnyStr]):
     def close(self) -> None:
         """End what still runs, and close what is open."""
         self.end()
-        self._account()
+        self.account()
         for stream in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
             if stream is not None:
                 with contextlib.suppress(OSError):

@@ -34,7 +34,7 @@ class Result(Generic[AnyStr]):
     @functools.cached_property
     def report(self) -> dict[str, Any]:
         """The account of the run (docs/report.md); empty when the supervisor was killed before it could write it."""
-        return _parse(self._account)
+        return parse_account(self._account)
 
     @property
     def cause(self) -> str:
@@ -82,7 +82,8 @@ class TimeoutExpiredError(SandboxError, subprocess.TimeoutExpired):
     __str__ = SandboxError.__str__
 
 
-def _parse(account: bytes) -> dict[str, Any]:
+def parse_account(account: bytes) -> dict[str, Any]:
+    """The report that an engine wrote; empty when there is none."""
     # What fails after an engine has reported is told in one more line.
     with contextlib.suppress(ValueError, IndexError):
         if isinstance(report := json.loads(account.splitlines()[-1]), dict):
@@ -94,7 +95,7 @@ def refuse_failed_launch(returncode: int, account: bytes, said: str | bytes) -> 
     """Raises SandboxError when the command was not started; `said` is what was captured of standard error."""
     if account and returncode not in (EXIT_LAUNCHER_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND):
         return
-    report = _parse(account)
+    report = parse_account(account)
     if report.get("cause") == "launcher":
         code = int(report.get("exit_code") or 0)
         message = str(report.get("error"))

@@ -13,6 +13,7 @@ _COMMANDS = {
     "run": "run a command in a sandbox",
     "image": "build, name, roll back, verify and carry images",
     "job": "list and check the jobs of a sandbox.toml",
+    "ci": "run jobs of CI systems",
     "cache": "list and clean converted images",
     "ps": "list the sandboxes that run",
     "top": "watch them, the busiest first",
@@ -94,6 +95,10 @@ def _dispatch(argv: list[bytes]) -> int:
         from sandbox.cli import run
 
         return run.main(argv[1:])
+    if name == "ci" and argv[1:2] == [b"run"]:
+        from sandbox.cli import ci
+
+        ci.run(argv[2:])
     if name not in _COMMANDS:
         raise UsageError(f"there is no command {name!r}", hint=f"one of: {', '.join(_COMMANDS)}")
     return _other(name, [os.fsdecode(word) for word in argv[1:]])
@@ -109,7 +114,7 @@ def _other(name: str, argv: list[str]) -> int:
     parser = Parser(prog="sandbox", allow_abbrev=False)
     module.register(parser.add_subparsers(parser_class=Parser, required=True))
     args: argparse.Namespace = parser.parse_args([name, *argv])
-    if name in ("doctor", "job", "report", "setuid"):
+    if name in ("ci", "doctor", "job", "report", "setuid"):
         return int(module.main(args))
     from sandbox.home import open_home
 

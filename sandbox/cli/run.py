@@ -235,8 +235,14 @@ def split_command(argv: Sequence[str], actions: Sequence[argparse.Action]) -> tu
 
 def parse(argv: list[bytes]) -> tuple[Spec, argparse.Namespace]:
     """The spec of a command line. Raises UsageError."""
-    parser, actions = make_parser()
-    options, command = split_command([os.fsdecode(word) for word in argv], actions)
+    return parse_with(argv, *make_parser())
+
+
+def parse_with(
+    argv: list[bytes], parser: Parser, actions: list[argparse.Action], more: Sequence[argparse.Action] = ()
+) -> tuple[Spec, argparse.Namespace]:
+    """The same with a parser that was added to: `more` are options that are about no spec. Raises UsageError."""
+    options, command = split_command([os.fsdecode(word) for word in argv], [*actions, *more])
     args = parser.parse_args(options)
     words = tuple(map(os.fsencode, command))
     try:

@@ -190,10 +190,15 @@ def end_like(result: Result) -> NoReturn:
     """
     if result.timed_out:
         os._exit(EXIT_TIMED_OUT)
-    if result.signal:
+    end_as(-result.signal or result.exit_code)
+
+
+def end_as(returncode: int) -> NoReturn:
+    """Leave with this exit code, or of signal N for -N, without a core."""
+    if returncode < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with contextlib.suppress(OSError, ValueError):
-            signal.signal(result.signal, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {result.signal})
-        os.kill(os.getpid(), result.signal)
-    os._exit(result.exit_code)
+            signal.signal(-returncode, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {-returncode})
+        os.kill(os.getpid(), -returncode)
+    os._exit(returncode if returncode >= 0 else 128 - returncode)

@@ -13,6 +13,7 @@ plans      arbitrary valid plans, for properties
 racing     a process that swaps two names while they are used
 echo       what the native parsers make of bytes
 mutations  which lines of a module change the filesystem
+escapes    what a hostile job tries, and that it gains nothing
 launcher   a native program started with plans that a test writes
 helper     the same with the installed setuid helper: policies, images, what is left
 modes      which (engine, mode) pairs this machine supports, and whether each of them ran
