@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from sandbox.engine import Launch, Result
 from sandbox.engine.attendance import ENDED, LISTENER, LONGEST_ANSWER, ROOT, TERMINAL
@@ -20,6 +20,9 @@ from sandbox.keeping import Destination, Kept
 from sandbox.level_steps import Identity
 from sandbox.plan import Plan
 from sandbox.record import Record
+
+if TYPE_CHECKING:
+    from sandbox.capturing import Capture
 
 # How often the caller's terminal is asked for its size: the signal that tells of it goes to another thread. Seconds.
 _LOOK = 0.25
@@ -41,10 +44,10 @@ class Wanted(Record):
 class Attendant:
     """One run's."""
 
-    def __init__(self, end: socket.socket, plan: Plan, wanted: Wanted) -> None:
+    def __init__(self, end: socket.socket, plan: Plan, wanted: Wanted, capture: "Capture | None" = None) -> None:
         from sandbox import auditing, terminal
 
-        self.end, self.plan, self.wanted = end, plan, wanted
+        self.end, self.plan, self.wanted, self.capture = end, plan, wanted, capture
         # The root directory, the working directory and the mount namespace of the command.
         self.tree: list[int] = []
         self.listener = -1
@@ -95,7 +98,7 @@ class Attendant:
         elif data == TERMINAL:
             from sandbox import terminal
 
-            self.relay = terminal.Relay(fds[0])
+            self.relay = terminal.Relay(fds[0], None if self.capture is None else self.capture.log.write)
             self.end.send(b"\0")
         elif data[:1] == ENDED:
             self._conclude(started=data[1:] == b"\1")
@@ -153,12 +156,14 @@ class Attendant:
             os.close(fd)
 
 
-def run(plan: Plan, launch: Launch, wanted: Wanted, engine: Callable[[Launch], Result]) -> Result:
+def run(
+    plan: Plan, launch: Launch, wanted: Wanted, engine: Callable[[Launch], Result], capture: "Capture | None" = None
+) -> Result:
     """Like the engine, in a process of its own, with an attendant in this one. What could not be kept is a failure of
     the launcher's, unless the command itself has failed.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    attendant = Attendant(ours, plan, wanted)
+    attendant = Attendant(ours, plan, wanted, capture)
     thread = threading.Thread(target=attendant.serve)
 
     def attend() -> None:
@@ -166,16 +171,21 @@ def run(plan: Plan, launch: Launch, wanted: Wanted, engine: Callable[[Launch], R
         thread.start()
 
     with theirs:
-        result = beside(plan, lambda: engine(launch.replace(attend=theirs.fileno())), attend)
+        result = beside(plan, lambda: engine(launch.replace(attend=theirs.fileno())), capture, attend)
     thread.join()
     if attendant.failed and result == Result(0):
         return Result(EXIT_LAUNCHER_FAILED)
     return result
 
 
-def beside(plan: Plan, engine: Callable[[], Result], start: Callable[[], None] = lambda: None) -> Result:
+def beside(
+    plan: Plan,
+    engine: Callable[[], Result],
+    capture: "Capture | None" = None,
+    start: Callable[[], None] = lambda: None,
+) -> Result:
     """The engine as a child, with this process before it as the supervisor is before a command. `start` runs here once
-    the child is there.
+    the child is there. With a `capture` it gets what the child writes; the caller finishes it.
     """
     from sandbox.engine import init, supervisor
     from sandbox.engine.account import Account
@@ -186,16 +196,27 @@ def beside(plan: Plan, engine: Callable[[], Result], start: Callable[[], None] =
     try:
         child = os.fork()
         if child == 0:
-            _become_engine(engine, inherited, parent)
+            _become_engine(engine, inherited, parent, capture)
+        if capture is not None:
+            capture.start()
         start()
-        return supervisor.supervise(child, None, init.Reports(reader), Account(plan, wanted=False))
+        account = Account(plan, wanted=False)
+        result = supervisor.supervise(child, None, init.Reports(reader), account)
+        if capture is not None and account.asked_to_end:
+            capture.hurry()
+        return result
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, inherited)
         os.close(reader)
         os.close(writer)
 
 
-def _become_engine(engine: Callable[[], Result], inherited: "set[signal.Signals] | set[int]", parent: int) -> NoReturn:
+def _become_engine(
+    engine: Callable[[], Result],
+    inherited: "set[signal.Signals] | set[int]",
+    parent: int,
+    capture: "Capture | None",
+) -> NoReturn:
     import prctl
 
     from sandbox.engine import supervisor
@@ -204,6 +225,8 @@ def _become_engine(engine: Callable[[], Result], inherited: "set[signal.Signals]
     try:
         prctl.set_pdeathsig(signal.SIGKILL)
         if os.getppid() == parent:
+            if capture is not None:
+                capture.redirect()
             signal.pthread_sigmask(signal.SIG_SETMASK, inherited)
             result = engine()
             if result.timed_out:

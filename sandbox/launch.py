@@ -14,11 +14,12 @@ from sandbox.materials import Say
 from sandbox.plan import Plan
 from sandbox.plan_types import Mode
 from sandbox.preparing import Calling, Prepared, _sockets, prepare
-from sandbox.spec import Spec
+from sandbox.spec import Spec, is_watched, validate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sandbox.capturing import Capture
     from sandbox.report import Reporter
     from sandbox.stored import Keeper
 
@@ -35,19 +36,39 @@ def run(
 ) -> Result:
     """Run the command of a spec. Raises SandboxError when it could not be started."""
     if spec.report is None and spec.trace is None and calling.account is None:
-        return _run(spec, environ, None, calling, say=say, hint=hint)
+        return _logged(spec, environ, None, calling, say=say, hint=hint)
     from sandbox.report import Reporter
 
     with contextlib.closing(Reporter(spec.report, spec.trace, spec.command, calling.account)) as reporter:
         try:
-            return _run(spec, environ, reporter, calling, say=say, hint=hint)
+            return _logged(spec, environ, reporter, calling, say=say, hint=hint)
         except BaseException as error:
             reporter.failed(error)
             raise
 
 
-def _run(
+def _logged(
     spec: Spec, environ: dict[bytes, bytes], reporter: "Reporter | None", calling: Calling, *, say: Say, hint: Say
+) -> Result:
+    """The run, with its log if there is to be one: that is opened before anything else is done."""
+    if spec.log is None:
+        return _run(spec, environ, reporter, calling, None, say=say, hint=hint)
+    from sandbox import capturing
+
+    validate(spec)
+    with contextlib.closing(capturing.Capture(capturing.Log(spec.log, spec.log_size))) as capture:
+        return capture.finish(_run(spec, environ, reporter, calling, capture, say=say, hint=hint))
+
+
+def _run(
+    spec: Spec,
+    environ: dict[bytes, bytes],
+    reporter: "Reporter | None",
+    calling: Calling,
+    capture: "Capture | None",
+    *,
+    say: Say,
+    hint: Say,
 ) -> Result:
     with contextlib.ExitStack() as stack:
         # What is made for the run has the mode it is meant to have; the command gets the caller's umask.
@@ -74,15 +95,15 @@ def _run(
         if engine == "native":
             run_engine = _native(spec, plan, prepared, calling.keeper, environ)
         else:
-            run_engine = _python(plan, prepared, reporter, say)
+            run_engine = _python(spec, plan, prepared, reporter, say)
         if prepared.wanted is not None:
             from sandbox import attending
 
-            result = attending.run(plan, launch, prepared.wanted.replace(umask=umask), run_engine)
-        elif engine == "native" and prepared.changes is not None:
+            result = attending.run(plan, launch, prepared.wanted.replace(umask=umask), run_engine, capture)
+        elif capture is not None or (engine == "native" and prepared.changes is not None):
             from sandbox import attending
 
-            result = attending.beside(plan, lambda: run_engine(launch))
+            result = attending.beside(plan, lambda: run_engine(launch), capture)
         else:
             result = run_engine(launch)
         result = _saved(spec, prepared, result)
@@ -109,7 +130,9 @@ def _native(
     return lambda launch: native.run(plan, launch, version)
 
 
-def _python(plan: Plan, prepared: Prepared, reporter: "Reporter | None", say: Say) -> "Callable[[Launch], Result]":
+def _python(
+    spec: Spec, plan: Plan, prepared: Prepared, reporter: "Reporter | None", say: Say
+) -> "Callable[[Launch], Result]":
     from sandbox.engine import python
 
     home.clean_stale(prepared.home, say=say)
@@ -119,7 +142,7 @@ def _python(plan: Plan, prepared: Prepared, reporter: "Reporter | None", say: Sa
             return python.run(plan, launch, prepared.home)
         except BaseException as error:
             # An attended engine runs in a process of its own, and nobody else tells of its failure.
-            if reporter is not None and prepared.wanted is not None:
+            if reporter is not None and is_watched(spec):
                 reporter.failed(error)
             raise
 

@@ -250,7 +250,7 @@ def open_target(text: bytes, option: str, *, is_trace: bool = False) -> Target:
             raise IsADirectoryError(21, os.strerror(21))
         fd = os.open(parent or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _check_replaceable(fd, name, text, option)
+            check_replaceable(fd, name, text, option)
             with fsops.Draft(fd):
                 pass
         except BaseException:
@@ -274,8 +274,8 @@ def _own_descriptor(number: int) -> int:
     return copy
 
 
-def _check_replaceable(parent: int, name: bytes, text: bytes, option: str) -> None:
-    """A report takes the place of an own regular file and of nothing else."""
+def check_replaceable(parent: int, name: bytes, text: bytes, option: str) -> None:
+    """What we write takes the place of an own regular file and of nothing else. Raises UsageError."""
     try:
         found = os.stat(name, dir_fd=parent, follow_symlinks=False)
     except FileNotFoundError:

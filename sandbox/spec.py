@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from sandbox.limits import Limits
 
 DEFAULT_MAX_UNPACKED = 64 << 30
+DEFAULT_LOG_SIZE = 10 << 20
+# A page: less could not even take what is passed on at a time.
+SMALLEST_LOG = 4096
 _SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MAX_SIZE = 1 << 62
@@ -97,6 +100,8 @@ class Spec(Record):
     limits: "Limits | None" = None
     report: bytes | None = None
     trace: bytes | None = None
+    log: bytes | None = None
+    log_size: int = DEFAULT_LOG_SIZE
     allow_new_privs: bool = False
     saves: tuple[Save, ...] = ()
     allow_read: tuple[bytes, ...] = ()
@@ -125,6 +130,7 @@ def validate(spec: Spec) -> Spec:
         raise UsageError("the command's name is empty", hint="sandbox run [options] -- COMMAND")
     _check_choices(spec)
     _check_saves(spec)
+    _check_log(spec)
     _check_isolation(spec)
     _check_fence(spec)
     _check_root(spec)
@@ -145,6 +151,11 @@ def validate(spec: Spec) -> Spec:
 def needs_attendant(spec: Spec) -> bool:
     """Whether a process of the launcher has to stay beside the run."""
     return bool(spec.keeps or spec.audit or spec.tty or guards_workspace(spec))
+
+
+def is_watched(spec: Spec) -> bool:
+    """Whether the engine is a child of a process of the launcher."""
+    return spec.log is not None or needs_attendant(spec)
 
 
 def guards_workspace(spec: Spec) -> bool:
@@ -252,6 +263,18 @@ def _check_saves(spec: Spec) -> None:
         raise UsageError("--save: with --leave-running a tree may still change", hint="leave one of them out")
     if len({save.image for save in spec.saves}) != len(spec.saves):
         raise UsageError("--save: two trees cannot become one image", hint="give each an image of its own")
+
+
+def _check_log(spec: Spec) -> None:
+    if spec.log_size < SMALLEST_LOG:
+        raise UsageError(f"--log-size: {spec.log_size} is too small", hint=f"at least {SMALLEST_LOG} bytes")
+    if spec.log is None:
+        return
+    if spec.leave_running:
+        raise UsageError("--leave-running: nobody would take what it writes to --log", hint="leave one of them out")
+    if b"-" in (spec.report, spec.trace):
+        # What is passed on to the standard output may still be on its way when the report is written.
+        raise UsageError("--report -: with --log it is the command's output alone", hint="write the report to a file")
 
 
 def _check_variable(name: bytes, option: str) -> None:

@@ -9,6 +9,7 @@ import os
 import select
 import termios
 import tty
+from collections.abc import Callable
 
 from sandbox.errors import UsageError
 
@@ -25,8 +26,8 @@ def check() -> None:
 class Relay:
     """Between the caller's terminal, descriptors 0 and 1, and the one that the job has."""
 
-    def __init__(self, main: int) -> None:
-        self.main = main
+    def __init__(self, main: int, log: Callable[[bytes], None] | None = None) -> None:
+        self.main, self.log = main, log
         self.size = b""
         self.typed = b""
         self.mute = self.ended = False
@@ -68,6 +69,8 @@ class Relay:
         except OSError:  # EIO: nobody has the other end open
             data = b""
         self.ended = data == b""
+        if self.log is not None:
+            self.log(data)
         _write_all(data)
 
     def finish(self) -> None:

@@ -77,6 +77,8 @@ class CommonOptions(TypedDict, total=False):
     nice: Number
     report: Text
     trace: Text
+    log: Text
+    log_size: Number
     allow_new_privs: bool
     name: Text
     require_mount: Texts

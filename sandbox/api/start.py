@@ -22,7 +22,7 @@ from sandbox.plan import Extract
 from sandbox.plan_types import Mode
 from sandbox.preparing import Calling
 from sandbox.report import Reporter, description
-from sandbox.spec import Spec, needs_attendant
+from sandbox.spec import Spec, is_watched
 from sandbox.stored import Consulted
 
 _CHILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "child.py")
@@ -229,14 +229,14 @@ def has_plan(spec: Spec) -> bool:
     """Whether a run of this spec is nothing but a plan for a native engine.
 
     Otherwise the launcher has something to do of its own before or after it: be the engine, save what was changed, stay
-    beside the run, be put into a scope of systemd's, take a name from a dead run, start what is behind a
-    private network.
+    beside the run or write its log, be put into a scope of systemd's, take a name from a dead run, start what is behind
+    a private network.
     """
     if (
         spec.saves
         or spec.name is not None
         or spec.net == "private"
-        or needs_attendant(spec)
+        or is_watched(spec)
         or (spec.limits is not None and spec.limits.controllers)
     ):
         return False
@@ -252,7 +252,7 @@ def start_python(spec: Spec, cwd: bytes, environ: Mapping[bytes, bytes]) -> Star
     start = Start(spec.command)
     calling = Calling(cwd or None, dict(environ), start.account)
     return _child(
-        start, ("run", spec, calling), nested=needs_attendant(spec) or (bool(spec.saves) and _engine(spec) == "native")
+        start, ("run", spec, calling), nested=is_watched(spec) or (bool(spec.saves) and _engine(spec) == "native")
     )
 
 

@@ -12,6 +12,7 @@ from sandbox.cli.main import complain
 from sandbox.cli.parser import HelpFormatter, Parser
 from sandbox.errors import TIMED_OUT, SandboxError
 from sandbox.spec import (
+    DEFAULT_LOG_SIZE,
     DEFAULT_MAX_UNPACKED,
     ENGINES,
     LEVELS,
@@ -157,6 +158,8 @@ def make_parser() -> tuple[Parser, list[argparse.Action]]:
         option("--" + name.replace("_", "-"), metavar=metavar, help=text)
     option("--report", metavar="FILE|-|fd:N", help="an account of the run as JSON, written when it is over")
     option("--trace", metavar="FILE|-|fd:N", help="the phases of the launch, in the Chrome trace format")
+    option("--log", metavar="FILE", help="what the command writes to its standard output and error, in FILE as well")
+    option("--log-size", metavar="SIZE", help="how large FILE may become, beside one FILE.1 (default 10M)")
     option("--allow-new-privs", action="store_true", help="let setuid programs work (setuid mode: if its policy does)")
     option(
         "--require-mount",
@@ -304,6 +307,8 @@ def make_spec(args: argparse.Namespace, command: tuple[bytes, ...]) -> Spec:
         limits=_limits(args),
         report=None if args.report is None else raw(args.report),
         trace=None if args.trace is None else raw(args.trace),
+        log=None if args.log is None else raw(args.log),
+        log_size=DEFAULT_LOG_SIZE if args.log_size is None else parse_size(args.log_size, option="--log-size"),
         allow_new_privs=args.allow_new_privs,
         allow_read=tuple(map(raw, args.allow_read)),
         allow_write=tuple(map(raw, args.allow_write)),

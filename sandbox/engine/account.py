@@ -30,6 +30,8 @@ class Account:
         self.phases: list[Phase] = []
         self.last_ns = time.monotonic_ns()
         self.result: Result | None = None
+        # Whether the command was passed a signal that asks for its end.
+        self.asked_to_end = False
         self.wall: float | None = None
         self.user = self.system = 0.0
         self.cgroup: cgroups.Cgroup | None = None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sandbox.cgroups import Cgroup
 
 _GRACE = 0.5
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 # How often what is left is looked at again: it may have started something new.
 _LOOK = 0.05
 # How often at most before the killing: each time fewer are left that can start something.
@@ -68,6 +69,7 @@ def supervise(command: int, timeout: Timeout | None, reports: init.Reports, acco
                 if result is not None or (result := _reap(command, account, may_stop=not clock.is_up)) is not None:
                     return result.replace(timed_out=clock.is_up)
             elif info.si_signo in init.FORWARDED and _is_for_command(info, command):
+                account.asked_to_end |= info.si_signo in _ENDING
                 _send(command, info.si_signo)
 
 

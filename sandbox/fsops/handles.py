@@ -146,11 +146,18 @@ def open_locked(parent: int, name: bytes) -> int:
 
 def append(parent: int, name: bytes, data: bytes) -> None:
     """Add to the end of a file, made if it is missing; never through a symlink, never into a FIFO."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with closing(os.open(name, flags, 0o600, dir_fd=parent)) as fd:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", name)
+    with closing(open_to_append(parent, name)) as fd:
         os.write(fd, data)
+
+
+def open_to_append(parent: int, name: bytes, mode: int = 0o600) -> int:
+    """The same file, open: all that is written goes to its end."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(name, flags, mode, dir_fd=parent)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, "not a regular file", name)
 
 
 def touch(fd: int) -> None:

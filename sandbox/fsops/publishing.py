@@ -76,6 +76,11 @@ def move_new(source_parent: int, source: bytes, parent: int, name: bytes) -> Non
         os.unlink(source, dir_fd=source_parent)
 
 
+def move_over(parent: int, source: bytes, name: bytes) -> None:
+    """Rename in place of what may have that name. Atomic, and not durable: for what may be lost in a power cut."""
+    os.rename(source, name, src_dir_fd=parent, dst_dir_fd=parent)
+
+
 def publish_dir(parent: int, temporary: bytes, name: bytes) -> None:
     """Give a directory that was filled under a temporary name, and synced (syncfs(2)), its own.
 

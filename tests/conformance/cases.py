@@ -16,7 +16,7 @@ class Case(NamedTuple):
     """`stderr` must occur in what is printed there; `code` is the exit code, negative for death by a signal.
 
     In the modes of `refused_in` the launch must be refused in one line with `refusal` instead. With a `cause` ("limit
-    fsize") a report is asked for, and must say so.
+    fsize") a report is asked for, and must say so. With a `log` one is asked for, and must be that.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Case(NamedTuple):
     refused_in: str = ""
     cause: str = ""
     refusal: str = "is not supported"
+    log: str = ""
 
 
 def make_inputs(where: Path) -> None:
@@ -100,6 +101,31 @@ _READ_ONLY = (
 
 _DETACH = "(setsid sh -c 'exec >/dev/null 2>&1 </dev/null; (sleep 1000 &) ; exec sleep 1000' &)"
 _STUBBORN = "trap '' TERM; (setsid sh -c 'sleep 1000 & exec sleep 1000' &); while :; do sleep 0.1; done"
+_LOG_CASES = [
+    Case("log", "echo a; echo b >&2; exit 3", stdout="a\n", code=3, stderr="b\n", log="a\nb\n"),
+    Case("log of a job", "cat; echo $0", ("--isolation", "job"), "sh\n", log="sh\n"),
+    Case("log of a strict job", "echo a", ("--isolation", "strict"), "a\n", log="a\n"),
+    Case("log of a signal", "echo a; kill -9 $$", stdout="a\n", code=-signal.SIGKILL, log="a\n"),
+    Case(
+        "log of what runs out of time",
+        "echo a; sleep 1000",
+        ("--timeout", "0.3"),
+        "a\n",
+        124,
+        "time was up",
+        log="a\nsandbox: the command was ended: its time was up (--timeout)\n",
+        cause="timeout",
+    ),
+    Case(
+        "log of what is not found",
+        None,
+        argv=("nosuch",),
+        code=127,
+        stderr="not found",
+        log="sandbox: cannot run nosuch: command not found\n",
+        cause="launcher",
+    ),
+]
 _LIMIT_CASES = [
     Case("timeout", "sleep 1000", ("--timeout", "0.3"), code=124, stderr="its time was up", cause="timeout"),
     Case("time enough", "exit 3", ("--timeout", "1h30m"), code=3, cause="exited"),
@@ -359,4 +385,5 @@ CASES = [
     ),
     Case("what is left is ended", "sleep 1000 & setsid sleep 1000 & exit 3", code=3),
     *_LIMIT_CASES,
+    *_LOG_CASES,
 ]

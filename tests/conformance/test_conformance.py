@@ -53,8 +53,20 @@ def test_case(engine, mode, case: Case, inputs: Path, run_sandbox, area, identit
 
     argv = case.argv if case.script is None else ("sh", "-c", case.script)
     env = {"EXPECT_UID": str(who.uid), "EXPECT_GID": str(who.gid), "EXPECT_PWD": str(own), **case.env}
+    log = ["--log", str(own / "log")] if case.log else []
     report = ["--report", str(own / "report.json")] if case.cause else []
-    command = ["run", "--engine", engine, "--mode", mode, *report, *map(fill, case.options), "--", *map(fill, argv)]
+    command = [
+        "run",
+        "--engine",
+        engine,
+        "--mode",
+        mode,
+        *report,
+        *log,
+        *map(fill, case.options),
+        "--",
+        *map(fill, argv),
+    ]
     stdin = "input\n" if case.name.endswith("stdin") else None
     done = run_sandbox(command, as_user=as_user, env=env, input=stdin, cwd=case.cwd and fill(case.cwd))
     if mode in case.refused_in.split():
@@ -67,5 +79,7 @@ def test_case(engine, mode, case: Case, inputs: Path, run_sandbox, area, identit
         told = reports.read(own / "report.json")
         assert " ".join(filter(None, (told["cause"], told["limit"]))) == case.cause
         assert (told["mode"] or mode, told["engine"] or engine) == (mode, engine)
+    if case.log:
+        assert sorted((own / "log").read_text().splitlines()) == sorted(case.log.splitlines())
     assert not [name for name in os.listdir(own) if name.startswith("sandbox-") and name != "sandbox-home"]
     ran(engine, mode)

@@ -347,6 +347,8 @@ NOT_STORED = {
     "workspace": lambda front: ["--isolation", "job", "--workspace", "ro"],
     "seccomp": lambda front: ["--isolation", "job", "--seccomp", "none"],
     "report": lambda front: ["--report", front.directory / "report"],
+    "log": lambda front: ["--log", front.directory / "log"],
+    "log_size": lambda front: ["--log-size", "5M"],
     "trace": lambda front: ["--trace", front.directory / "trace"],
     "keeps": lambda front: ["--isolation", "job", "--keep", f"artefact={front.directory}/kept"],
     "audit": lambda front: ["--isolation", "job", "--audit"],
