@@ -1,4 +1,4 @@
-# make setup | run [ARGS='...'] | test [PYTEST='...'] | test-vm [VM='...'] | test-all | lint | bench [BENCH='...'] | soak [SOAK=N] | fuzz [FUZZ=SECONDS] | clean
+# make setup | run [ARGS='...'] | test [PYTEST='...'] | test-vm [VM='...'] | test-all | lint | bench [BENCH='...'] | soak [SOAK=N] | fuzz [FUZZ=SECONDS] | man | docs | clean
 VENV := .venv
 BIN := $(VENV)/bin
 export VENV
@@ -6,7 +6,7 @@ export VENV
 CRATE := setuid-helper/Cargo.toml
 HAS_CARGO := $(and $(wildcard $(CRATE)),$(shell command -v cargo))
 
-.PHONY: help setup run test test-vm test-all lint bench soak fuzz clean
+.PHONY: help setup run test test-vm test-all lint bench soak fuzz man docs clean
 help:
 	@sed -n 1p Makefile
 
@@ -60,6 +60,10 @@ soak: setup
 FUZZ ?= 60
 fuzz:
 	@setuid-helper/fuzz/run.sh $(FUZZ)
+
+# Man pages and completion scripts below build/share, as an install puts them into share/: man -l build/share/man/man1/sandbox.1
+man: setup
+	$(BIN)/python -m manual share build/share
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info setuid-helper/target setuid-helper/fuzz/target sandbox/bin/sandbox-*

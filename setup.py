@@ -1,11 +1,15 @@
-"""What pyproject.toml cannot say: the native front takes the place of the command `sandbox` where it was built."""
+"""What pyproject.toml cannot say: the native front takes the place of the command `sandbox` where it was built, and the
+man pages and completion scripts are made from the code and go to share/."""
 
 import os
 import shutil
+import sys
+from pathlib import Path
 
 import setuptools  # brings its distutils
 
 from distutils.command.build_scripts import build_scripts  # isort: skip
+from distutils.command.install_data import install_data  # isort: skip
 
 _FRONT = os.path.join("sandbox", "bin", "sandbox-engine")
 
@@ -22,5 +26,22 @@ class BuildScripts(build_scripts):
                 return
 
 
-# As an argument: in pyproject.toml it would take the place of setuptools-rust's own commands.
-setuptools.setup(cmdclass={"build_scripts": BuildScripts})
+class InstallData(install_data):
+    """Makes share/ just before it is installed."""
+
+    def run(self) -> None:
+        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+        from manual import share
+
+        made = Path(self.get_finalized_command("build").build_base, "share")
+        names = share.write(made)
+        self.data_files = [(os.path.join("share", os.path.dirname(name)), [str(made / name)]) for name in names]
+        super().run()
+
+
+# As an argument: in pyproject.toml it would take the place of setuptools-rust's own commands. Without an entry in
+# data_files nobody would ask for the data.
+setuptools.setup(
+    cmdclass={"build_scripts": BuildScripts, "install_data": InstallData},
+    data_files=[("share", [])],
+)

@@ -44,6 +44,10 @@ bzip2                 | bzip2             | bzip2             | bzip2           
 xz                    | xz-utils          | xz                | xz                | xz
 zstd                  | zstd              | zstd              | zstd              | zstd
 ps                    | procps            | procps-ng         | procps-ng         | procps
+man                   | man-db            | man-db            | man-db            | man
+mandoc                | mandoc            | mandoc            | mandoc            | mandoc
+fish                  | fish              | fish              | fish              | fish
+zsh                   | zsh               | zsh               | zsh               | zsh
 busybox               | busybox-static    | busybox           | busybox           | busybox-static
 vi                    | vim-tiny          | vim-minimal       | vim               | vim
 '
@@ -171,7 +175,8 @@ inputs() {
 project() {
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     local pip=("$venv/bin/python" -m pip --disable-pip-version-check --quiet)
-    "${pip[@]}" install 'pip>=24' 'setuptools>=77' 'setuptools-rust>=1.10' wheel
+    # What pyproject.toml needs to build.
+    "${pip[@]}" install 'pip>=24' 'setuptools>=77' 'setuptools-rust>=1.10' wheel 'argparse-manpage>=4.6' 'markdown-it-py>=3' 'shtab>=1.13'
     PYTHONWARNINGS=ignore "${pip[@]}" install --no-build-isolation --config-settings editable_mode=compat --editable '.[test,lint]'
     local program
     for program in sandbox-engine sandbox-helper; do

@@ -4,8 +4,6 @@ import contextlib
 import errno
 import os
 
-import prctl
-
 from sandbox.errors import HostError
 from sandbox.plan_types import Mode
 from sandbox.record import Record
@@ -33,6 +31,8 @@ class Host(Record):
 
 def probe() -> Host:
     """Ask the kernel. Raises HostError below the baseline."""
+    import prctl  # here, so that the command line can be described (man pages, completion) where it is not installed
+
     release = os.uname().release
     major, _, rest = release.partition(".")
     minor = "".join(c for c in rest.partition(".")[0] if c.isdigit())

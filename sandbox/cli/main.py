@@ -9,7 +9,7 @@ from typing import NoReturn
 from sandbox import __version__
 from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, printable, reason
 
-_COMMANDS = {
+COMMANDS = {
     "run": "run a command in a sandbox",
     "image": "build, name, roll back, verify and carry images",
     "job": "list and check the jobs of a sandbox.toml",
@@ -25,8 +25,9 @@ _COMMANDS = {
     "report": "show what a run reported about itself",
     "setuid": "install, look at and remove the setuid helper",
     "doctor": "what this host can do, and the remedy for what it cannot",
+    "completion": "a shell's completion of this command line",
 }
-_USAGE = "usage: sandbox COMMAND ...\n\n" + "".join(f"  {name:8} {text}\n" for name, text in _COMMANDS.items())
+_USAGE = "usage: sandbox COMMAND ...\n\n" + "".join(f"  {name:10} {text}\n" for name, text in COMMANDS.items())
 
 
 def main() -> NoReturn:
@@ -99,8 +100,8 @@ def _dispatch(argv: list[bytes]) -> int:
         from sandbox.cli import ci
 
         ci.run(argv[2:])
-    if name not in _COMMANDS:
-        raise UsageError(f"there is no command {name!r}", hint=f"one of: {', '.join(_COMMANDS)}")
+    if name not in COMMANDS:
+        raise UsageError(f"there is no command {name!r}", hint=f"one of: {', '.join(COMMANDS)}")
     return _other(name, [os.fsdecode(word) for word in argv[1:]])
 
 
@@ -114,7 +115,7 @@ def _other(name: str, argv: list[str]) -> int:
     parser = Parser(prog="sandbox", allow_abbrev=False)
     module.register(parser.add_subparsers(parser_class=Parser, required=True))
     args: argparse.Namespace = parser.parse_args([name, *argv])
-    if name in ("ci", "doctor", "job", "report", "setuid"):
+    if name in ("ci", "completion", "doctor", "job", "report", "setuid"):
         return int(module.main(args))
     from sandbox.home import open_home
 

@@ -1,0 +1,1 @@
+"""What is made from the code and the docs: man pages, completion scripts, the reference. `make man`, `make docs`."""
