@@ -5,6 +5,7 @@ import os
 from typing import Any, NoReturn
 
 from sandbox.cli import run as running
+from sandbox.cli.parser import Parser
 from sandbox.errors import UsageError
 
 _RUN = """\
@@ -22,9 +23,9 @@ def main(args: argparse.Namespace) -> int:
     raise UsageError(f"ci {args.action}: no such action")
 
 
-def run(argv: list[bytes]) -> NoReturn:
-    """`sandbox ci run`: ends like the command."""
-    from sandbox.ci import generic, marks
+def make_parser() -> tuple[Parser, list[argparse.Action], list[argparse.Action]]:
+    """The parser of `ci run`, the options of `sandbox run` in it, and those of its own."""
+    from sandbox.ci import marks
 
     parser, actions = running.make_parser()
     parser.prog = "sandbox ci run"
@@ -36,6 +37,14 @@ def run(argv: list[bytes]) -> NoReturn:
         parser.add_argument("--junit", metavar="FILE|-|fd:N", help="a summary as JUnit writes it"),
     ]
     parser.set_defaults(isolation="job")
+    return parser, actions, own
+
+
+def run(argv: list[bytes]) -> NoReturn:
+    """`sandbox ci run`: ends like the command."""
+    from sandbox.ci import generic
+
+    parser, actions, own = make_parser()
     spec, args = running.parse_with(argv, parser, actions, own)
     if args.explain:
         raise UsageError("ci run: --explain runs nothing", hint="sandbox run --explain shows the plan")

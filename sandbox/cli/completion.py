@@ -24,6 +24,9 @@ _KINDS = {
 # NAME means an image of these commands.
 _NAMING = ("sandbox image rollback", "sandbox image history", "sandbox image tag")
 
+# These take options and a command apart themselves.
+_RUNNING = ("sandbox run", "sandbox ci run")
+
 # Each asks the command itself for what there is: scripts need no knowledge of the home.
 _BASH = r"""
 _sandbox_names() { sandbox image ls 2>/dev/null | cut -f1 | tr ',' '\n' | sed '/^$/d'; }
@@ -152,8 +155,7 @@ def script(shell: str) -> str:
         raise HostError("shtab, which makes completions, is not installed", hint="pip install 'shtab>=1.13'") from None
     from sandbox.cli.whole import whole_parser
 
-    whole, commands = whole_parser()
-    commands["run"].add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
+    whole, _ = whole_parser()
     _mark(whole)
     text: str = shtab.complete(whole, shell, preamble=_PREAMBLES[shell])
     # The last `complete` of a command is the one that counts.
@@ -162,6 +164,8 @@ def script(shell: str) -> str:
 
 def _mark(parser: argparse.ArgumentParser) -> None:
     """Tell shtab of every value what completes it; in metavars only what its scripts need not quote."""
+    if parser.prog in _RUNNING:
+        parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command in dict.fromkeys(action.choices.values()):

@@ -2,8 +2,9 @@
 
 import argparse
 import importlib
+from argparse import _SubParsersAction
 
-from sandbox.cli import run
+from sandbox.cli import ci, run
 from sandbox.cli.main import COMMANDS
 from sandbox.cli.parser import Parser
 
@@ -18,16 +19,11 @@ def whole_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     commands = parser.add_subparsers(dest="sandbox_command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
         if name == "run":
-            options, _ = run.make_parser()
-            commands.add_parser(
-                name,
-                help=text,
-                parents=[options],
-                add_help=False,
-                usage=options.usage,
-                description=options.description,
-                epilog=options.epilog,
-            )
+            commands.add_parser(name, help=text)
+            commands.choices[name] = run.make_parser()[0]
         else:
             importlib.import_module(f"sandbox.cli.{name}").register(commands)
+    # Its options are made when it runs, since that takes time.
+    actions = next(action for action in commands.choices["ci"]._actions if isinstance(action, _SubParsersAction))
+    actions.choices["run"] = ci.make_parser()[0]
     return parser, dict(commands.choices)
