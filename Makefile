@@ -1,4 +1,4 @@
-# make setup | run [ARGS='...'] | test [PYTEST='...'] | test-vm [VM='...'] | test-all | lint | bench [BENCH='...'] | soak [SOAK=N] | fuzz [FUZZ=SECONDS] | man | docs | clean
+# make setup | run [ARGS='...'] | test [PYTEST='...'] | test-vm [VM='...'] | test-all | lint | bench [BENCH='...'] | soak [SOAK=N] | fuzz [FUZZ=SECONDS] | man | docs | wheel | sdist | deb | rpm | clean
 VENV := .venv
 BIN := $(VENV)/bin
 export VENV
@@ -6,7 +6,7 @@ export VENV
 CRATE := setuid-helper/Cargo.toml
 HAS_CARGO := $(and $(wildcard $(CRATE)),$(shell command -v cargo))
 
-.PHONY: help setup run test test-vm test-all lint bench soak fuzz man docs clean
+.PHONY: help setup run test test-vm test-all lint bench soak fuzz man docs wheel sdist deb rpm clean
 help:
 	@sed -n 1p Makefile
 
@@ -64,6 +64,14 @@ fuzz:
 # Man pages and completion scripts below build/share, as an install puts them into share/: man -l build/share/man/man1/sandbox.1
 man: setup
 	$(BIN)/python -m manual share build/share
+
+# Packages, into dist/ (docs/install.md).
+wheel sdist: setup
+	@packaging/build.sh $@
+
+deb rpm: setup
+	@bash packaging/setup.sh $@
+	@packaging/build.sh $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info setuid-helper/target setuid-helper/fuzz/target sandbox/bin/sandbox-*

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prepare this checkout: system packages, .venv, the project and its native programs.
 # Safe to run again; does only what is missing. `PYTHON=...` chooses the interpreter, `VENV=...` the place.
-# `setup.sh vm` also sees to what `make test-vm` needs.
+# `setup.sh vm|deb|rpm` also sees to what `make test-vm`, `make deb` and `make rpm` need.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 readonly venv=${VENV:-.venv}
@@ -60,6 +60,20 @@ dpkg-deb              | dpkg              | dpkg              | dpkg            
 depmod                | kmod              | kmod              | kmod              | kmod
 mke2fs                | e2fsprogs         | e2fsprogs         | e2fsprogs         | e2fsprogs
 '
+readonly needs_deb='
+dpkg-buildpackage     | dpkg-dev          | dpkg-dev          | dpkg              | dpkg
+dh                    | debhelper         | debhelper         | debhelper         | debhelper
+dh_apparmor           | dh-apparmor       | dh-apparmor       | dh-apparmor       | dh-apparmor
+dh_python3            | dh-python         | dh-python         | dh-python         | dh-python
+py3compile            | python3-minimal   | python3           | python            | python3
+lintian               | lintian           | lintian           | lintian           | lintian
+fakeroot              | fakeroot          | fakeroot          | fakeroot          | fakeroot
+mmdebstrap            | mmdebstrap        | mmdebstrap        | mmdebstrap        | mmdebstrap
+'
+readonly needs_rpm='
+rpmbuild              | rpm               | rpm-build         | rpm-tools         | rpm-build
+rpmlint               | rpmlint           | rpmlint           | rpmlint           | rpmlint
+'
 
 family() { # 2 Debian, 3 Fedora, 4 Arch, 5 openSUSE (the column in the table), 0 unknown
     local ID='' ID_LIKE=''
@@ -105,7 +119,7 @@ missing_packages() { # column
         [ ${#row[@]} -gt 0 ] || continue
         probe=${row[0]//[[:space:]]/}
         present "$probe" || echo "${row[$1 - 1]//[[:space:]]/}"
-    done <<<"$needs$([ "$purpose" != vm ] || echo "$needs_vm")" | sort -u
+    done <<<"$needs$(more="needs_$purpose"; [ -z "$purpose" ] || echo "${!more}")" | sort -u
 }
 
 system_packages() {

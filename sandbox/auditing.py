@@ -155,17 +155,19 @@ class Auditor:
 def _name(machine: int, call: int) -> str:
     if machine == 0:
         return "others"
+    from sandbox import seccomp
+
     try:
-        import pyseccomp
+        library = seccomp.bindings()
     except (ImportError, RuntimeError, OSError) as error:
         raise HostError(f"cannot use libseccomp: {error}", hint="install libseccomp2") from None
-    native = pyseccomp.system_arch()
-    foreign = {0x40000003: pyseccomp.Arch.X86, 0x40000028: pyseccomp.Arch.ARM}
+    native = library.system_arch()
+    foreign = {0x40000003: library.Arch.X86, 0x40000028: library.Arch.ARM}
     is_x32 = machine == 0xC000003E and call & 0x40000000
-    architecture = pyseccomp.Arch.X32 if is_x32 else foreign.get(machine, native)
+    architecture = library.Arch.X32 if is_x32 else foreign.get(machine, native)
     try:
-        name = os.fsdecode(pyseccomp.resolve_syscall(architecture, call))
-    except (OSError, ValueError):
+        name = os.fsdecode(library.resolve_syscall(architecture, call))
+    except (OSError, ValueError, OverflowError):  # the last one of libseccomp's bindings, for x32
         name = f"number {call}"
     return name if architecture == native else f"{name} (foreign ABI)"
 

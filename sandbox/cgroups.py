@@ -125,13 +125,14 @@ def _enable(path: bytes, controllers: set[str]) -> bool:
 
 
 def _ask_systemd(mount: bytes) -> bytes | None:
-    """A delegated scope of this process's own; it goes when its last process does."""
+    """A delegated scope of this process's own, in the slice of all of them; it goes when its last process does."""
     pid = os.getpid()
     which = ["--system"] if os.geteuid() == 0 else ["--user"]
     call = [
         *("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"),
         *("StartTransientUnit", "ssa(sv)a(sa(sv))", f"sandbox-{pid}-{os.urandom(4).hex()}.scope", "fail"),
-        *("3", "PIDs", "au", "1", str(pid), "Delegate", "b", "true", "CollectMode", "s", "inactive-or-failed", "0"),
+        *("4", "PIDs", "au", "1", str(pid), "Delegate", "b", "true", "CollectMode", "s", "inactive-or-failed"),
+        *("Slice", "s", "sandbox.slice", "0"),
     ]
     before = _own(mount)
     try:

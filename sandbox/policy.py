@@ -14,6 +14,8 @@ from sandbox.setuid import POLICY
 PATH = POLICY
 STORE = "/var/lib/sandbox"
 BUILDER = "_sandbox"
+# Made by distribution packages, which cannot write an id into a configuration file: the builder is whom it belongs to.
+BUILDER_DIRECTORY = f"{STORE}/builder"
 # What the builder runs, by absolute path (squashfs-tools-ng).
 _PROGRAMS = ("/usr/bin/sqfs2tar", "/usr/bin/tar2sqfs")
 IMAGES = ("rebuild", "any", "trusted")
@@ -35,8 +37,7 @@ images = "rebuild"
 trusted_directories = []
 
 # Who rebuilds: the ids of a system user that owns nothing and runs nothing else.
-builder_uid = {uid}
-builder_gid = {gid}
+{builder}
 
 # Where images that are rebuilt for `--cache` are kept, in a directory per user that only root gets into.
 store = "/var/lib/sandbox"
@@ -45,10 +46,10 @@ store = "/var/lib/sandbox"
 image_bytes = {image_bytes}
 # All of one user's images in the store, each counting at least 1 MiB (the least recently used go first):
 store_bytes = {store_bytes}
-# All images of a launch that are kept in memory (at the installation: half of the RAM):
+# All images of a launch that are kept in memory{half}:
 memfd_bytes = {memfd_bytes}
-# All tmpfs of a launch together (at the installation: the RAM; left out: what the launch asks for):
-tmpfs_bytes = {tmpfs_bytes}
+# All tmpfs of a launch together{whole}:
+{tmpfs}
 
 # At most so many, for each user: loop devices, and images that are rebuilt at the same time.
 loop_devices = {loop_devices}
@@ -59,6 +60,7 @@ builders = {builders}
 allow_new_privs = false
 """
 _LIMITS = ("image_bytes", "store_bytes", "tmpfs_bytes", "memfd_bytes")
+_BYTES = {"image_bytes": 16 << 30, "store_bytes": 32 << 30}
 _COUNTS = {"loop_devices": 64, "builders": 2}
 # The helper's subset of TOML, line by line: a string has no escapes, a list stands on one line.
 _VALUE = r'(?:"[^"\\]*"|0|[1-9][0-9]*|true|false)'
@@ -66,10 +68,33 @@ _LINE = re.compile(rf"(?:\[[a-z_]+\]|[a-z_]+[ \t]*=[ \t]*(?:{_VALUE}|\[[^\[\]]*\
 
 
 def template(*, groups: Iterable[int], uid: int, gid: int) -> str:
-    """The default policy, with comments."""
+    """The default policy of this machine, with comments."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limits = {"image_bytes": 16 << 30, "store_bytes": 32 << 30, "tmpfs_bytes": memory, "memfd_bytes": memory // 2}
-    return _TEMPLATE.format(groups=", ".join(map(str, groups)), uid=uid, gid=gid, **limits, **_COUNTS)
+    return _TEMPLATE.format(
+        groups=", ".join(map(str, groups)),
+        builder=f"builder_uid = {uid}\nbuilder_gid = {gid}",
+        half=" (at the installation: half of the RAM)",
+        memfd_bytes=memory // 2,
+        whole=" (at the installation: the RAM; left out: what the launch asks for)",
+        tmpfs=f"tmpfs_bytes = {memory}",
+        **_BYTES,
+        **_COUNTS,
+    )
+
+
+def packaged() -> str:
+    """The policy that distribution packages ship, the same for every machine: it names no ids and no RAM."""
+    return _TEMPLATE.format(
+        groups="",
+        builder=f"# Left out, they are those of {BUILDER_DIRECTORY}, which the package makes.\n"
+        "#builder_uid = 998\n#builder_gid = 998",
+        half="",
+        memfd_bytes=16 << 30,
+        whole=" (left out: what the launch asks for)",
+        tmpfs=f"#tmpfs_bytes = {16 << 30}",
+        **_BYTES,
+        **_COUNTS,
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -134,6 +159,16 @@ def images() -> str:
 def store() -> str:
     """Where the helper keeps images."""
     return str(_installed().get("store", STORE))
+
+
+def builder(values: dict[str, Any]) -> int | None:
+    """The uid that rebuilds under a policy with these values; None where nobody does."""
+    if "builder_uid" in values or "builder_gid" in values:
+        return values.get("builder_uid")
+    try:
+        return os.lstat(BUILDER_DIRECTORY).st_uid
+    except OSError:
+        return None
 
 
 def _installed() -> dict[str, Any]:

@@ -68,27 +68,39 @@ def compile_filter(allowed: tuple[bytes, ...]) -> tuple[int, ...]:
     Raises UsageError for a call that does not exist, HostError without libseccomp.
     """
     try:
-        import pyseccomp
+        library = bindings()
     except (ImportError, RuntimeError, OSError) as error:
         raise HostError(f"cannot use libseccomp: {error}", hint="install libseccomp2, or use --seccomp none") from None
     extra = tuple(os.fsdecode(name) for name in allowed)
-    rules = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.ENOSYS))
+    rules = library.SyscallFilter(library.ERRNO(errno.ENOSYS))
     # A foreign ABI has its own numbers; libseccomp would kill.
-    rules.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.ERRNO(errno.ENOSYS))
+    rules.set_attr(library.Attr.ACT_BADARCH, library.ERRNO(errno.ENOSYS))
     # The kernel tries a new filter with every system call there is (its cache of what is always allowed): of a list
     # that takes a twelfth of a launch. libseccomp before 2.5 has no tree.
     with contextlib.suppress(OSError, ValueError):
-        rules.set_attr(pyseccomp.Attr.CTL_OPTIMIZE, _BINARY_TREE)
+        rules.set_attr(library.Attr.CTL_OPTIMIZE, _BINARY_TREE)
     for name in extra:
-        _allow_by_user(pyseccomp, rules, name)
+        _allow_by_user(library, rules, name)
     for name in _ALLOWED.split():
         if name != "ioctl":
-            _add(rules, pyseccomp.ALLOW, name)
-    _add_conditional(pyseccomp, rules, extra)
+            _add(rules, library.ALLOW, name)
+    _add_conditional(library, rules, extra)
     for name in _DENIED.split():
         if name not in extra and name != "personality":
-            _add(rules, pyseccomp.ERRNO(errno.EPERM), name)
+            _add(rules, library.ERRNO(errno.EPERM), name)
     return _export(rules)
+
+
+def bindings() -> Any:
+    """libseccomp's own, which distributions have, or pyseccomp of PyPI, which has the same interface.
+
+    Raises ImportError, and RuntimeError or OSError where there is no libseccomp.
+    """
+    try:
+        import seccomp
+    except ImportError:
+        import pyseccomp as seccomp
+    return seccomp
 
 
 def kept_filter(home: int, allowed: tuple[bytes, ...]) -> tuple[int, ...]:

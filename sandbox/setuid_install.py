@@ -97,7 +97,7 @@ def _read_helper() -> bytes:
     except OSError as error:
         raise HostError(
             f"there is no helper to install, {path}: {reason(error)}",
-            hint="install again with cargo (Rust 1.85 or later) on PATH",
+            hint="install the package sandbox-setuid, or sandbox again with cargo (Rust 1.88 or later) on PATH",
         ) from None
     done = subprocess.run([path, "version"], capture_output=True, env={}, check=False)
     if parse_version(done.stdout) is None:

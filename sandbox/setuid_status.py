@@ -145,7 +145,7 @@ def _group(gid: int, values: dict[str, Any]) -> Check:
 
 
 def _builder(values: dict[str, Any]) -> Check:
-    uid = values.get("builder_uid")
+    uid = policy.builder(values)
     try:
         entry = pwd.getpwuid(uid) if type(uid) is int else pwd.getpwnam(policy.BUILDER)
     except (KeyError, OverflowError):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sandbox.plan import Attach, Image
 from sandbox.plan_types import Base, Place
-from tests.support.helper import IMAGES, TRUSTED, USE, USED, WITH_BUILDER
+from tests.support.helper import BUILDER, IMAGES, TRUSTED, USE, USED, WITH_BUILDER
 from tests.support.launcher import MEMORY, source, squashfs
 
 
@@ -167,3 +167,24 @@ def test_setuid_programs_and_devices_in_images(helper):
     script = "$T/s/id -u; cat $T/s/null; head -c1 $T/d/disk; $T/d/id -u"
     got, out, err = helper.run(helper.image_plan(source(image)), "sh", "-c", script)
     assert (got, out, err.count("Permission denied")) == (0, f"{helper.uid}\n{helper.uid}\n", 2), err
+
+
+def test_builder_of_a_package(helper):
+    """Whom a directory of root's belongs to, where the policy names nobody; the policy wins over it."""
+    image = source(helper.own_image())
+    directory = helper.private.inside("/var/lib/sandbox/builder")
+    directory.mkdir()
+    try:
+        for uid, gid in ((0, BUILDER), (BUILDER, 0), (helper.uid, BUILDER)):
+            os.chown(directory, uid, gid)
+            helper.refused(helper.image_plan(image), "names no builder")
+        os.chown(directory, BUILDER, BUILDER)
+        helper.check(helper.image_plan(image), USE, USED)
+        helper.policy(f"builder_uid = {BUILDER}\n")
+        helper.refused(helper.image_plan(image), "names no builder")
+        helper.policy("")
+        directory.parent.chmod(0o777)
+        helper.refused(helper.image_plan(image), "could be changed by somebody else than root")
+    finally:
+        directory.parent.chmod(0o755)
+        directory.rmdir()

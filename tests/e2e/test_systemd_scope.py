@@ -27,7 +27,7 @@ COMBINATIONS = [
     ("native", "setuid"),
 ]
 _OWN = "cd /sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup) && pwd && cat memory.max pids.max cpu.max"
-_SCOPE = r"/sandbox-\d+-[0-9a-f]{8}\.scope/sandbox-[0-9a-f]{32}"
+_SCOPE = r"/sandbox\.slice/sandbox-\d+-[0-9a-f]{8}\.scope/sandbox-[0-9a-f]{32}"
 
 
 class Undelegated:

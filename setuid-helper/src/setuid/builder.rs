@@ -3,7 +3,7 @@
 
 use super::policy::is_roots;
 use super::rights::{IDENTITY, MOUNT, Rights};
-use super::{Policy, copy, refused};
+use super::{Policy, copy, ground, refused};
 use crate::child::{c_strings, last_words, open_null, spawn};
 use crate::error::{Doing, Failure, Outcome, printable};
 use crate::prelude::*;
@@ -33,13 +33,11 @@ const MESSAGE: usize = 300;
 
 /// A sealed image with the content of `image`.
 pub fn rebuild(image: &OwnedFd, path: &[u8], policy: &Policy, limit: u64, rights: Rights) -> Outcome<OwnedFd> {
-    let (uid, gid) = policy.builder;
+    let (uid, gid) = if policy.builder == (0, 0) { ground::builder()? } else { policy.builder };
     let own = rustix::process::getuid().as_raw();
     if uid == 0 || gid == 0 || uid == own {
         let message = format!("{} would have to be rebuilt, and the policy names no builder", shown(path));
-        return Err(
-            refused(message).hint("sandbox setuid install sets builder_uid and builder_gid, or use --mode userns")
-        );
+        return Err(refused(message).hint("sandbox setuid status says what is missing; or use --mode userns"));
     }
     for program in [UNPACK[0], PACK[0]] {
         if !statat(CWD, program, AtFlags::empty()).is_ok_and(|status| is_roots(&status)) {

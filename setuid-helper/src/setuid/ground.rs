@@ -1,12 +1,12 @@
 //! Directories that only root can change, and what the helper keeps in them.
 
-use super::policy::is_roots;
+use super::policy::{STORE, is_roots};
 use super::{Rights, refused};
 use crate::error::{Doing, Failure, Outcome, printable};
 use crate::fsops::DIRECTORY;
 use crate::prelude::*;
 use rustix::fd::OwnedFd;
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, fstat, mkdirat, openat};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, fstat, mkdirat, openat, statat};
 use rustix::io::Errno;
 use rustix::thread::{Timespec, nanosleep};
 
@@ -30,8 +30,14 @@ pub fn open(path: &[u8]) -> Outcome<Option<OwnedFd>> {
 }
 
 fn check(fd: &OwnedFd, path: &[u8]) -> Outcome<()> {
-    let is_safe = is_roots(&fstat(fd).doing("look at", path)?);
-    if is_safe { Ok(()) } else { Err(unsafe_owner(path)) }
+    if is_roots(&fstat(fd).doing("look at", path)?) { Ok(()) } else { Err(unsafe_owner(path)) }
+}
+
+/// Who rebuilds images where the policy does not say: the owner of the directory that a package's installation made.
+pub fn builder() -> Outcome<(u32, u32)> {
+    let Some(above) = open(STORE)? else { return Ok((0, 0)) };
+    let found = statat(&above, "builder", AtFlags::SYMLINK_NOFOLLOW);
+    Ok(found.map_or((0, 0), |status| (status.st_uid, status.st_gid)))
 }
 
 /// What is said of a path on which somebody else than root has a say.

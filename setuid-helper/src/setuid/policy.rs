@@ -6,6 +6,7 @@ use super::toml::{Value, parse};
 use crate::error::{Doing, Failure, Outcome};
 use crate::fsops::read_all;
 use crate::prelude::*;
+use alloc::borrow::Cow;
 use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::Errno;
@@ -46,8 +47,8 @@ pub struct Policy {
     pub builders: u64,
     /// How many loop devices a user has.
     pub loop_devices: u64,
-    /// Where rebuilt images are kept, in a directory per user; empty: `STORE`.
-    store: Vec<u8>,
+    /// Where rebuilt images are kept, in a directory per user.
+    pub store: Cow<'static, [u8]>,
     /// All images of a user there, in bytes.
     pub store_bytes: u64,
     /// Whether a plan may leave out `NoNewPrivs`.
@@ -64,12 +65,12 @@ const STRICT: Policy = Policy {
     builder: (0, 0),
     builders: 2,
     loop_devices: 64,
-    store: Vec::new(),
+    store: Cow::Borrowed(STORE),
     store_bytes: 32 << 30,
     allow_new_privs: false,
 };
 /// Where rebuilt images are kept, unless the policy names another place.
-const STORE: &[u8] = b"/var/lib/sandbox";
+pub const STORE: &[u8] = b"/var/lib/sandbox";
 
 impl Policy {
     /// The policy of this machine; the strict defaults where there is none.
@@ -115,17 +116,12 @@ impl Policy {
             ("builder_gid", Value::Number(id)) => self.builder.1 = user(*id)?,
             ("builders", Value::Number(count)) => self.builders = *count,
             ("loop_devices", Value::Number(count)) => self.loop_devices = *count,
-            ("store", Value::Text(path)) if path.starts_with(b"/") => self.store = path.to_vec(),
+            ("store", Value::Text(path)) if path.starts_with(b"/") => self.store = path.to_vec().into(),
             ("store_bytes", Value::Number(bytes)) => self.store_bytes = *bytes,
             ("allow_new_privs", Value::Truth(allowed)) => self.allow_new_privs = *allowed,
             _ => return None,
         }
         Some(())
-    }
-
-    /// Where rebuilt images are kept, in a directory per user.
-    pub fn store(&self) -> &[u8] {
-        if self.store.is_empty() { STORE } else { &self.store }
     }
 
     /// Whether the caller may use the helper at all.

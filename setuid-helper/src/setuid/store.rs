@@ -39,7 +39,7 @@ pub struct Store<'p> {
 impl Store<'_> {
     /// Of the caller. Made if it is missing.
     pub fn open(policy: &Policy, rights: Rights) -> Outcome<Store<'_>> {
-        let directory = ground::private(policy.store(), &rustix::process::getuid().as_raw().to_string(), rights)?;
+        let directory = ground::private(&policy.store, &rustix::process::getuid().as_raw().to_string(), rights)?;
         Ok(Store { directory, policy, rights })
     }
 
