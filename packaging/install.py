@@ -1,7 +1,7 @@
 """install.py DESTDIR SITE: put the project where a distribution's packages have it, below DESTDIR.
 
 SITE is the directory of Python's packages there. The native programs must have been built; cargo puts them into
-$CARGO_TARGET_DIR/release. What depends on the package's scripts (systemd's units and so on) is the package's own affair.
+$CARGO_TARGET_DIR/release. What depends on the package's scripts (systemd's units and so on) is the package's affair.
 """
 
 import shutil
