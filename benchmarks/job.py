@@ -1,21 +1,27 @@
-"""Job isolation with a ready plan: what a launch costs beside bubblewrap's, and what the filter costs a system call."""
+"""Job isolation: a ready plan beside bubblewrap, what the filter costs a system call, and real work inside and bare."""
 
 import contextlib
 import json
 import shutil
+import statistics
 import struct
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks import ready as ready_script
 from benchmarks.measure import Bench, Figure, ratio, seconds
 from benchmarks.stage import Stage
+from tests.support import debian
 from tests.support.modes import native_engine
 
 _RUNS = 300
 _SYSTEM_CALLS = 10
+_BUILDS = 9
 _PEER = ["--unshare-all", "--ro-bind", "/", "/", "--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev", "/bin/true"]
 _COPY = ["/bin/dd", "if=/dev/zero", "of=/dev/null", "bs=1", "count=1M", "status=none"]
 # BPF_RET | BPF_K with SECCOMP_RET_ALLOW: what the kernel itself takes for looking at any filter.
@@ -44,6 +50,28 @@ def job(stage: Stage) -> Iterator[Figure]:
             yield ratio("job", f"a ready plan / the same by bubblewrap, {who}", ours, like, command=_LIKE, bar=0.6)
             if who == "user" or stage.root is None:
                 yield from _filters(measure, mode)
+        yield from _build(bench, who, mode)
+
+
+def _build(bench: Bench, who: str, mode: Sequence[str]) -> Iterator[Figure]:
+    """A C project made in a job, whose writes vanish, and bare, by turns; bare it is cleaned in between, untimed."""
+    try:
+        project = debian.c_project(bench.directory)
+    except pytest.skip.Exception:
+        return
+    subprocess.run(["chown", "-R", f"{bench.who.uid}:{bench.who.gid}", project], check=True)
+    in_job = [bench.sandbox, "run", *mode, "--isolation", "job", "--", *debian.MAKE]
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(2 if bench.quick else _BUILDS):
+        for command, taken in ((in_job, times[True]), (debian.MAKE, times[False])):
+            start = time.monotonic()
+            bench.run(command, cwd=project, quiet=True)
+            taken.append(time.monotonic() - start)
+        bench.run(["make", "clean"], cwd=project, quiet=True)
+    shutil.rmtree(project)
+    shown = f"{bench.shown(in_job)}, in {project.name}"
+    ours, bare = map(statistics.median, times.values())
+    yield ratio("job", f"make -j2 of Lua / bare, {who}", ours, bare, command=shown, bar=1.05)
 
 
 def _filters(measure: "_Measure", mode: Sequence[str]) -> Iterator[Figure]:

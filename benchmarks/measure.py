@@ -44,11 +44,12 @@ class Bench:
             "SANDBOX_HOME": str(self.home),
         }
 
-    def run(self, command: Sequence[str]) -> None:
-        """Once, untimed: to fill a cache."""
+    def run(self, command: Sequence[str], *, cwd: Path | None = None, quiet: bool = False) -> None:
+        """Once, untimed: to fill a cache. In the identity's directory unless said otherwise."""
         options = {} if self.open_fuse else self.who.popen_options()
         whole = with_open_fuse(self.who, command) if self.open_fuse else [*command]
-        subprocess.run(whole, env=self.environment, cwd=self.directory, check=True, **options)  # type: ignore[call-overload]
+        options |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} if quiet else {}
+        subprocess.run(whole, env=self.environment, cwd=cwd or self.directory, check=True, **options)  # type: ignore[call-overload]
 
     def compare(self, commands: Sequence[Sequence[str]], *, warmup: int = 3) -> list[float]:
         """Median seconds of each, measured in one run of hyperfine."""

@@ -50,6 +50,7 @@ fish                  | fish              | fish              | fish            
 zsh                   | zsh               | zsh               | zsh               | zsh
 busybox               | busybox-static    | busybox           | busybox           | busybox-static
 vi                    | vim-tiny          | vim-minimal       | vim               | vim
+git                   | git               | git               | git               | git
 '
 # make test-vm builds its machines from Debian's packages.
 readonly needs_vm='

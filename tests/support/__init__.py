@@ -18,5 +18,6 @@ launcher   a native program started with plans that a test writes
 helper     the same with the installed setuid helper: policies, images, what is left
 modes      which (engine, mode) pairs this machine supports, and whether each of them ran
 fuse       /dev/fuse open to everybody, in a mount namespace of its own
-wheels     the ziglang wheel, downloaded once into a cache outside the tree
+wheels     wheels and sdists from PyPI, downloaded once into a cache outside the tree
+debian     a C project from a Debian source package, the same way
 """

@@ -89,7 +89,9 @@ def make_disk(source: Path, target: Path, *, spare: int = 64 << 20) -> None:
 def _wanted() -> list[str]:
     """Debian's names in the table of packaging/setup.sh."""
     table = (REPOSITORY / "packaging/setup.sh").read_text().split("readonly needs='", 1)[1].split("'", 1)[0]
-    return sorted({row.split("|")[1].strip() for row in table.splitlines() if "|" in row} - {"python3-venv"} | {*_MORE})
+    return sorted(
+        {row.split("|")[1].strip() for row in table.splitlines() if "|" in row} - {"python3-venv", "git"} | {*_MORE}
+    )
 
 
 def root() -> Path:
@@ -116,11 +118,11 @@ def root() -> Path:
 # -- kernels --------------------------------------------------------------------------------------------------
 
 
-def _private_apt(where: Path, suite: str) -> dict[str, str]:
-    """An environment in which apt knows one suite and nothing of this machine's packages."""
+def private_apt(where: Path, suite: str, *, kind: str = "deb") -> dict[str, str]:
+    """An environment in which apt knows one suite (its sources: `deb-src`) and nothing of this machine's packages."""
     for name in ("etc/preferences.d", "lists/partial", "cache/archives/partial"):
         (where / name).mkdir(parents=True)
-    (where / "etc/sources.list").write_text(f"deb [signed-by={_KEYRING}] {mirror()} {suite} main\n")
+    (where / "etc/sources.list").write_text(f"{kind} [signed-by={_KEYRING}] {mirror()} {suite} main\n")
     options = {
         "Dir::Etc": where / "etc",
         "Dir::Etc::sourceparts": "none",
@@ -143,7 +145,7 @@ def kernel(suite: str) -> Kernel:
     def make(where: Path) -> None:
         print(f"vm: fetching the kernel of {suite}", flush=True)
         apt = where / "apt"
-        env = _private_apt(apt, suite)
+        env = private_apt(apt, suite)
         run("apt-get", "update", "-q", env=env)
         without = ["--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks", "--no-replaces"]
         found = run("apt-cache", "depends", "--recurse", *without, "--no-enhances", "linux-image-amd64", env=env)
@@ -165,7 +167,7 @@ def tools(suite: str, names: tuple[str, ...]) -> Path:
 
     def make(where: Path) -> None:
         apt = where / "apt"
-        env = _private_apt(apt, suite)
+        env = private_apt(apt, suite)
         run("apt-get", "update", "-q", env=env)
         run("apt-get", "download", "-q", *names, env=env, cwd=apt)
         for package in sorted(apt.glob("*.deb")):
