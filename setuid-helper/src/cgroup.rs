@@ -10,7 +10,7 @@ use crate::sources::same_directory;
 use alloc::ffi::CString;
 use core::ffi::CStr;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, fstatfs, openat};
+use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, fstat, fstatfs, openat};
 use rustix::io::Errno;
 use rustix::thread::{Timespec, nanosleep};
 
@@ -61,7 +61,7 @@ impl Cgroup {
                 // All of a job or nothing: what is left after its largest process was killed is of no use.
                 set(&fd, "memory.oom.group", memory, "1")?;
                 set(&fd, "cpu.max", cpu_us, &format!("{cpu_us} {PERIOD}"))?;
-                let procs = openat(&fd, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+                let procs = open_procs(&fd)?;
                 Ok(Cgroup { fd, procs })
             };
             return make().doing("make a cgroup in", source.path).map(Some).map_err(|failure| failure.hint(hint));
@@ -118,6 +118,16 @@ fn read(fd: BorrowedFd, file: &str) -> Option<String> {
 fn kill(fd: BorrowedFd) -> Result<(), Errno> {
     let file = openat(fd, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(file, b"1").map(drop)
+}
+
+fn open_procs(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
+    openat(fd, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Where a process writes "0" to enter the cgroup at `path`.
+pub fn entrance(path: &[u8]) -> Result<OwnedFd, Errno> {
+    let fd = open_dir(CWD, path)?;
+    if is_cgroup(fd.as_fd()) { open_procs(&fd) } else { Err(Errno::INVAL) }
 }
 
 /// Whether the directory `name` in `parent` is a cgroup; if so it is emptied and removed.

@@ -1,6 +1,7 @@
 //! The JSON of run records: one object on one line, of strings, numbers and lists of strings.
 
 use crate::prelude::*;
+use crate::procfs;
 use core::fmt::Write;
 
 /// `value` as a JSON string: valid UTF-8 as it is, any other byte as a `\udcXX` surrogate (as Python's fsdecode).
@@ -40,6 +41,8 @@ pub enum Value {
     Text(Vec<u8>),
     /// A list of strings.
     List(Vec<Vec<u8>>),
+    /// A number from 0 on.
+    Number(u64),
     /// Anything else that records hold; nobody here asks for its value.
     Other,
 }
@@ -99,8 +102,9 @@ impl Parser<'_> {
             b'[' => self.list().map(Value::List),
             b'0'..=b'9' | b'-' | b'a'..=b'z' => {
                 let end = self.rest.iter().position(|b| !(b.is_ascii_alphanumeric() || b"+-.".contains(b)));
-                self.rest = &self.rest[end.unwrap_or(self.rest.len())..];
-                Some(Value::Other)
+                let (word, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
+                self.rest = rest;
+                Some(procfs::parse(word).map_or(Value::Other, Value::Number))
             }
             _ => None,
         }
@@ -176,10 +180,11 @@ mod tests {
         let values: [&[u8]; 5] = [b"plain", b"\xff\x80\n\"\\", "h\u{e9}\u{1f600}".as_bytes(), b"", b"\x7f\x01"];
         let mut text = String::from("{\"command\": ");
         quote_list(&mut text, values.into_iter());
-        text.push_str(", \"pid\": 12}\n");
+        text.push_str(", \"pid\": 12, \"none\": -1}\n");
         let members = parse(text.as_bytes()).expect("it is a record");
         assert_eq!(members[0].1, Value::List(values.map(<[u8]>::to_vec).to_vec()));
-        assert_eq!(members[1], (b"pid".to_vec(), Value::Other));
+        assert_eq!(members[1], (b"pid".to_vec(), Value::Number(12)));
+        assert_eq!(members[2].1, Value::Other);
     }
 
     #[test]

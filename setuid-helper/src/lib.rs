@@ -21,6 +21,7 @@ pub mod plan;
 mod prelude;
 #[cfg(any(test, fuzzing))]
 pub mod probe;
+mod procfs;
 mod record;
 mod report;
 mod scratch;

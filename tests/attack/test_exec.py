@@ -1,7 +1,12 @@
-"""sandbox exec: what it joins, and that nobody gets more by it than what runs there has (CVE-2022-31214)."""
+"""sandbox exec: what it joins, and that nobody gets more by it than what runs there has (CVE-2022-31214).
+
+All of it is tried with both programs that join: the native front, which leaves to Python what it is in doubt of, and
+Python alone.
+"""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -9,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import processes
+from sandbox.engine import native
 from tests.support import living
 from tests.support.living import Living, wait_for
 
@@ -25,8 +31,38 @@ FACTS = (
 )
 
 
+class Client:
+    """Who joins. `asked` are the lines that came to Python."""
+
+    def __init__(self, kind: str, run_sandbox, area) -> None:
+        python = run_sandbox.command.with_name("sandbox-python")
+        self.native, self.log = kind == "front", area.path / "asked"
+        self.log.touch()
+        self.log.chmod(0o666)
+        program = python
+        if self.native:
+            program = area.path / "client" / "sandbox"
+            program.parent.mkdir()
+            shutil.copy(run_sandbox.command, program)
+            beside = program.with_name("sandbox-python")
+            beside.write_text(f'#!/bin/sh\necho "$@" >> {self.log}\nexec {python} "$@"\n')
+            beside.chmod(0o755)
+        run_sandbox.instead["exec"] = self.program = program
+
+    @property
+    def asked(self) -> list[str]:
+        return self.log.read_text().splitlines()
+
+
+@pytest.fixture(params=["front", "python"])
+def client(request, run_sandbox, area):
+    if not native.available():
+        pytest.skip("the native programs were not built here (no cargo): sandbox is Python alone")
+    return Client(request.param, run_sandbox, area)
+
+
 @pytest.fixture
-def live(pair, run_sandbox, identities):
+def live(pair, run_sandbox, identities, client):
     if living.unsupported(*pair, identities):
         pytest.skip("not supported here")
     return Living(run_sandbox, *pair)
@@ -48,7 +84,7 @@ def facts_of_the_command(live: Living) -> str:
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
-def test_it_is_what_the_command_is(live, level):
+def test_it_is_what_the_command_is(live, level, client):
     options = ["--name", "one", "-e", "MINE=1", "--nofile", "77", "--nice", "3"]
     options += ["--isolation", level] if level != "none" else []
     process = live.start(*options, script=f"umask 027; ({FACTS}) > {live.area}/facts 2>&1")
@@ -63,7 +99,12 @@ def test_it_is_what_the_command_is(live, level):
     assert live("exec", "one", "sh", "-c", "kill -TERM $$").returncode == -15
     missing = live("exec", "one", "no-such-command")
     assert (missing.returncode, len(missing.stderr.splitlines())) == (127, 1)
+    number = live.own()[0]["id"]
+    assert live("exec", number[:5], "--", "cat", input="in\n").stdout == "in\n"
+    # It was the native one that did it.
+    assert client.asked == []
     assert live("exec", "-e", "A=b", "one", "sh", "-c", "echo $A; cat", input="in\n").stdout == "b\nin\n"
+    assert client.asked == (["exec -e A=b one sh -c echo $A; cat"] if client.native else [])
     assert live("kill", "one").returncode == 0
     process.wait(20)
 
@@ -97,6 +138,7 @@ def test_what_an_ordinary_end_leaves_is_ended(live):
 
 
 @pytest.mark.parametrize("pair", [("native", "setuid")], ids="-".join)
+@pytest.mark.usefixtures("client")
 def test_mode_setuid_is_refused(pair, run_sandbox, request):
     run_sandbox.system = request.getfixturevalue("setuid_system")
     live = Living(run_sandbox, *pair)
@@ -138,6 +180,7 @@ def test_mistakes(live, words, says):
 
 
 @ROOT_ONLY
+@pytest.mark.usefixtures("client")
 def test_another_user_cannot_join(run_sandbox, identities, area):
     """Neither by a name, nor by copying the record into a home of their own and locking it."""
     owner = Living(run_sandbox, "native", "root")
@@ -203,8 +246,15 @@ def test_a_record_that_means_a_process_outside(run_sandbox, who, area):
     path.write_bytes(json.dumps(facts).encode() + b"\n" + record.partition(b"\n")[2])
     os.chown(path, who.uid, who.gid)
     with holding(path, who):
-        done = run_sandbox(["exec", "forged", "id"], as_user=who.as_user)
-        assert (done.returncode, done.stdout) == (125, "")
+        # Both at once: they wait a while for a command to start.
+        programs = [run_sandbox.command, run_sandbox.command.with_name("sandbox-python")]
+        clients = []
+        for run_sandbox.instead["exec"] in filter(Path.exists, programs):
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            clients.append(run_sandbox.popen(["exec", "forged", "id"], as_user=who.as_user, **pipes))
+        for client in clients:
+            out, err = client.communicate(timeout=60)
+            assert (client.returncode, out, len(err.splitlines())) == (125, "", 1)
     for pid in [*processes.below(outer.pid), outer.pid]:
         os.kill(pid, signal.SIGKILL)
     outer.wait()
@@ -213,11 +263,11 @@ def test_a_record_that_means_a_process_outside(run_sandbox, who, area):
 
 
 @SOME
-def test_from_inside_one_on_another(live):
+def test_from_inside_one_on_another(live, client):
     """At level job there is neither the home nor the process; at level none of userns the kernel refuses."""
     victim = live.start("--name", "victim")
     inside = ["run", *live.options, "-e", f"SANDBOX_HOME={live.run.area.home(live.as_user)}"]
-    command = [str(live.run.command), "exec", "victim", "sh", "-c", "echo joined"]
+    command = [str(client.program), "exec", "victim", "sh", "-c", "echo joined"]
     job = live(*inside, "--isolation", "job", "--", *command)
     assert "joined" not in job.stdout
     assert job.returncode != 0

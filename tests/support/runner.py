@@ -45,6 +45,8 @@ class Runner:
         self.identities = identities
         self.area = area
         self.system: SetuidSystem | None = None
+        # Programs that do a subcommand in place of the command.
+        self.instead: dict[Argument, Path] = {}
         self._started: list[subprocess.Popen[Any]] = []
 
     def environment(self, as_user: bool, changes: Mapping[str, str | None] | None = None) -> dict[str, str]:
@@ -96,10 +98,11 @@ class Runner:
         return process
 
     def _command(self, args: Sequence[Argument], as_user: bool, cwd: Argument | None) -> list[Argument]:
+        command = [self.instead.get(args[0], self.command) if args else self.command, *args]
         if self.system is None:
-            return [self.command, *args]
+            return command
         where = Path(os.fsdecode(cwd)) if cwd is not None else self.area.dir(as_user)
-        return self.system.command([self.command, *args], who=self.identities[as_user], cwd=where)
+        return self.system.command(command, who=self.identities[as_user], cwd=where)
 
     def _options(self, as_user: bool, env: Mapping[str, str | None] | None, cwd: Argument | None) -> dict[str, Any]:
         text = {"encoding": "utf-8", "errors": "surrogateescape"}

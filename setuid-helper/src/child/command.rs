@@ -3,6 +3,7 @@
 use super::Child;
 use super::place::resolve;
 use crate::attendance::Given;
+use crate::environment::Environment;
 use crate::error::{Doing, Failure, NOT_EXECUTABLE, NOT_FOUND, Outcome, printable};
 use crate::fsops::proc_fd;
 use crate::plan::Place;
@@ -52,24 +53,11 @@ impl Child<'_> {
         if let Err(failure) = self.install_filter() {
             return failure;
         }
-        let mut failure = None;
-        let mut missing = Vec::new();
-        for candidate in self.candidates(name.to_bytes()) {
-            match sys::execute(&candidate, &argv, &environment) {
-                Errno::NOENT | Errno::NOTDIR => missing.push(candidate),
-                // A directory of PATH that may not be searched holds nothing for this user.
-                Errno::ACCESS if !name.to_bytes().contains(&b'/') && !exists(&candidate) => {}
-                // As a shell does: what was found and cannot be executed counts more than what was not found.
-                error => drop(failure.get_or_insert_with(|| Failure::os("run", name.to_bytes(), error))),
-            }
-        }
-        if failure.is_none() && missing.iter().any(|candidate| exists(candidate)) {
-            failure = Some(Failure::new(format!("cannot run {}: its interpreter does not exist", shown(name))));
-        }
-        match failure {
-            Some(failure) => failure.code(NOT_EXECUTABLE),
-            None => Failure::new(format!("cannot run {}: command not found", shown(name))).code(NOT_FOUND),
-        }
+        let candidates = match &self.executable {
+            Some(found) => vec![found.clone()],
+            None => candidates(name.to_bytes(), &self.environment),
+        };
+        execute(name, &candidates, &argv, &environment)
     }
 
     fn install_filter(&self) -> Outcome<()> {
@@ -81,21 +69,41 @@ impl Child<'_> {
         let attendance = self.attendance()?;
         attendance.hand_over(Given::Listener, &[listener.as_fd()]).doing("hand over the questions of the filter", b"")
     }
+}
 
-    fn candidates(&self, name: &[u8]) -> Vec<CString> {
-        let own = |path: &[u8]| CString::new(path).unwrap_or_default();
-        if let Some(found) = &self.executable {
-            return vec![found.clone()];
+/// Where a command of this name may be.
+pub fn candidates(name: &[u8], environment: &Environment) -> Vec<CString> {
+    let own = |path: &[u8]| CString::new(path).unwrap_or_default();
+    if name.contains(&b'/') || name.is_empty() {
+        return vec![own(name)];
+    }
+    let path = environment.get(b"PATH").unwrap_or(DEFAULT_PATH);
+    let directories = path.split(|byte| *byte == b':');
+    directories
+        .map(|directory| if directory.is_empty() { &b"."[..] } else { directory })
+        .map(|directory| own(&[directory, b"/", name].concat()))
+        .collect()
+}
+
+/// Become the first of these that can be executed. Returns only when none can.
+pub fn execute(name: &CStr, candidates: &[CString], argv: &CStrings, environment: &CStrings) -> Failure {
+    let mut failure = None;
+    let mut missing = Vec::new();
+    for candidate in candidates {
+        match sys::execute(candidate, argv, environment) {
+            Errno::NOENT | Errno::NOTDIR => missing.push(candidate),
+            // A directory of PATH that may not be searched holds nothing for this user.
+            Errno::ACCESS if !name.to_bytes().contains(&b'/') && !exists(candidate) => {}
+            // As a shell does: what was found and cannot be executed counts more than what was not found.
+            error => drop(failure.get_or_insert_with(|| Failure::os("run", name.to_bytes(), error))),
         }
-        if name.contains(&b'/') || name.is_empty() {
-            return vec![own(name)];
-        }
-        let path = self.environment.get(b"PATH").unwrap_or(DEFAULT_PATH);
-        let directories = path.split(|byte| *byte == b':');
-        directories
-            .map(|directory| if directory.is_empty() { &b"."[..] } else { directory })
-            .map(|directory| own(&[directory, b"/", name].concat()))
-            .collect()
+    }
+    if failure.is_none() && missing.iter().any(|candidate| exists(candidate)) {
+        failure = Some(Failure::new(format!("cannot run {}: its interpreter does not exist", shown(name))));
+    }
+    match failure {
+        Some(failure) => failure.code(NOT_EXECUTABLE),
+        None => Failure::new(format!("cannot run {}: command not found", shown(name))).code(NOT_FOUND),
     }
 }
 

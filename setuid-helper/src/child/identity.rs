@@ -88,7 +88,7 @@ pub fn id_maps(plan: &Plan) -> Outcome<Vec<(Slot, OwnedFd)>> {
 
 /// Without supplementary groups, and with nothing in the bounding set while that can be changed.
 pub fn become_command_ids(uid: u32, gid: u32) -> Outcome<()> {
-    sys::drop_bounding_set();
+    sys::cut_bounding_set(0);
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     set_thread_groups(&[]).doing("leave all groups", b"")?;
     set_thread_res_gid(gid, gid, gid).doing("become the command's group", b"")?;
@@ -100,7 +100,7 @@ pub fn drop_capabilities(rights: Rights) -> Outcome<()> {
     if rights.are_lent() {
         return rights.drop_for_good();
     }
-    sys::drop_bounding_set();
+    sys::cut_bounding_set(0);
     clear_ambient_capability_set().doing("drop ambient capabilities", b"")?;
     let none = CapabilitySet::empty();
     let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };

@@ -52,13 +52,13 @@ impl Child<'_> {
         set_dumpable_behavior(DumpableBehavior::NotDumpable).doing("hide the memory of the init", b"")?;
         // Again: a change of ids cleared it.
         die_with_supervisor(status).doing("set the death signal", b"")?;
-        sys::keep_only(status.as_fd());
+        sys::keep_only(&[status.as_fd()]);
         serve(status, command)
     }
 }
 
 /// The supervisor is the parent, and reads the other end of the pipe.
-fn die_with_supervisor(status: &OwnedFd) -> Result<(), Errno> {
+pub fn die_with_supervisor(status: &OwnedFd) -> Result<(), Errno> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let mut ends = [PollFd::new(status, PollFlags::empty())];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };

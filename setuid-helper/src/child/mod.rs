@@ -23,7 +23,9 @@ mod spawn;
 mod world;
 
 pub use birth::{birth, fork};
+pub use command::{candidates, execute};
 pub use identity::id_maps;
+pub use init::die_with_supervisor;
 pub use loopdev::{Bounds, Devices};
 pub use spawn::{c_strings, last_words, open_null, spawn};
 

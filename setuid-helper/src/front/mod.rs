@@ -1,8 +1,9 @@
-//! The front: `sandbox` as typed. Starts a launch that Python compiled earlier, if nothing it depended on has changed;
-//! everything else is Python's. It understands no option: the key is the words up to and including `--`
-//! (docs/performance.md, "Compiled plans"). Never setuid.
+//! The front: `sandbox` as typed. Starts a launch that Python compiled earlier, if nothing it depended on has changed,
+//! and joins a run where that is possible; everything else is Python's. It understands no option: the key of a launch is
+//! the words up to and including `--` (docs/performance.md, "Compiled plans"). Never setuid.
 
 mod conditions;
+mod join;
 mod recipe;
 mod stored;
 
@@ -47,13 +48,26 @@ fn front(start: &Start, rights: Rights) -> ! {
         && let Some(kept) = stored::find(words, &start.environment)
     {
         match launch(&kept, words, start.environment.clone(), rights) {
-            Some(Ending::Exited(code)) => sys::exit_now(code),
-            Some(Ending::Killed(signal)) => sys::die_of(signal),
+            Some(ending) => end_like(ending),
             // Not a word of it: Python compiles anew, and says what is wrong if that fails as well.
             None => kept.forget(),
         }
     }
+    if words.first() == Some(&c"exec") {
+        match join::run(words, &start.environment, rights) {
+            Some(Ok(ending)) => end_like(ending),
+            Some(Err(failure)) => leave(failure.code, &failure.message),
+            None => {}
+        }
+    }
     become_python(words, &start.environment)
+}
+
+fn end_like(ending: Ending) -> ! {
+    match ending {
+        Ending::Exited(code) => sys::exit_now(code),
+        Ending::Killed(signal) => sys::die_of(signal),
+    }
 }
 
 /// Carry out a stored plan; None when that, or what it is for, is not possible any more.

@@ -54,14 +54,10 @@ const FIRST_UID: u32 = 0x7000_0000;
 /// What was stored for these words, here or for any working directory, if all it depended on is unchanged.
 pub fn find(words: &[&CStr], environment: &[&CStr]) -> Option<Kept> {
     let variable = |name: &[u8]| conditions::value(environment, name);
-    if variable(b"SANDBOX_PLAN_CACHE") == Some(b"0") || variable(b"SANDBOX_TMPDIR").is_some() {
+    if variable(b"SANDBOX_PLAN_CACHE") == Some(b"0") {
         return None;
     }
-    let home = match variable(b"SANDBOX_HOME").filter(|path| !path.is_empty()) {
-        Some(path) => open_path_of(path),
-        None => open_path_of(&[variable(b"HOME").filter(|path| !path.is_empty())?, b"/.sandbox"].concat()),
-    }?;
-    let directory = open_dir(&home, DIRECTORY).ok()?;
+    let directory = open_dir(home(environment)?, DIRECTORY).ok()?;
     is_private(&fstat(&directory).ok()?).then_some(())?;
     let key = key(words);
     let anywhere = open(directory, hexadecimal(&key));
@@ -78,6 +74,18 @@ pub fn find(words: &[&CStr], environment: &[&CStr]) -> Option<Kept> {
         stored.conditions.iter().all(|condition| condition.holds(environment))
     };
     holds.then_some(kept)
+}
+
+/// The home, if there is no doubt about it: inside a sandbox there is.
+pub fn home(environment: &[&CStr]) -> Option<OwnedFd> {
+    let variable = |name: &[u8]| conditions::value(environment, name);
+    if variable(b"SANDBOX_TMPDIR").is_some() {
+        return None;
+    }
+    match variable(b"SANDBOX_HOME").filter(|path| !path.is_empty()) {
+        Some(path) => open_path_of(path),
+        None => open_path_of(&[variable(b"HOME").filter(|path| !path.is_empty())?, b"/.sandbox"].concat()),
+    }
 }
 
 impl Stored<'_> {
@@ -119,7 +127,7 @@ fn open_path_of(path: &[u8]) -> Option<OwnedFd> {
 }
 
 /// Whether nobody else could have written it.
-fn is_private(status: &Stat) -> bool {
+pub fn is_private(status: &Stat) -> bool {
     status.st_uid == getuid().as_raw() && status.st_mode & 0o022 == 0
 }
 

@@ -19,6 +19,11 @@ pub struct Clock<'c> {
 }
 
 impl<'c> Clock<'c> {
+    /// There is no end to it.
+    pub fn endless() -> Clock<'c> {
+        Clock { is_up: false, deadline: None, kill_after: Duration::ZERO, cgroup: None }
+    }
+
     /// It starts now.
     pub fn start(plan: &Plan, cgroup: Option<&'c Cgroup>) -> Outcome<Clock<'c>> {
         let timeout = plan.steps.iter().find_map(|step| match *step {
@@ -26,7 +31,7 @@ impl<'c> Clock<'c> {
             _ => None,
         });
         let Some((limit, kill_after)) = timeout else {
-            return Ok(Clock { is_up: false, deadline: None, kill_after: Duration::ZERO, cgroup });
+            return Ok(Clock::endless());
         };
         let deadline = sys::now() + Duration::from_nanos(limit);
         // A job that stops stops its supervisor, and must not stop the clock by that.

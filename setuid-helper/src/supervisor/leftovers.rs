@@ -2,6 +2,7 @@
 
 use super::wait::count;
 use crate::prelude::*;
+use crate::procfs;
 use crate::report::Usage;
 use crate::sys::{self, Mask};
 use core::time::Duration;
@@ -104,25 +105,8 @@ fn all_processes() -> Result<Vec<(Pid, i32)>, Errno> {
         let Ok(fd) = openat(&proc, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else { continue };
         let mut text = [0u8; 512];
         let length = rustix::io::read(&fd, &mut text).unwrap_or(0);
-        all.extend(parent(&text[..length]).map(|parent| (pid, parent)));
+        let parent = procfs::number(&text[..length], 4).and_then(|parent| i32::try_from(parent).ok());
+        all.extend(parent.map(|parent| (pid, parent)));
     }
     Ok(all)
-}
-
-/// Field 4 of proc_pid_stat(5); the name before it may hold anything.
-fn parent(stat: &[u8]) -> Option<i32> {
-    let after_name = stat.rsplit(|byte| *byte == b')').next()?;
-    let field = after_name.split(|byte| *byte == b' ').filter(|field| !field.is_empty()).nth(1)?;
-    core::str::from_utf8(field).ok()?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_with_parentheses_does_not_confuse() {
-        assert_eq!(parent(b"12 (a) R (b) S 7 12 12 0"), Some(7));
-        assert_eq!(parent(b""), None);
-    }
 }

@@ -18,7 +18,7 @@ use crate::home::Home;
 use crate::plan::{ALLOW_NEW_PRIVS, LEAVE_RUNNING, Plan, Step};
 use crate::prelude::*;
 use crate::record::Record;
-use crate::report::{Account, Ending, Marks};
+use crate::report::{Account, Ending, Marks, Usage};
 use crate::scratch;
 use crate::setuid::{self, NETWORK, OVERLAY, Policy, Rights};
 use crate::sources::{Handed, Sources};
@@ -32,7 +32,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::fs::Mode;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Signal, getpid, set_child_subreaper, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, getpid, set_child_subreaper, set_parent_process_death_signal};
 
 pub use report::{Report, Reports};
 pub use wait::FORWARDED;
@@ -52,13 +52,18 @@ pub fn launch(
     let inherited = Inherited::take();
     let ended = supervise(&inherited, plan, handed, environment, argv, rights, account);
     if ended.is_err() {
-        // What an init's last words announced themselves with would kill, now that nobody reads them.
-        let _ = sys::wait(Mask::of(&[libc::SIGIO]), Some(Duration::ZERO));
         // The front goes on as Python.
         inherited.restore();
-        rustix::process::umask(inherited.umask);
     }
     ended
+}
+
+/// Wait for a process that joined a run by way of `first`, pass signals on to it, and end what it left here.
+pub fn attend(first: Pid, reports: &Reports) -> Ending {
+    let mut usage = Usage::default();
+    let end = wait::for_command(first, Some(reports), &mut Clock::endless(), &mut usage);
+    leftovers::end(&mut usage);
+    end
 }
 
 fn supervise(
@@ -194,15 +199,16 @@ fn go_with_taker(sources: &Sources) -> Outcome<()> {
 }
 
 /// What the launcher was started with, and the command gets.
-struct Inherited {
-    mask: Mask,
+pub struct Inherited {
+    /// The signal mask.
+    pub mask: Mask,
     umask: Mode,
     ignores_children: bool,
 }
 
 impl Inherited {
     /// From here on every signal waits for the supervisor.
-    fn take() -> Inherited {
+    pub fn take() -> Inherited {
         let mask = sys::block_all();
         // Ignored, it would have the kernel reap our children.
         let ignores_children = sys::is_ignored(libc::SIGCHLD);
@@ -212,12 +218,17 @@ impl Inherited {
         Inherited { mask, umask: rustix::process::umask(Mode::empty()), ignores_children }
     }
 
-    fn restore(&self) {
+    /// Be as before.
+    pub fn restore(&self) {
+        // What an init's last words announced themselves with would kill, now that nobody reads them.
+        let _ = sys::wait(Mask::of(&[libc::SIGIO]), Some(Duration::ZERO));
         self.restore_actions();
         self.mask.apply();
+        rustix::process::umask(self.umask);
     }
 
-    fn restore_actions(&self) {
+    /// Nothing of ours is set any more for what is executed next.
+    pub fn restore_actions(&self) {
         if self.ignores_children {
             sys::ignore(libc::SIGCHLD);
         }
@@ -228,14 +239,14 @@ impl Inherited {
 }
 
 /// The child's last words, and its end.
-fn report_failure(writer: &OwnedFd, failure: &Failure) -> ! {
+pub fn report_failure(writer: &OwnedFd, failure: &Failure) -> ! {
     let message = failure.message.as_bytes();
     let _ = rustix::io::write(writer, &message[..message.len().min(REPORT)]);
     sys::exit_now(failure.code)
 }
 
 /// What the child wrote, if it could not become the command. Its end of the pipe is closed by now.
-fn read_failure(report: &OwnedFd) -> Option<String> {
+pub fn read_failure(report: &OwnedFd) -> Option<String> {
     let mut message = Vec::new();
     loop {
         message.reserve(4096);

@@ -2,6 +2,7 @@
 
 use super::raw::{number, syscall};
 use crate::error::LAUNCHER_FAILED;
+use crate::prelude::*;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
@@ -66,15 +67,17 @@ pub fn close_on_exec(first: u32, last: u32) -> Result<(), Errno> {
     unsafe { syscall(libc::SYS_close_range, range) }.map(drop)
 }
 
-/// Close everything above 2 but this one. Only for a process that goes on with nothing else, and ends without
-/// destructors.
-pub fn keep_only(fd: BorrowedFd) {
-    let kept = number(fd);
-    for [first, last] in [[3, kept.wrapping_sub(1)], [kept + 1, u32::MAX as usize]] {
-        if first <= last && last <= u32::MAX as usize {
+/// Close everything above 2 but these. Only for a process that goes on with nothing else, and ends without destructors.
+pub fn keep_only(fds: &[BorrowedFd]) {
+    let mut kept: Vec<usize> = fds.iter().map(|fd| number(*fd)).chain([u32::MAX as usize + 1]).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for fd in kept {
+        if first < fd {
             // SAFETY: no pointers. What owners there are of what is closed are never used or dropped again.
-            let _ = unsafe { syscall(libc::SYS_close_range, [first, last, 0]) };
+            let _ = unsafe { syscall(libc::SYS_close_range, [first, fd - 1, 0]) };
         }
+        first = first.max(fd + 1);
     }
 }
 

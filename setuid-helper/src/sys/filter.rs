@@ -25,9 +25,10 @@ pub fn install_filter(instructions: &[u64], listen: bool) -> Result<Option<Owned
     Ok(Some(unsafe { OwnedFd::from_raw_fd(listener) }))
 }
 
-/// Empty the bounding set, which takes CAP_SETPCAP; without it no_new_privs has to do.
-pub fn drop_bounding_set() {
-    for capability in 0..64 {
+/// Empty the bounding set but for these (bit N for capability N), which takes CAP_SETPCAP; without it no_new_privs has to
+/// do.
+pub fn cut_bounding_set(kept: u64) {
+    for capability in (0..64).filter(|capability| kept >> capability & 1 == 0) {
         // SAFETY: no pointers.
         let there = unsafe { syscall(libc::SYS_prctl, [libc::PR_CAPBSET_READ as usize, capability, 0, 0, 0]) };
         // SAFETY: as above. Each drop makes credentials anew, so what is gone already is only looked at.

@@ -26,7 +26,7 @@ pub mod start;
 pub use fd::{
     adopt, close_all_on_exec, close_on_exec, is_inherited, keep_only, occupy_standard, place_at, set_owner, standard,
 };
-pub use filter::{drop_bounding_set, install_filter};
+pub use filter::{cut_bounding_set, install_filter};
 pub use landlock::{add_rule, forbid_changes, make_ruleset, restrict_self};
 pub use loopdev::{get_free, loop_configure, loop_status};
 pub use mount::{add_attributes, make_device_mount, set_idmap, set_mount, set_propagation, set_read_only, unshare};
