@@ -73,6 +73,12 @@ deb rpm: setup
 	@bash packaging/setup.sh $@
 	@packaging/build.sh $@
 
+# The site, in build/site; fails on any warning.
+docs: setup
+	@bash packaging/setup.sh docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo build/site/index.html
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info setuid-helper/target setuid-helper/fuzz/target sandbox/bin/sandbox-*
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prepare this checkout: system packages, .venv, the project and its native programs.
 # Safe to run again; does only what is missing. `PYTHON=...` chooses the interpreter, `VENV=...` the place.
-# `setup.sh vm|deb|rpm` also sees to what `make test-vm`, `make deb` and `make rpm` need.
+# `setup.sh vm|deb|rpm|docs` also sees to what `make test-vm`, `make deb`, `make rpm` and `make docs` need.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 readonly venv=${VENV:-.venv}
@@ -209,4 +209,9 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     rm -f "$stamp"
     project
     echo "$wanted" >"$stamp"
+fi
+if [ "$purpose" = docs ] && ! [ -x "$venv/bin/mkdocs" ]; then
+    say 'installing what makes the docs'
+    "$venv/bin/python" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' |
+        "$venv/bin/python" -m pip --disable-pip-version-check --quiet install -r /dev/stdin
 fi

@@ -1,4 +1,4 @@
-"""The examples of the README, run as they stand there."""
+"""The examples of the README and of the tutorial, run as they stand there."""
 
 import re
 import subprocess
@@ -55,3 +55,26 @@ def test_examples(run_sandbox, who, area, zig_wheel):
     # Nothing but the compiler's output, the --mkdir directory and the home: the archives are as they were.
     assert (where / "src.tar.gz").exists()
     assert not (where / "docs").exists()
+
+
+TUTORIAL = (README.parent / "docs/tutorial.md").read_text()
+# Each block of commands, and what stands below it.
+STEPS = re.findall(r"```sh\n(.*?)```\n(?:\n```text\n(.*?)```)?", TUTORIAL, re.DOTALL)
+
+
+def test_the_tutorial(run_sandbox, who, area):
+    assert TUTORIAL.count("```sh") == len(STEPS) == TUTORIAL.count("\n## ") + 1
+    where = area.dir(who.as_user)
+    env = run_sandbox.environment(who.as_user)
+    env["PATH"] = f"{run_sandbox.command.parent}:{env['PATH']}"
+    for commands, expected in STEPS:
+        done = subprocess.run(
+            ["sh", "-ec", commands],
+            **who.popen_options(),
+            env=env,
+            cwd=where,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert (done.returncode, done.stdout) == (0, expected), (commands, done.stderr)

@@ -1,18 +1,22 @@
 """The man pages: nothing of the command line or of the files is missing, and readers of man pages take them."""
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from manual import pages, roff, share
+from manual import pages, reference, roff, share
 from sandbox import policy
 from sandbox.cli.main import COMMANDS
 from sandbox.cli.whole import whole_parser
+from sandbox.plan import OPCODES
 
 PAGES = pages.pages()
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def text(name):
@@ -83,3 +87,26 @@ def test_roff_of_markdown():
         ".SH SEC\n.PP\n\\&.dot \\fBa\\-b\\fR \\fBbold\\fR\n\\&'quote\n.IP \\(bu 4\none\n.IP \\(bu 4\ntwo\n"
         ".PP\n.RS 4\n.EX\n\\&.x \\e y\n.EE\n.RE\n.TP\n1\nb: 2\n.br\n3\n"
     )
+
+
+def test_the_reference_has_every_option_and_step():
+    commands = reference.PAGES["reference/commands.md"]().replace("\\", "")
+    for parser in parsers(whole_parser()[0]):
+        for action in parser._actions:
+            if action.help not in (None, argparse.SUPPRESS) and not isinstance(action, argparse._HelpAction):
+                assert " ".join(action.help.split()) in commands, (parser.prog, action.dest)
+    steps = reference.PAGES["reference/steps.md"]()
+    assert all(f"| 0x{code:02X} | {step.__name__} |" in steps for code, step in OPCODES.items())
+
+
+def test_pages_and_links_of_the_site_lead_somewhere():
+    """make docs is stricter, and needs mkdocs."""
+    sources = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
+    sources |= {name: make() for name, make in reference.PAGES.items()}
+    listed = re.findall(r"^ +- (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert set(listed) <= sources.keys()
+    assert sorted(sources.keys() - set(listed)) == []
+    for name, source in sources.items():
+        for link in re.findall(r"\]\(([\w./-]+\.md)\b", source):
+            base = "reference/" if name.startswith("reference/") else ""
+            assert os.path.normpath(base + link) in sources, (name, link)
