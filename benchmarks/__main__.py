@@ -18,7 +18,7 @@ from benchmarks.stage import Stage
 from tests.support import install, users, wheels
 
 _RESULTS = Path(__file__).parent / "results" / "latest.json"
-_PROGRAMS = {"hyperfine": "hyperfine", "unzip": "unzip", "bwrap": "bubblewrap"}
+_PROGRAMS = {"hyperfine": "hyperfine", "unzip": "unzip", "bwrap": "bubblewrap", "mkfs.erofs": "erofs-utils"}
 
 
 def main() -> int:

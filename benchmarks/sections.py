@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.api import api
+from benchmarks.formats import formats
 from benchmarks.front import front, many
 from benchmarks.job import job
 from benchmarks.measure import Bench, Figure, ratio, seconds
@@ -158,4 +159,5 @@ SECTIONS: dict[str, Callable[[Stage], Iterator[Figure]]] = {
     "job": job,
     "rebuilt": rebuilt,
     "store": store,
+    "formats": formats,
 }
