@@ -16,6 +16,7 @@ die() { printf 'setup: %s\n' "$@" >&2; exit 1; }
 # What is probed | package on Debian | Fedora | Arch | openSUSE. A probe is a program, a library or a header.
 readonly needs='
 mksquashfs            | squashfs-tools    | squashfs-tools    | squashfs-tools    | squashfs
+mkfs.erofs            | erofs-utils       | erofs-utils       | erofs-utils       | erofs-utils
 tar2sqfs              | squashfs-tools-ng | squashfs-tools-ng | squashfs-tools-ng | squashfs-tools-ng
 slirp4netns           | slirp4netns       | slirp4netns       | slirp4netns       | slirp4netns
 pasta                 | passt             | passt             | passt             | passt

@@ -44,6 +44,7 @@ from sandbox.plan import (
     Attach,
     Chdir,
     DeathSignal,
+    Erofs,
     Extract,
     Fuse,
     IdMap,
@@ -384,7 +385,7 @@ def _slots(step: Step) -> tuple[tuple[int, ...], tuple[int, ...]]:
     match step:
         case Scratch(slot=slot, overlay_slot=overlay):
             return (), (slot, overlay)
-        case Tmpfs() | Tree() | Image() | Fuse() | Bind() | Text():
+        case Tmpfs() | Tree() | Image() | Erofs() | Fuse() | Bind() | Text():
             return (), (step.slot,)
         case Overlay(slot, lowers, upper):
             return (*lowers, upper), (slot,)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from sandbox.engine.syscalls import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWUTS
 from sandbox.errors import UsageError, printable
 from sandbox.host import TMPFS_USER_XATTR, Host
+from sandbox.images.formats import Kind
 from sandbox.level_steps import Hostname, Label, Loopback, Name
 from sandbox.plan import (
     Attach,
     Chdir,
     DeathSignal,
+    Erofs,
     Extract,
     Fuse,
     Guard,
@@ -225,6 +227,8 @@ class _Builder:
             self.steps.append(CloneTree(lower, source, 1))
         elif material.treatment is Treatment.IMAGE:
             self.steps.append(Image(lower, source))
+        elif material.treatment is Treatment.EROFS:
+            self.steps.append(Erofs(lower, source))
         else:
             self.steps.append(Fuse(lower, source, self.programs.fuse))
         return lower, writable
@@ -391,11 +395,18 @@ def _images(materials: list[Material]) -> tuple[bytes, ...]:
 
 def _check_saves(spec: Spec, trees: list[Opened]) -> None:
     for save in spec.saves:
-        if not any(tree.name == save.tree and tree.kind is not TreeKind.STATIC for tree in trees):
+        found = [tree for tree in trees if tree.name == save.tree and tree.kind is not TreeKind.STATIC]
+        if not found:
             raise UsageError(
                 f"--save: no dynamic tree is named {printable(save.tree)!r}",
                 hint="--dynamic NAME:SRC --save NAME=IMAGE",
             )
+        for layer in found[0].layers:
+            if layer.format is Kind.EROFS:
+                raise UsageError(
+                    f"--save: {layer.label}: what changed on an erofs image cannot be told",
+                    hint="use a squashfs image, an archive or a directory",
+                )
 
 
 def find_in_trees(path: bytes, trees: list[Opened], *, option: str) -> tuple[Place, bytes]:

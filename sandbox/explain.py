@@ -41,6 +41,7 @@ from sandbox.plan import (
     Attach,
     Chdir,
     DeathSignal,
+    Erofs,
     Extract,
     Fuse,
     Guard,
@@ -138,6 +139,8 @@ def _line(plan: Plan, step: Step) -> str:  # noqa: C901  (one line per kind of s
             return f"[{slot}] the directory {_source(plan, source)}"
         case Image(slot, source):
             return f"[{slot}] squashfs image {_source(plan, source)} through a loop device, read-only"
+        case Erofs(slot, source):
+            return f"[{slot}] erofs image {_source(plan, source)} from its file, read-only"
         case Fuse(slot, source, program):
             return f"[{slot}] squashfs image {_source(plan, source)} through {printable(program)}"
         case Extract(slot, source):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sandbox.report import Reporter
     from sandbox.stored import Keeper
 
-_AS_IT_IS = (None, formats.Kind.SQUASHFS)
+_AS_IT_IS = (None, formats.Kind.SQUASHFS, formats.Kind.EROFS)
 
 
 def run(

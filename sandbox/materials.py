@@ -65,6 +65,8 @@ class Maker:
         assert tree.status is not None
         if how is Treatment.DIRECTORY or not self.build:
             return Material(tree, how, sources.describe(tree.path, tree.status), None)
+        if how is Treatment.EROFS:
+            return self.from_descriptor(tree, how, tree.fd)
         if tree.is_directory:
             return self.cached(tree, how, tree.fd, None)
         if self.spec.cache and tree.format is not formats.Kind.SQUASHFS:

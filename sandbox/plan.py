@@ -106,6 +106,13 @@ class Image(Record):
     source: U32
 
 
+class Erofs(Record):
+    """A detached erofs mount, straight from the file of a source."""
+
+    slot: U32
+    source: U32
+
+
 class Fuse(Record):
     """A detached FUSE mount of a squashfs source, served by `program` (squashfuse_ll)."""
 
@@ -199,6 +206,7 @@ Step = (
     | Scratch
     | Tree
     | Image
+    | Erofs
     | Fuse
     | Extract
     | Overlay
@@ -287,6 +295,7 @@ OPCODES: dict[int, type[Any]] = {
     0x28: NewRoot,
     0x29: PivotRoot,
     0x2A: Node,
+    0x2B: Erofs,
     0x30: Limit,
     0x31: Nice,
     0x32: Timeout,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from sandbox import __version__, fsops
 from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, printable, reason
 from sandbox.level_steps import Bind, Text
-from sandbox.plan import Attach, Extract, Fuse, Image, Overlay, Plan, Scratch, Stack, Tmpfs, Tree
+from sandbox.plan import Attach, Erofs, Extract, Fuse, Image, Overlay, Plan, Scratch, Stack, Tmpfs, Tree
 from sandbox.plan_types import Attr, Base
 from sandbox.sources import Opened
 
@@ -183,7 +183,7 @@ def _mounts(plan: Plan) -> list[dict[str, Any]]:
                 made[slot] = made[overlay] = ("directory", plan.sources[source].path)
             case Tree(slot, source):
                 made[slot] = ("directory", plan.sources[source].path)
-            case Image(slot, source) | Fuse(slot, source):
+            case Image(slot, source) | Erofs(slot, source) | Fuse(slot, source):
                 made[slot] = ("image", plan.sources[source].path)
             case Extract(slot, source):
                 made[slot] = ("tmpfs", plan.sources[source].path)

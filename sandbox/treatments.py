@@ -17,6 +17,7 @@ class Treatment(enum.Enum):
     EMPTY = "an empty tmpfs"
     DIRECTORY = "the directory itself"
     IMAGE = "a squashfs image, mounted by the kernel"
+    EROFS = "an erofs image, mounted by the kernel from its file"
     FUSE = "a squashfs image, served by squashfuse_ll"
     EXTRACT = "extracted into a tmpfs"
     KEPT = "a kept tree of the cache"
@@ -66,6 +67,13 @@ def _alone(tree: Opened, spec: Spec, mode: Mode, *, fuse: bool) -> Treatment:
         return Treatment.EMPTY
     if tree.is_directory and not spec.cache:
         return Treatment.DIRECTORY
+    if tree.format is Kind.EROFS:
+        if mode is not Mode.ROOT:
+            raise UsageError(
+                f"{tree.label}: an erofs image is mounted in mode root only, not in mode {mode.name.lower()}",
+                hint="use a squashfs image, or run as root",
+            )
+        return Treatment.EROFS
     # To be writable, a tree must be the user's: what we convert is, the owners in a foreign image are anybody's.
     converted = tree.is_directory or tree.format in (Kind.ZIP, Kind.TAR)
     if mode is Mode.SETUID and tree.kind is TreeKind.DYNAMIC and not converted:

@@ -42,7 +42,7 @@ from sandbox.level_steps import (
     Text,
     Timeout,
 )
-from sandbox.plan import Attach, Overlay, Plan, Stack
+from sandbox.plan import Attach, Erofs, Overlay, Plan, Stack
 from sandbox.plan_types import Attr, Mode, OverlayOption, PlanFlag
 from sandbox.record import Record
 
@@ -90,6 +90,7 @@ SINCE = (
     Since(Nice, 2, "--nice"),
     Since(Timeout, 2, "--timeout"),
     Since(Cgroup, 2, "--memory, --pids or --cpus"),
+    Since(Erofs, 2, "an erofs image"),
     Since(Stack, 2, "a tree of several layers"),
     Since(Mode.LANDLOCK, 2, "--mode landlock"),
     *(Since(step, 2, "--allow-read or --allow-write") for step in (Allow, Landlock)),

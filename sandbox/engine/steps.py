@@ -19,6 +19,7 @@ from sandbox.plan import (
     Attach,
     Chdir,
     DeathSignal,
+    Erofs,
     Extract,
     Fuse,
     Guard,
@@ -179,6 +180,10 @@ class Child:
             options = [(b"ro", None), (b"source", device)]
             self.mounts[step.slot] = sys.make_mount(b"squashfs", options, _SAFE | sys.MOUNT_ATTR_RDONLY)
 
+    def erofs(self, step: Erofs) -> None:
+        options = [(b"ro", None), (b"source", _PROC_FD % self.fds[step.source])]
+        self.mounts[step.slot] = sys.make_mount(b"erofs", options, _SAFE | sys.MOUNT_ATTR_RDONLY)
+
     def fuse(self, step: Fuse) -> None:
         # The kernel wants /dev/fuse opened in the user namespace that mounts.
         with fsops.closing(os.open(b"/dev/fuse", os.O_RDWR | os.O_CLOEXEC)) as fd:
@@ -319,6 +324,7 @@ _DO: dict[type[Any], Any] = {
     Scratch: Child.scratch,
     Tree: Child.tree,
     Image: Child.image,
+    Erofs: Child.erofs,
     Fuse: Child.fuse,
     Extract: Child.extract,
     Overlay: overlays.overlay,

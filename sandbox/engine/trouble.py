@@ -10,6 +10,7 @@ from sandbox.level_steps import Allow, File, Loopback, PivotRoot, Proc, Symlink
 from sandbox.plan import (
     Attach,
     Chdir,
+    Erofs,
     Extract,
     Fuse,
     Guard,
@@ -45,7 +46,7 @@ def describe(child: "Child", step: Any) -> str:
     match step:
         case Unshare():
             return "cannot make the namespaces"
-        case Image() | Fuse() | Tree() | Extract():
+        case Image() | Erofs() | Fuse() | Tree() | Extract():
             return f"cannot mount {label(child, step)}"
         case Attach() | Mkdir() | Chdir():
             verb = {Attach: "mount on", Mkdir: "make the directory", Chdir: "change to the directory"}[type(step)]
@@ -84,10 +85,18 @@ _REMEDIES: tuple[tuple[tuple[type, ...], tuple[int, ...], str], ...] = (
         "what is there is read-only: name a place that exists, or leave out --root-ro",
     ),
     ((Image,), (errno.ENODEV,), "the kernel has no squashfs: modprobe squashfs, or use --mode userns"),
+    (
+        (Erofs,),
+        (errno.ENODEV, errno.ENOTBLK),
+        (
+            "the kernel mounts erofs from a file since Linux 6.12 (modprobe erofs), and not from one in a tmpfs: "
+            "use a squashfs image"
+        ),
+    ),
     ((Overlay, Stack, Tmpfs), (errno.ENODEV,), "the kernel has no such filesystem: modprobe overlay"),
     (
-        (Image,),
-        (errno.EINVAL, errno.EIO),
+        (Image, Erofs),
+        (errno.EINVAL, errno.EIO, errno.EOPNOTSUPP, errno.EUCLEAN),
         "is the image damaged (sandbox image verify --all), or compressed in a way that this kernel lacks?",
     ),
     (

@@ -15,13 +15,15 @@ from sandbox.errors import ArchiveError, HostError, SandboxError, reason
 
 _CHUNK = 1 << 20
 _KNOWN = (
-    "sandbox takes squashfs images, zip (.whl, .jar), tar (plain, gzip, bzip2, xz, zstd), directories, "
+    "sandbox takes squashfs and erofs images, zip (.whl, .jar), tar (plain, gzip, bzip2, xz, zstd), directories, "
     "ELF programs with a squashfs appended (AppImage), and base64 text of a zip or squashfs"
 )
 # squashfs 4.0 superblock: magic, inodes, mkfs time, block size, fragments, compressor, block log, flags, ids,
 # major, minor, root inode, bytes used, then six table offsets (Linux: fs/squashfs/squashfs_fs.h).
 _SUPERBLOCK = struct.Struct("<IIIIIHHHHHHQQ")
 _SQUASHFS_MAGIC = b"hsqs"
+# Nothing, then the magic of the superblock (Linux: fs/erofs/erofs_fs.h); by the nothing alone it were an empty tar.
+_EROFS_START = bytes(1024) + b"\xe2\xe1\xf5\xe0"
 _ELF_MAGIC = b"\x7fELF"
 _ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06")
 _TAR_FILTERS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
@@ -36,6 +38,7 @@ class Kind(enum.Enum):
     """The kinds of files that sandbox takes as a source."""
 
     SQUASHFS = "squashfs"
+    EROFS = "erofs"
     ZIP = "zip"
     TAR = "tar"
     ELF = "elf"
@@ -45,10 +48,13 @@ class Kind(enum.Enum):
 def detect(fd: int, label: str) -> Kind:
     """The kind of the regular file `fd`. Raises ArchiveError when it is none that sandbox knows."""
     try:
-        head = os.pread(fd, 1024, 0)
+        start = os.pread(fd, len(_EROFS_START), 0)
         size = os.fstat(fd).st_size
     except OSError as error:
         raise ArchiveError(f"cannot read {label}: {reason(error)}") from None
+    if start == _EROFS_START:
+        return Kind.EROFS
+    head = start[:1024]
     if head.startswith(_ELF_MAGIC):
         if _appended_image(fd, size) is None:
             raise ArchiveError(f"cannot use {label}: it is an ELF file without a squashfs appended", hint=_KNOWN)

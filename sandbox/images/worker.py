@@ -212,7 +212,10 @@ def _source(kind: Kind | None, fd: int) -> "Iterator[Source]":
                 yield reader
         return
     if kind not in (Kind.ZIP, Kind.TAR):
-        raise ArchiveError(f"{kind.value} sources are unwrapped before they get here")
+        raise ArchiveError(
+            f"what {kind.value} holds cannot be converted",
+            hint="an erofs image is mounted as it is, by root: -s NAME:FILE",
+        )
     os.lseek(fd, 0, os.SEEK_SET)
     with contextlib.closing(Reader(fd, kind)) as reader:
         yield reader

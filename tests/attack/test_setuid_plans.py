@@ -9,7 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.plan import Attach, Extract, IdMap, Image, Mkdir, Overlay, Scratch, SetPropagation, Tmpfs, Tree, Unshare
+from sandbox.plan import (
+    Attach,
+    Erofs,
+    Extract,
+    IdMap,
+    Image,
+    Mkdir,
+    Overlay,
+    Scratch,
+    SetPropagation,
+    Tmpfs,
+    Tree,
+    Unshare,
+)
 from sandbox.plan_types import Mode
 from sandbox.setuid import HELPER
 from tests.support.helper import WITH_BUILDER, settled
@@ -46,6 +59,7 @@ def test_rules(helper):
         (helper.raw(*START, tmpfs, top, top), "attached once"),
         (helper.plan(Scratch(0, 1, 2), sources=(source(helper.disk),)), "not supported"),
         (helper.plan(Image(1, 0), sources=(tree,)), "an image is a file"),
+        (helper.plan(Erofs(1, 0), sources=(image,)), "reads no erofs"),
         (helper.plan(Tree(1, 0, 1), upper, overlay, sources=(tree,)), "only an image"),
         (helper.plan(Image(1, 0), Overlay(3, (1,), 0, 0), sources=(image,)), "attached nowhere"),
         (helper.plan(Image(1, 0), upper, Overlay(3, (1,), 2, 1), sources=(image,)), "not allowed"),

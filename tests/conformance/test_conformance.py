@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance import fences, isolation, stacks, strict
+from tests.conformance import erofs, fences, isolation, stacks, strict
 from tests.conformance.cases import CASES, Case, make_inputs
 from tests.support import modes, reports
 
@@ -26,6 +26,7 @@ def inputs(session_area, identities):
     make_inputs(where)
     stacks.make_inputs(where, identities[True].uid, identities[True].gid)
     strict.make_inputs(where)
+    erofs.make_inputs(where)
     return where
 
 
@@ -35,11 +36,13 @@ def supported(engine: str, mode: str, identities) -> bool:
 
 @pytest.mark.parametrize(
     "case",
-    [*CASES, *fences.CASES, *isolation.CASES, *stacks.CASES, *strict.CASES],
+    [*CASES, *erofs.CASES, *fences.CASES, *isolation.CASES, *stacks.CASES, *strict.CASES],
     ids=lambda case: case.name,
 )
 @pytest.mark.parametrize(("engine", "mode"), COMBINATIONS, ids=lambda value: value)
 def test_case(engine, mode, case: Case, inputs: Path, run_sandbox, area, identities, ran, request):
+    if case in erofs.CASES and (why := erofs.obstacle(inputs)):
+        pytest.skip(why)
     if mode == "setuid":
         run_sandbox.system = request.getfixturevalue("setuid_system")
     elif not supported(engine, mode, identities):

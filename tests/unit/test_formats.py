@@ -53,6 +53,8 @@ def test_kinds_by_content(squashfs: bytes) -> None:
     assert detect(tar(member("a", b"1"))) is Kind.TAR
     assert detect(gzip.compress(b"")) is Kind.TAR
     assert detect(bytes(1024)) is Kind.TAR
+    assert detect(bytes(2048)) is Kind.TAR
+    assert detect(bytes(1024) + b"\xe2\xe1\xf5\xe0" + bytes(3000)) is Kind.EROFS
     assert detect(elf() + squashfs) is Kind.ELF
     assert detect(b"# a comment\nUEsF\n") is Kind.TEXT
 

@@ -51,6 +51,7 @@ from sandbox.plan import (
     Attach,
     Chdir,
     DeathSignal,
+    Erofs,
     Extract,
     Fuse,
     Guard,
@@ -188,6 +189,7 @@ def good() -> Iterator[tuple[str, str, Plan]]:
     yield "attended", "every step that an attendant or the supervisor has a part in", plan(*ATTENDED)
     stacked = (Tmpfs(0, 1, 0, 0), Tmpfs(1, 1, 0, 0), Stack(2, (0, 1), 0), Stack(3, (1, 2, 0), 1))
     yield "stacks", "stacks of two and three layers", plan(*stacked)
+    yield "erofs", "an erofs image", plan(Erofs(0, 1), Attach(0, TOP, 7), sources=(DIRECTORY, FILE))
     fence = (Allow(OUTSIDE, 2**64 - 1, 0), Allow(TOP, 1, 1), Landlock(2**64 - 1, 3))
     yield "fence", "a fence, in mode landlock", plan(*fence, mode=Mode.LANDLOCK)
     yield "network", "a private network", plan(Network(0), sources=(MEMORY,))

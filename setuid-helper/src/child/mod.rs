@@ -190,7 +190,9 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
 /// A failure of a step names the step and what the user can do.
 fn explained(step: &Step, mut failure: Failure, plan: &Plan) -> Failure {
     let image = match *step {
-        Step::Image { source, .. } | Step::Fuse { source, .. } => plan.sources[source as usize].path,
+        Step::Image { source, .. } | Step::Erofs { source, .. } | Step::Fuse { source, .. } => {
+            plan.sources[source as usize].path
+        }
         _ => b"",
     };
     let what = if image.is_empty() { String::new() } else { format!("{}: ", printable(image)) };
@@ -212,6 +214,7 @@ impl<'p> Child<'p> {
             Step::Scratch { source, slot, overlay_slot } => self.scratch(source, slot, overlay_slot),
             Step::Tree { slot, source, recursive } => self.tree(slot, source, recursive),
             Step::Image { slot, source } => self.image(slot, source),
+            Step::Erofs { slot, source } => self.erofs(slot, source),
             Step::Fuse { slot, source, program } => self.fuse(slot, source, program),
             Step::Extract { slot, source, argv } => self.extract(slot, source, argv),
             Step::Overlay { slot, lowers, upper, options } => self.overlay(slot, lowers, upper, options),

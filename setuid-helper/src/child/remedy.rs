@@ -24,7 +24,11 @@ pub fn remedy(step: &Step, error: Errno) -> &'static str {
         (Step::Attach { .. }, Errno::NOENT) => "create the directory, or let --mkdir do it",
         (Step::Chdir { .. }, Errno::NOENT) => "name a directory that exists, or NAME/PATH of a mounted tree",
         (Step::Image { .. }, Errno::NODEV) => "the kernel has no squashfs: modprobe squashfs, or use --mode userns",
-        (Step::Image { .. }, Errno::INVAL | Errno::IO) => {
+        (Step::Erofs { .. }, Errno::NODEV | Errno::NOTBLK) => {
+            "the kernel mounts erofs from a file since Linux 6.12 (modprobe erofs), and not from one in a tmpfs: \
+             use a squashfs image"
+        }
+        (Step::Image { .. } | Step::Erofs { .. }, Errno::INVAL | Errno::IO | Errno::OPNOTSUPP | Errno::UCLEAN) => {
             "is the image damaged (sandbox image verify --all), or compressed in a way that this kernel lacks?"
         }
         (Step::Overlay { .. } | Step::Stack { .. } | Step::Tmpfs { .. }, Errno::NODEV) => {

@@ -79,7 +79,7 @@ fn step_fault(step: &Step, plan: &Plan, defined: &mut Defined) -> Fault {
             defined.made(slot)?;
             defined.made(overlay_slot)
         }
-        Step::Tree { slot, source, .. } | Step::Image { slot, source } => {
+        Step::Tree { slot, source, .. } | Step::Image { slot, source } | Step::Erofs { slot, source } => {
             source_exists(source, sources)?;
             defined.made(slot)
         }

@@ -122,6 +122,7 @@ fn body<'a>(opcode: u16, r: &mut Reader<'a>) -> Read<Step<'a>> {
         0x06 => Step::Scratch { source: r.u32()?, slot: r.u32()?, overlay_slot: r.u32()? },
         0x07 => Step::Tree { slot: r.u32()?, source: r.u32()?, recursive: boolean(r)? },
         0x08 => Step::Image { slot: r.u32()?, source: r.u32()? },
+        0x2B => Step::Erofs { slot: r.u32()?, source: r.u32()? },
         0x09 => Step::Fuse { slot: r.u32()?, source: r.u32()?, program: r.path()? },
         0x0a => Step::Extract { slot: r.u32()?, source: r.u32()?, argv: r.strings()? },
         0x0b => Step::Overlay { slot: r.u32()?, lowers: r.slots()?, upper: r.u32()?, options: r.u32()? },

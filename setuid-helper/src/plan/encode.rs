@@ -71,6 +71,7 @@ impl Writer {
             Step::Scratch { source, slot, overlay_slot } => self.u32(source).u32(slot).u32(overlay_slot).code(0x06),
             Step::Tree { slot, source, recursive } => self.u32(slot).u32(source).u8(recursive.into()).code(0x07),
             Step::Image { slot, source } => self.u32(slot).u32(source).code(0x08),
+            Step::Erofs { slot, source } => self.u32(slot).u32(source).code(0x2B),
             Step::Fuse { slot, source, program } => self.u32(slot).u32(source).bytes(program).code(0x09),
             Step::Extract { slot, source, argv } => {
                 self.u32(slot).u32(source).u32(argv.count());

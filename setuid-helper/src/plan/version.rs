@@ -34,7 +34,7 @@ fn of_step(step: &Step) -> u16 {
         Step::Bind { .. } | Step::Text { .. } | Step::File { .. } | Step::Symlink { .. } | Step::Node { .. } => 2,
         Step::NewRoot { .. } | Step::PivotRoot { .. } => 2,
         Step::Limit { .. } | Step::Nice { .. } | Step::Timeout { .. } | Step::Cgroup { .. } => 2,
-        Step::Stack { .. } => 2,
+        Step::Stack { .. } | Step::Erofs { .. } => 2,
         Step::Allow { .. } | Step::Landlock { .. } | Step::Network { .. } => 2,
         Step::Name { .. } | Step::Label { .. } => 2,
         Step::Expose | Step::Audit | Step::Terminal | Step::CountChanges { .. } | Step::Protect { .. } => 2,

@@ -107,12 +107,9 @@ impl Rules<'_> {
             Step::Init { .. } if self.plan.has_init(index) => return Err("there is one init"),
             Step::Proc if !self.plan.has_init(index) => return Err("a /proc shows a pid namespace of the run's own"),
             Step::Scratch { .. } => return Err("a scratch directory on a disk is not supported (leave out --scratch)"),
-            Step::Tmpfs { slot, size, .. } => {
-                if size == 0 {
-                    return Err("a size is needed");
-                }
-                self.slots.push((slot, Kind::Tmpfs));
-            }
+            Step::Erofs { .. } => return Err("the kernel reads no erofs image for a user (use a squashfs image)"),
+            Step::Tmpfs { size: 0, .. } => return Err("a size is needed"),
+            Step::Tmpfs { slot, .. } => self.slots.push((slot, Kind::Tmpfs)),
             Step::Image { slot, source } => {
                 if self.plan.sources[source as usize].kind == SourceKind::Directory {
                     return Err("an image is a file");

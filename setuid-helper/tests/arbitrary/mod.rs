@@ -30,7 +30,7 @@ pub struct PlanSeed {
     numbers: [u64; 5],
 }
 
-const KINDS: u8 = 54;
+const KINDS: u8 = 55;
 
 fn seed() -> impl Strategy<Value = Seed> {
     let component = prop::collection::vec(b'a'..=b'z', 1..8);
@@ -201,6 +201,7 @@ fn step<'a>(seed: &'a Seed, made: &mut u32) -> Step<'a> {
         (48, _) => Step::Audit,
         (49, _) => Step::Terminal,
         (50, Some(used)) => Step::CountChanges { slot: used },
+        (53, _) => Step::Erofs { slot: slot(), source: 1 },
         (51, _) => Step::Protect { place, attrs: z % 32 },
         _ => Step::Tmpfs { slot: slot(), size: b, inodes: c, mode: x },
     }
