@@ -47,6 +47,7 @@ FIRST_UID = 0x70000000
 # The kernel gives out no higher pid: PID_MAX_LIMIT, proc_sys_kernel(5). Below the last uid there is room for 575 lanes.
 _PIDS = 1 << 22
 LANES = 500
+_PROJECT_LANES = 70
 SAFE = Attr.NOSUID | Attr.NODEV
 LOCKED = SAFE | Attr.READ_ONLY
 _ACCOUNT = b"sandbox-job"
@@ -145,6 +146,11 @@ def ids(spec: Spec, mode: Mode, lane: int = 0) -> tuple[int, int] | None:
         )
     number = FIRST_UID + lane * _PIDS + os.getpid()
     return number, number
+
+
+def project_uid(number: int) -> int:
+    """A uid for all jobs of a project of root's: beyond those of runs, and below 2^32 - 2, which no file can have."""
+    return FIRST_UID + LANES * _PIDS + number % (_PROJECT_LANES * _PIDS)
 
 
 def _accounts() -> tuple[tuple[bytes, tuple[bytes, ...]], ...]:

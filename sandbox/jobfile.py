@@ -160,15 +160,15 @@ def _distrusted(name: str, why: str) -> UsageError:
     return UsageError(f"{name} {why}", hint=f"look at it, then name it: --job-file {name}")
 
 
-def open_named(name: str) -> Opened:
+def open_named(name: str, option: str = "--job-file") -> Opened:
     """The file that the caller chose, whoever owns it. Raises UsageError."""
     shown = printable(name)
     try:
         fd = sys.openat2(sys.AT_FDCWD, os.fsencode(name), _READ)
     except OSError as error:
-        raise UsageError(f"--job-file: cannot open {shown}: {reason(error)}") from None
+        raise UsageError(f"{option}: cannot open {shown}: {reason(error)}") from None
     except ValueError:
-        raise UsageError(f"--job-file: {shown} holds a NUL byte") from None
+        raise UsageError(f"{option}: {shown} holds a NUL byte") from None
     with fsops.closing(fd):
         return Opened(shown, _read(fd, shown))
 

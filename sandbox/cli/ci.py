@@ -5,8 +5,9 @@ import os
 from typing import Any, NoReturn
 
 from sandbox.cli import run as running
+from sandbox.cli.main import complain
 from sandbox.cli.parser import Parser
-from sandbox.errors import UsageError
+from sandbox.errors import SandboxError, UsageError
 
 _RUN = """\
 All options are those of sandbox run, but for the three here, and but for the level: it is job, unless --isolation or a
@@ -18,9 +19,56 @@ def register(commands: Any) -> None:
     actions = ci.add_subparsers(dest="action", metavar="ACTION", required=True)
     actions.add_parser("run", help="run a command, with marks in the log and summaries", add_help=False)
 
+    gitlab: argparse.ArgumentParser = actions.add_parser("gitlab", help="the stages of GitLab Runner's custom executor")
+    stages = gitlab.add_subparsers(dest="stage", metavar="STAGE", required=True)
+    for name, text in _STAGES.items():
+        stage = stages.add_parser(name, help=text)
+        stage.add_argument("--config", metavar="FILE", help="what jobs get (docs/gitlab.md)")
+        if name == "run":
+            stage.add_argument("script", metavar="SCRIPT", help="added by the runner")
+            stage.add_argument("step", metavar="SUBSTAGE", help="added by the runner")
+
+
+_STAGES = {
+    "config": "print where the job works, as JSON",
+    "prepare": "make its directories, and try its sandbox",
+    "run": "run a script of the runner's",
+    "cleanup": "remove what is left of the job",
+}
+
 
 def main(args: argparse.Namespace) -> int:
-    raise UsageError(f"ci {args.action}: no such action")
+    """A stage of GitLab Runner's. Ends with the codes that the runner gave in the environment."""
+    from sandbox.ci import gitlab, gitlab_config
+
+    codes = {name: _code(name) for name in ("BUILD_FAILURE_EXIT_CODE", "SYSTEM_FAILURE_EXIT_CODE")}
+    try:
+        settings = gitlab_config.read(args.config)
+        match args.stage:
+            case "config":
+                print(gitlab.config(os.environ))
+            case "prepare":
+                gitlab.prepare(os.environ, settings)
+            case "cleanup":
+                gitlab.cleanup(os.environ)
+            case _:
+                if (code := gitlab.run(os.environ, settings, args.script, args.step)) != 0:
+                    gitlab.tell_exit_code(os.environ, code)
+                    return codes["BUILD_FAILURE_EXIT_CODE"]
+        return 0
+    except gitlab_config.RefusedError as error:
+        complain(str(error))
+        return codes["BUILD_FAILURE_EXIT_CODE"]
+    except (SandboxError, OSError) as error:
+        complain(str(error))
+        return codes["SYSTEM_FAILURE_EXIT_CODE"]
+
+
+def _code(name: str) -> int:
+    text = os.environ.get(name, "")
+    if not text.isdigit():
+        raise UsageError(f"{name} is not set", hint="GitLab Runner calls this: docs/gitlab.md")
+    return int(text)
 
 
 def make_parser() -> tuple[Parser, list[argparse.Action], list[argparse.Action]]:

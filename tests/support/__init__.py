@@ -20,4 +20,5 @@ modes      which (engine, mode) pairs this machine supports, and whether each of
 fuse       /dev/fuse open to everybody, in a mount namespace of its own
 wheels     wheels and sdists from PyPI, downloaded once into a cache outside the tree
 debian     a C project from a Debian source package, the same way
+gitlab     GitLab Runner, as far as a custom executor sees it
 """
