@@ -25,7 +25,7 @@ def front(stage: Stage) -> Iterator[Figure]:
         who = "root" if bench is stage.root else "userns"
         plain = _command(bench)
         peers = [["bwrap", "--dev-bind", "/", "/", "/bin/true"], [_floor(stage), "/bin/true"]]
-        ours, bwrap, floor = _medians(stage, bench, [plain, *peers])
+        ours, bwrap, floor = medians(stage, bench, [plain, *peers])
         shown = bench.shown(plain)
         yield seconds("front", f"sandbox run -- true, {who}", ours, command=shown)
         yield ratio("front", f"the same / bubblewrap, {who}", ours, bwrap, command=bench.shown(peers[0]), bar=0.85)
@@ -51,7 +51,7 @@ def _floor(stage: Stage) -> str:
     return str(program)
 
 
-def _medians(stage: Stage, bench: Bench, commands: list[list[str]], runs: int = _RUNS) -> list[float]:
+def medians(stage: Stage, bench: Bench, commands: list[list[str]], runs: int = _RUNS) -> list[float]:
     """Measured by a process of the identity's."""
     script = Path(shutil.copy(ready_script.__file__, bench.directory / "ready.py"))
     found = [[shutil.which(command[0]) or command[0], *command[1:]] for command in commands]
@@ -68,12 +68,12 @@ def _images(stage: Stage, bench: Bench) -> Iterator[Figure]:
     plain = _command(bench)
     static = _command(bench, "-s", f"i:{image}")
     script = f"mount -t squashfs -o ro,loop {image} /mnt && exec /bin/true"
-    cold, peer = _medians(stage, bench, [static, ["unshare", "-m", "/bin/sh", "-c", script]], _RUNS // 3)
+    cold, peer = medians(stage, bench, [static, ["unshare", "-m", "/bin/sh", "-c", script]], _RUNS // 3)
     shown = bench.shown(static)
     yield ratio("front", "static image, cold loop / unshare -m and mount", cold, peer, command=shown, bar=0.8)
     dynamic = _command(bench, "-d", f"zig:{stage.wheel}", "--cache")
     with _running(bench, [*static[:-1], "sleep", "1000"]), _running(bench, [*dynamic[:-1], "sleep", "1000"]):
-        base, warm, wheel = _medians(stage, bench, [plain, static, dynamic])
+        base, warm, wheel = medians(stage, bench, [plain, static, dynamic])
     yield ratio("front", "static image already in use / sandbox run -- true", warm, base, command=shown, bar=1.1)
     yield ratio(
         "front", "dynamic ziglang, cached / sandbox run -- true", wheel, base, command=bench.shown(dynamic), bar=1.3
@@ -83,7 +83,7 @@ def _images(stage: Stage, bench: Bench) -> Iterator[Figure]:
 def _job(stage: Stage, bench: Bench, who: str) -> Figure:
     job = _command(bench, "--isolation", "job")
     peer = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev"]
-    ours, theirs = _medians(stage, bench, [job, [*peer, "/bin/true"]])
+    ours, theirs = medians(stage, bench, [job, [*peer, "/bin/true"]])
     bar = 0.7 if who == "root" else 0.8
     return ratio("front", f"a job / {' '.join(peer)}, {who}", ours, theirs, command=bench.shown(job), bar=bar)
 
@@ -124,7 +124,7 @@ def many(stage: Stage) -> Iterator[Figure]:
     image = archives.make_squashfs(bench.directory / "many.sfs", [archives.Entry("f", b"x")])
     plain = _command(bench)
     static = _command(bench, "-s", f"i:{image}", command=("sleep", "10000"))
-    (alone,) = _medians(stage, bench, [plain])
+    (alone,) = medians(stage, bench, [plain])
     before = _loop_devices()
     started: list[subprocess.Popen[bytes]] = []
     threads = [threading.Thread(target=_start, args=(bench, static, count // 2, started)) for _ in range(2)]
@@ -141,7 +141,7 @@ def many(stage: Stage) -> Iterator[Figure]:
         alive = sum(_is_running(pid) for pid in pids)
         loops = _loop_devices() - before
         pss = sum(_pss(pid) for pid in pids) / max(alive, 1)
-        (among,) = _medians(stage, bench, [plain])
+        (among,) = medians(stage, bench, [plain])
     finally:
         for process in started:
             process.terminate()

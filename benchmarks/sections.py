@@ -12,6 +12,7 @@ from benchmarks.api import api
 from benchmarks.formats import formats
 from benchmarks.front import front, many
 from benchmarks.job import job
+from benchmarks.living import living
 from benchmarks.measure import Bench, Figure, ratio, seconds
 from benchmarks.native import helper, native
 from benchmarks.setuid import rebuilt
@@ -160,4 +161,5 @@ SECTIONS: dict[str, Callable[[Stage], Iterator[Figure]]] = {
     "rebuilt": rebuilt,
     "store": store,
     "formats": formats,
+    "living": living,
 }

@@ -346,10 +346,9 @@ def dead_record(home: Home, name: bytes) -> Iterator[dict[str, Any] | None]:
 
 def read_record(fd: int) -> tuple[bytes, bytes]:
     """The two parts of an open record: a line of JSON, and the encoded plan with what was appended to it."""
-    with open(os.dup(fd), "rb") as file:
-        file.seek(0)
-        line = file.readline(_MAX_RECORD)
-        return line, file.read(_MAX_RECORD)
+    # In one read: a thousand of them are looked at by sandbox ps.
+    line, _, plan = os.pread(fd, min(os.fstat(fd).st_size, 2 * _MAX_RECORD), 0).partition(b"\n")
+    return line, plan
 
 
 def parse_record(data: bytes) -> dict[str, Any]:

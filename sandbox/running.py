@@ -11,7 +11,7 @@ import select
 import signal
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sandbox import fsops, home, processes
@@ -28,6 +28,7 @@ _KEEPER = "sandbox-keeper"
 _SERVED = (b"fuse", b"nfs", b"cifs", b"smb", b"9p", b"ceph", b"afs")
 # How long a supervisor whose command was killed has to clean up.
 _CLEAN_SECONDS = 10.0
+_UNKNOWN: Mapping[int, Process] = {}
 
 
 class Running(Record):
@@ -85,20 +86,20 @@ class Usage(Record):
     age: float | None
 
 
-def mine(where: Home) -> list[Running]:
-    """The live runs of this home, oldest first."""
+def mine(where: Home, everybody: Mapping[int, Process] = _UNKNOWN) -> list[Running]:
+    """The live runs of this home, oldest first. Processes of `everybody` are not looked at again."""
     found, here = [], _here()
     for name in fsops.names(where.records_fd):
         if not name.startswith(fsops.TEMPORARY):
             with contextlib.suppress(OSError), fsops.closing(os.open(name, _READ, dir_fd=where.records_fd)) as fd:
                 if _is_locked(fd) and (run := _read(fd, name, where.run_path)) is not None:
-                    found.append(run.replace(pid=_believed(run.facts, here)))
+                    found.append(run.replace(pid=_believed(run.facts, here, everybody)))
     return sorted(found, key=_started)
 
 
 def everyones(where: Home, everybody: dict[int, Process]) -> list[Running]:
     """For root: the same of every user, whatever home they have; found by the locks that processes hold."""
-    found = {run.id: run for run in mine(where)}
+    found = {run.id: run for run in mine(where, everybody)}
     here = _here()
     for pid in _holders_of_locks(everybody) - {run.pid for run in found.values()}:
         for run in _held_by(pid, here):
@@ -132,20 +133,21 @@ def _here() -> tuple[str, int]:
     return home.boot_id(), os.stat("/proc/self/ns/pid").st_ino
 
 
-def _believed(facts: dict[str, Any], here: tuple[str, int]) -> int:
+def _believed(facts: dict[str, Any], here: tuple[str, int], everybody: Mapping[int, Process] = _UNKNOWN) -> int:
     """The supervisor's pid as a record of one's own says, if that process is the one that was meant; else 0."""
     pid = facts.get("pid")
     with contextlib.suppress(OSError):
         same = (facts.get("boot_id"), facts.get("pid_namespace")) == here
-        if same and isinstance(pid, int) and _started_before(pid, facts):
+        if same and isinstance(pid, int) and _started_before(pid, facts, everybody):
             return pid
     return 0
 
 
-def _started_before(pid: int, facts: dict[str, Any]) -> bool:
+def _started_before(pid: int, facts: dict[str, Any], everybody: Mapping[int, Process] = _UNKNOWN) -> bool:
     """Whether the process is older than the record: one that got the number later is not."""
     made = facts.get("start_time")
-    return isinstance(made, int) and processes.start_of(pid) <= made
+    start = everybody[pid].start if pid in everybody else processes.start_of(pid)
+    return isinstance(made, int) and start <= made
 
 
 def _holders_of_locks(everybody: dict[int, Process]) -> set[int]:

@@ -60,9 +60,8 @@ def _print_plain(rows: Rows) -> None:
 
 def visible(home: Home, everybody: dict[int, Process] | None = None) -> list[Running]:
     """Everyone's for root, else one's own."""
-    if os.geteuid() != 0:
-        return running.mine(home)
-    return running.everyones(home, processes.table() if everybody is None else everybody)
+    everybody = processes.table() if everybody is None else everybody
+    return running.mine(home, everybody) if os.geteuid() != 0 else running.everyones(home, everybody)
 
 
 def look(home: Home) -> Rows:
