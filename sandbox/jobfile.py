@@ -22,6 +22,7 @@ NAME = "sandbox.toml"
 NOT_KEYS = {
     "job": "a job that names a job would have two meanings",
     "job-file": "a job file that names a job file would have two meanings",
+    "args": "it is about one start, not about the job",
     "explain": "it is about one start, not about the job",
     "verbose": "it is about one start, not about the job",
     "no-plan-cache": "it is about one start, not about the job",

@@ -35,11 +35,12 @@ def run(
     calling: Calling = Calling(),  # noqa: B008 (frozen)
 ) -> Result:
     """Run the command of a spec. Raises SandboxError when it could not be started."""
-    if spec.report is None and spec.trace is None and calling.account is None:
+    if all(wanted is None for wanted in (spec.report, spec.trace, spec.status_fd, calling.account)):
         return _logged(spec, environ, None, calling, say=say, hint=hint)
     from sandbox.report import Reporter
 
-    with contextlib.closing(Reporter(spec.report, spec.trace, spec.command, calling.account)) as reporter:
+    made = Reporter(spec.report, spec.trace, spec.command, calling.account, spec.status_fd)
+    with contextlib.closing(made) as reporter:
         try:
             return _logged(spec, environ, reporter, calling, say=say, hint=hint)
         except BaseException as error:
@@ -87,6 +88,8 @@ def _run(
             reporter.describe(plan, engine, spec.isolation, prepared.trees, prepared.home.fd)
             reporter.phase("Digest the images")
             launch = launch.replace(report=reporter)
+            facts = {"mode": plan.mode.name.lower(), "engine": engine, "level": spec.isolation}
+            reporter.event("ready", pid=os.getpid(), **facts)
         if spec.name is not None:
             # A dead run gives its name back at once.
             with contextlib.suppress(OSError):

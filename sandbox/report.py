@@ -5,6 +5,7 @@ handed that start, as this process is gone by then.
 """
 
 import contextlib
+import enum
 import json
 import os
 import stat
@@ -24,6 +25,15 @@ from sandbox.sources import Opened
 SCHEMA = 1
 
 
+class Kind(enum.IntEnum):
+    """What is written, and when: the account or its trace in the end, a line for each event or step as it happens."""
+
+    REPORT = 1
+    TRACE = 2
+    STATUS = 3
+    STEPS = 4
+
+
 class Phase(NamedTuple):
     """A part of the launch, in nanoseconds of the monotonic clock."""
 
@@ -37,7 +47,7 @@ class Target(NamedTuple):
 
     fd: int
     name: bytes
-    is_trace: bool
+    kind: Kind
 
 
 class Outcome(Protocol):
@@ -52,7 +62,12 @@ class Reporter:
     """What to tell of one run, and to whom."""
 
     def __init__(
-        self, report: bytes | None, trace: bytes | None, command: tuple[bytes, ...], account: int | None = None
+        self,
+        report: bytes | None,
+        trace: bytes | None,
+        command: tuple[bytes, ...],
+        account: int | None = None,
+        status: int | None = None,
     ) -> None:
         self.origin_ns = self.last_ns = time.monotonic_ns()
         self.phases: list[Phase] = []
@@ -67,19 +82,48 @@ class Reporter:
         self.described = _text(
             {**dict.fromkeys(("mode", "engine", "level")), "images": [], "mounts": [], "sockets": None}
         )
-        for text, is_trace in ((report, False), (trace, True)):
+        self.steps: list[bytes] = []
+        for text, option, kind in ((report, "--report", Kind.REPORT), (trace, "--trace", Kind.TRACE)):
             if text is not None:
-                option = "--trace" if is_trace else "--report"
-                self.targets.append(open_target(text, option, is_trace=is_trace))
+                self.targets.append(open_target(text, option, kind))
+        if status is not None:
+            self.targets.append(open_target(b"fd:%d" % status, "--status-fd", Kind.STATUS))
         if any(target.name for target in self.targets):
             self.mode &= ~_umask()
         if account is not None:
             # For whoever called, whatever else was asked for.
-            self.targets.append(Target(os.dup(account), b"", is_trace=False))
+            self.targets.append(Target(os.dup(account), b"", Kind.REPORT))
 
     def describe(self, plan: Plan, engine: str, level: str, trees: list[Opened], home_fd: int) -> None:
         """What the compiled plan says. Raises SourceError when an image changes while it is read."""
         self.described = description(plan, engine, level, trees, home_fd)
+
+    def tell_steps(self, lines: list[bytes]) -> None:
+        """Write these to the standard error, each when its step is done."""
+        self.steps = lines
+        self.targets.append(Target(os.dup(2), b"", Kind.STEPS))
+
+    @property
+    def is_live(self) -> bool:
+        """Whether anybody wants to be told while the launch goes on."""
+        return any(target.kind in (Kind.STATUS, Kind.STEPS) for target in self.targets)
+
+    def event(self, event: str, **facts: Any) -> None:
+        """A line of the status. Who does not listen is told nothing, and stops nothing."""
+        self._tell(Kind.STATUS, json.dumps({"event": event, **facts}).encode() + b"\n")
+
+    def step_done(self, number: int) -> None:
+        """The steps count from 0; what is marked before and after them has no line."""
+        if 0 <= number < len(self.steps):
+            self._tell(Kind.STEPS, self.steps[number])
+
+    def _tell(self, kind: Kind, line: bytes) -> None:
+        for target in self._of(kind):
+            with contextlib.suppress(SandboxError):
+                write_target(target, line, self.mode)
+
+    def _of(self, kind: Kind) -> list[Target]:
+        return [target for target in self.targets if target.kind is kind]
 
     def close(self) -> None:
         for target in self.targets:
@@ -96,28 +140,31 @@ class Reporter:
         """For a native engine: what it is to finish, and the descriptor where that goes (docs/plan.md, section 9)."""
         for target in self.targets:
             mode, name = self.mode, target.name
-            head = struct.pack("<BIQI", 2 if target.is_trace else 1, mode, self.origin_ns, len(name)) + name
+            head = struct.pack("<BIQI", target.kind, mode, self.origin_ns, len(name)) + name
             yield head + self._start(target), target.fd
 
     def _start(self, target: Target) -> bytes:
-        """The text up to and without the end of the list of phases."""
+        """The text up to and without the end of the list of phases; the lines of all steps; for a status nothing."""
+        if target.kind in (Kind.STATUS, Kind.STEPS):
+            return b"".join(self.steps) if target.kind is Kind.STEPS else b""
         events = ", ".join(json.dumps(self._event(phase, target, thread=1)) for phase in self.phases)
-        if target.is_trace:
+        if target.kind is Kind.TRACE:
             return f'{{"displayTimeUnit": "ms", "traceEvents": [{events}'.encode()
         return f'{{{_text(self.head)}, {self.described}, "phases": [{events}'.encode()
 
     def _event(self, phase: Phase, target: Target, *, thread: int) -> dict[str, Any]:
         start, length = (phase.start_ns - self.origin_ns) // 1000, (phase.end_ns - phase.start_ns) // 1000
-        if target.is_trace:
+        if target.kind is Kind.TRACE:
             return {"name": phase.name, "ph": "X", "pid": 1, "tid": thread, "ts": start, "dur": length}
         return {"name": phase.name, "start_us": start, "us": length}
 
     def finish(self, outcome: Outcome) -> None:
         """Write everything. Raises SandboxError."""
         facts = {"ended": datetime.now(UTC).isoformat(timespec="microseconds"), **outcome.facts()}
-        for target in self.targets:
+        self.event("ended", **{name: facts[name] for name in _ENDING})
+        for target in (*self._of(Kind.REPORT), *self._of(Kind.TRACE)):
             more = "".join(", " + json.dumps(self._event(phase, target, thread=2)) for phase in outcome.phases)
-            rest = "" if target.is_trace else ", " + _text(facts)
+            rest = "" if target.kind is Kind.TRACE else ", " + _text(facts)
             write_target(target, self._start(target) + f"{more}]{rest}}}\n".encode(), self.mode)
 
     def failed(self, error: BaseException) -> None:
@@ -197,6 +244,7 @@ def _mounts(plan: Plan) -> list[dict[str, Any]]:
     return mounts
 
 
+_ENDING = ("ended", "cause", "limit", "error", "exit_code", "signal")
 # What there is to tell only of a command that was started.
 UNKNOWN = dict.fromkeys(
     (
@@ -231,7 +279,7 @@ class _Failed:
         return {**ending, **UNKNOWN}
 
 
-def open_target(text: bytes, option: str, *, is_trace: bool = False) -> Target:
+def open_target(text: bytes, option: str, kind: Kind = Kind.REPORT) -> Target:
     """Opened before anything else is done: a report that cannot be written is to be known before the command runs.
 
     `text` is FILE, - or fd:N. The caller closes the descriptor. Raises UsageError, which names the option.
@@ -241,7 +289,7 @@ def open_target(text: bytes, option: str, *, is_trace: bool = False) -> Target:
         try:
             if not digits.isdigit():
                 raise UsageError(f"{option}: {printable(text)!r} names no descriptor", hint="FILE, -, or as in fd:3")
-            return Target(_own_descriptor(int(digits)), b"", is_trace)
+            return Target(_own_descriptor(int(digits)), b"", kind)
         except (OSError, OverflowError, ValueError):
             raise UsageError(f"{option}: descriptor {printable(digits)} is not open for writing") from None
     parent, name = os.path.split(text)
@@ -259,7 +307,7 @@ def open_target(text: bytes, option: str, *, is_trace: bool = False) -> Target:
     except OSError as error:
         hint = "name a file in a directory that you may write to, - or fd:N"
         raise UsageError(f"{option}: cannot write {printable(text)}: {reason(error)}", hint=hint) from None
-    return Target(fd, name, is_trace)
+    return Target(fd, name, kind)
 
 
 def _own_descriptor(number: int) -> int:

@@ -100,6 +100,7 @@ class Spec(Record):
     limits: "Limits | None" = None
     report: bytes | None = None
     trace: bytes | None = None
+    status_fd: int | None = None
     log: bytes | None = None
     log_size: int = DEFAULT_LOG_SIZE
     allow_new_privs: bool = False
@@ -353,10 +354,11 @@ def parse_run_name(text: bytes) -> bytes:
     return text
 
 
-def parse_descriptor(text: str, *, option: str) -> int:
-    """The number of a descriptor above 2. Raises UsageError."""
-    if not text.isascii() or not text.isdigit() or not 2 < int(text) < 1 << 20:
-        raise UsageError(f"{option}: {text!r} is not a descriptor above 2", hint="a number, as in --pass-fd 3 3<FILE")
+def parse_descriptor(text: str, *, option: str, least: int = 3) -> int:
+    """The number of a descriptor. Raises UsageError."""
+    if not text.isascii() or not text.isdigit() or not least <= int(text) < 1 << 20:
+        above = f" above {least - 1}" if least else ""
+        raise UsageError(f"{option}: {text!r} is not a descriptor{above}", hint=f"a number, as in {option} 3")
     return int(text)
 
 

@@ -77,6 +77,7 @@ class CommonOptions(TypedDict, total=False):
     nice: Number
     report: Text
     trace: Text
+    status_fd: int
     log: Text
     log_size: Number
     allow_new_privs: bool

@@ -191,7 +191,8 @@ class Ready:
             return self._plans[lane]
 
     def _reports(self, command: tuple[bytes, ...], start: Start) -> list[tuple[int, int]]:
-        reporter = Reporter(self.spec.report, self.spec.trace, command, start.account)
+        spec = self.spec
+        reporter = Reporter(spec.report, spec.trace, command, start.account, spec.status_fd)
         start.lent.callback(reporter.close)
         reporter.described = self.facts
         reporter.phase("Prepare")
@@ -272,6 +273,7 @@ def _child(start: Start, order: tuple[Any, ...], *, nested: bool) -> Start:
     start.fds = [fd, start.account]
     if order[0] == "run":
         start.fds += order[1].pass_fds
+        start.fds += [order[1].status_fd] if order[1].status_fd is not None else []
     start.nested = nested
     return start
 

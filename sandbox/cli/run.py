@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sandbox import launch, preparing
+from sandbox.cli import words
 from sandbox.cli.main import complain
 from sandbox.cli.parser import HelpFormatter, Parser
 from sandbox.errors import TIMED_OUT, SandboxError
@@ -158,6 +159,7 @@ def make_parser() -> tuple[Parser, list[argparse.Action]]:
         option("--" + name.replace("_", "-"), metavar=metavar, help=text)
     option("--report", metavar="FILE|-|fd:N", help="an account of the run as JSON, written when it is over")
     option("--trace", metavar="FILE|-|fd:N", help="the phases of the launch, in the Chrome trace format")
+    option("--status-fd", metavar="FD", help="a line of JSON to this descriptor when the run is ready, started, ended")
     option("--log", metavar="FILE", help="what the command writes to its standard output and error, in FILE as well")
     option("--log-size", metavar="SIZE", help="how large FILE may become, beside one FILE.1 (default 10M)")
     option("--allow-new-privs", action="store_true", help="let setuid programs work (setuid mode: if its policy does)")
@@ -171,6 +173,7 @@ def make_parser() -> tuple[Parser, list[argparse.Action]]:
     option("--name", metavar="NAME", help="what sandbox ps, exec and kill call it; one running sandbox of yours has it")
     option("--job", metavar="NAME", help="start with the options and the command of this job of sandbox.toml")
     option("--job-file", metavar="FILE", help="where that job is (default: sandbox.toml here or above)")
+    option("--args", metavar="FD", help="more options, in this place: from this descriptor, each ended by a NUL byte")
     option("--no-plan-cache", action="store_true", help="compile this launch anew, and do not store it")
     option("--explain", action="store_true", help="print the plan and run nothing")
     option("-v", "--verbose", action="store_true", help="say what is being done")
@@ -215,27 +218,6 @@ def _isolation_options(option: Callable[..., None]) -> None:
     option("--as-pid-1", action="store_true", help="without an init: the command is pid 1")
 
 
-def split_command(argv: Sequence[str], actions: Sequence[argparse.Action]) -> tuple[list[str], list[str]]:
-    """Options, and the command: the first word that is no option ends them, as does `--`."""
-    takes_value = {name: action.nargs != 0 for action in actions for name in action.option_strings}
-    at = 0
-    while at < len(argv):
-        word = argv[at]
-        if word == "--":
-            return list(argv[:at]), list(argv[at + 1 :])
-        if not word.startswith("-") or word == "-":
-            break
-        at += 1
-        if word.startswith("--"):
-            at += "=" not in word and takes_value.get(word, False)
-            continue
-        for position, letter in enumerate(word[1:], 1):
-            if takes_value.get(f"-{letter}", False):
-                at += position == len(word) - 1
-                break
-    return list(argv[:at]), list(argv[at:])
-
-
 def parse(argv: list[bytes]) -> tuple[Spec, argparse.Namespace]:
     """The spec of a command line. Raises UsageError."""
     return parse_with(argv, *make_parser())
@@ -245,28 +227,38 @@ def parse_with(
     argv: list[bytes], parser: Parser, actions: list[argparse.Action], more: Sequence[argparse.Action] = ()
 ) -> tuple[Spec, argparse.Namespace]:
     """The same with a parser that was added to: `more` are options that are about no spec. Raises UsageError."""
-    options, command = split_command([os.fsdecode(word) for word in argv], [*actions, *more])
+    known = [*actions, *more]
+    typed, words_of_command = words.split_command([os.fsdecode(word) for word in argv], known)
+    options = words.with_args(typed, known)
     args = parser.parse_args(options)
-    words = tuple(map(os.fsencode, command))
+    args.args = options != typed
+    command = tuple(map(os.fsencode, words_of_command))
     try:
         if args.job is not None or args.job_file is not None:
             from sandbox.cli import job
 
-            args, words = job.with_job(parser, actions, args, options, words)
-        return make_spec(args, words), args
+            args, command = job.with_job(parser, actions, args, options, command)
+        return make_spec(args, command), args
     except SandboxError as error:
-        _report_failure(args, words, error)
+        _report_failure(args, command, error)
         raise
 
 
 def _report_failure(args: argparse.Namespace, command: tuple[bytes, ...], error: SandboxError) -> None:
     """A report is written of a launch that failed this early, too."""
     report, trace = (None if name is None else os.fsencode(name) for name in (args.report, args.trace))
-    if report is not None or trace is not None:
-        from sandbox.report import Reporter
+    if report is None and trace is None and args.status_fd is None:
+        return
+    from sandbox.report import Reporter
 
-        with contextlib.suppress(SandboxError), contextlib.closing(Reporter(report, trace, command)) as reporter:
+    with contextlib.suppress(SandboxError):
+        status = None if args.status_fd is None else _status_fd(args.status_fd)
+        with contextlib.closing(Reporter(report, trace, command, status=status)) as reporter:
             reporter.failed(error)
+
+
+def _status_fd(text: str) -> int:
+    return parse_descriptor(text, option="--status-fd", least=1)
 
 
 def make_spec(args: argparse.Namespace, command: tuple[bytes, ...]) -> Spec:
@@ -307,6 +299,7 @@ def make_spec(args: argparse.Namespace, command: tuple[bytes, ...]) -> Spec:
         limits=_limits(args),
         report=None if args.report is None else raw(args.report),
         trace=None if args.trace is None else raw(args.trace),
+        status_fd=None if args.status_fd is None else _status_fd(args.status_fd),
         log=None if args.log is None else raw(args.log),
         log_size=DEFAULT_LOG_SIZE if args.log_size is None else parse_size(args.log_size, option="--log-size"),
         allow_new_privs=args.allow_new_privs,
@@ -362,7 +355,7 @@ def _may_be_stored(args: argparse.Namespace) -> bool:
     """Whether the front started this, nobody switched its store off, and the words say it all."""
     if os.path.basename(sys.argv[0]) != FRONTS_PYTHON or os.environb.get(b"SANDBOX_PLAN_CACHE") == b"0":
         return False
-    return not (args.verbose or args.no_plan_cache or args.job is not None or args.job_file is not None)
+    return not (args.verbose or args.args or args.no_plan_cache or args.job is not None or args.job_file is not None)
 
 
 def callers_environment() -> dict[bytes, bytes]:

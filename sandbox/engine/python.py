@@ -10,6 +10,7 @@ import prctl
 
 if TYPE_CHECKING:
     from sandbox import cgroups
+    from sandbox.engine.progress import Progress
 
 from sandbox import fsops, home
 from sandbox.engine import Launch, Result, attendance, changes, command, init, steps, supervisor
@@ -154,7 +155,8 @@ def _run_child(
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     status_reader, status_writer = os.pipe2(os.O_CLOEXEC)
     changed, changes_writer = (end.detach() for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-    with fsops.closing(reader), fsops.closing(status_reader), fsops.closing(changed):
+    with fsops.closing(reader), fsops.closing(status_reader), fsops.closing(changed), contextlib.ExitStack() as stack:
+        progress = _progress(plan, launch, reader, account, stack)
         reports = init.Reports(status_reader)
         account.phase("Prepare the host side")
         pid = os.fork()
@@ -166,7 +168,9 @@ def _run_child(
         os.close(writer)
         os.close(status_writer)
         os.close(changes_writer)
-        result = supervisor.supervise(pid, timeout, reports, account)
+        if progress is not None:
+            os.close(account.ticks)
+        result = supervisor.supervise(pid, timeout, reports, account, progress)
         account.ended(result)
         failure = told_failure(reader)
         if launch.attend >= 0:
@@ -180,6 +184,19 @@ def _run_child(
         if failure is not None:
             raise failure
         return result
+
+
+def _progress(
+    plan: Plan, launch: Launch, failure: int, account: Account, stack: contextlib.ExitStack
+) -> "Progress | None":
+    """Who tells how the launch goes on; the child has the other end in its account."""
+    if launch.report is None or not launch.report.is_live:
+        return None
+    from sandbox.engine.progress import Progress
+
+    ticks, account.ticks = os.pipe2(os.O_CLOEXEC)
+    stack.callback(os.close, ticks)
+    return Progress(launch.report, ticks, failure, plan)
 
 
 def _tell_of_changes(receiver: int, account: Account) -> None:

@@ -16,6 +16,7 @@ from sandbox.level_steps import Timeout
 
 if TYPE_CHECKING:
     from sandbox.cgroups import Cgroup
+    from sandbox.engine.progress import Progress
 
 _GRACE = 0.5
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
@@ -53,7 +54,13 @@ class _Clock:
         self.deadline = time.monotonic() + self.kill_after
 
 
-def supervise(command: int, timeout: Timeout | None, reports: init.Reports, account: Account) -> Result:
+def supervise(
+    command: int,
+    timeout: Timeout | None,
+    reports: init.Reports,
+    account: Account,
+    progress: "Progress | None" = None,
+) -> Result:
     """Wait for the command, with all signals blocked by the caller, and pass signals on. Reaps orphans as well."""
     clock = _Clock(timeout, account.cgroup)
     # A job that stops stops its supervisor, and must not stop the clock by that.
@@ -65,7 +72,12 @@ def supervise(command: int, timeout: Timeout | None, reports: init.Reports, acco
                 continue
             if info.si_signo in (signal.SIGCHLD, signal.SIGIO):
                 # Before anything is reaped: the start of an init is told before the process that started it ends.
-                command, result = _hear(command, reports, account, may_stop=not clock.is_up)
+                command, result = _hear(command, reports, may_stop=not clock.is_up)
+                # What has ended was started before.
+                if progress is not None:
+                    progress.look(command)
+                if result is not None:
+                    _end_namespace(command, account)
                 if result is not None or (result := _reap(command, account, may_stop=not clock.is_up)) is not None:
                     return result.replace(timed_out=clock.is_up)
             elif info.si_signo in init.FORWARDED and _is_for_command(info, command):
@@ -73,7 +85,7 @@ def supervise(command: int, timeout: Timeout | None, reports: init.Reports, acco
                 _send(command, info.si_signo)
 
 
-def _hear(command: int, reports: init.Reports, account: Account, *, may_stop: bool) -> tuple[int, Result | None]:
+def _hear(command: int, reports: init.Reports, *, may_stop: bool) -> tuple[int, Result | None]:
     """What an init has to say: who stands for the command, and how it ended."""
     for kind, value in reports.read():
         if init.is_start(kind):
@@ -82,7 +94,6 @@ def _hear(command: int, reports: init.Reports, account: Account, *, may_stop: bo
             if may_stop:
                 _stop_too(command)
         elif (result := init.heard(kind, value)) is not None:
-            _end_namespace(command, account)
             return command, result
     return command, None
 

@@ -92,7 +92,7 @@ fn run(words: &[&'static CStr], environment: Vec<&'static CStr>, rights: Rights)
         reports.add(&read_all(adopt(meta)?, MAX_BYTES, "report", rights)?, report::adopt_out(out)?)?;
     }
     let mut account = Account::start();
-    let wanted = (&mut account, !reports.is_empty());
+    let wanted = (&mut account, &reports);
     let ended = prepare(plan_fd, environment_fd, environment, handed, command, rights, wanted);
     if let Err(failure) = &ended {
         account.failed(failure);
@@ -117,7 +117,7 @@ fn prepare(
     handed: Handed,
     command: &[&'static CStr],
     rights: Rights,
-    account: (&mut Account, bool),
+    account: (&mut Account, &Reports),
 ) -> Outcome<Ending> {
     let bytes = read_all(adopt(plan_fd)?, MAX_BYTES, "plan", rights)?;
     let plan = plan::decode(&bytes)

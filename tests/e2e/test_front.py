@@ -347,6 +347,7 @@ NOT_STORED = {
     "workspace": lambda front: ["--isolation", "job", "--workspace", "ro"],
     "seccomp": lambda front: ["--isolation", "job", "--seccomp", "none"],
     "report": lambda front: ["--report", front.directory / "report"],
+    "status_fd": lambda front: ["--status-fd", "2"],
     "log": lambda front: ["--log", front.directory / "log"],
     "log_size": lambda front: ["--log-size", "5M"],
     "trace": lambda front: ["--trace", front.directory / "trace"],

@@ -45,7 +45,7 @@ use alloc::ffi::CString;
 use core::ffi::CStr;
 use mounts::Mount;
 use overlay::Layers;
-use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::fs::Mode;
 use rustix::process::Pid;
 
@@ -84,13 +84,13 @@ pub struct Prepared<'p> {
     /// Where the supervisor is told what to count.
     pub changes: Option<&'p OwnedFd>,
     /// Where times are noted, if anybody wants to know.
-    pub marks: Option<BorrowedFd<'p>>,
+    pub marks: Option<&'p Marks>,
 }
 
 impl Prepared<'_> {
     fn mark(&self) {
         if let Some(marks) = self.marks {
-            Marks::mark(marks);
+            marks.mark();
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::error::{Doing, Failure, LAUNCHER_FAILED, Outcome};
 use crate::fsops::write_all;
 use crate::plan;
 use crate::prelude::*;
-use crate::report::{Account, Ending};
+use crate::report::{Account, Ending, Reports};
 use crate::setuid::{self, Rights};
 use crate::sources::Handed;
 use crate::sys::{self, CStrings};
@@ -83,7 +83,8 @@ fn launch(kept: &Kept, words: &[&'static CStr], environment: Vec<&'static CStr>,
     let plan = plan::decode(&encoded).ok()?;
     cli::refuse_foreign(&plan, rights).ok()?;
     let mut account = Account::start();
-    let ended = supervisor::launch(&plan, Handed::default(), environment, command, rights, (&mut account, false));
+    let ended =
+        supervisor::launch(&plan, Handed::default(), environment, command, rights, (&mut account, &Reports::default()));
     match ended {
         Ok(ending) => Some(ending),
         Err(failure) if failure.code == LAUNCHER_FAILED => None,

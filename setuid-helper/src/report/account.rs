@@ -5,7 +5,7 @@ use crate::plan::{Plan, Resource, Step};
 use crate::prelude::*;
 use crate::sys;
 use core::time::Duration;
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 /// How the command ended.
@@ -186,29 +186,37 @@ impl Account {
 }
 
 /// Times that the child notes for its supervisor, in memory that both have open.
-pub struct Marks(OwnedFd);
+pub struct Marks {
+    times: OwnedFd,
+    /// Gets a byte for each, where somebody waits for it. So many fit into every pipe.
+    ticks: Option<OwnedFd>,
+}
 
 impl Marks {
     /// None yet.
-    pub fn new() -> Outcome<Marks> {
-        memfd_create("sandbox-marks", MemfdFlags::CLOEXEC).doing("make a memory file", b"").map(Marks)
+    pub fn new(ticks: Option<OwnedFd>) -> Outcome<Marks> {
+        let times = memfd_create("sandbox-marks", MemfdFlags::CLOEXEC).doing("make a memory file", b"")?;
+        Ok(Marks { times, ticks })
     }
 
-    /// Another descriptor of the same.
-    pub fn writer(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-
-    /// Note the time.
-    pub fn mark(writer: BorrowedFd) {
+    /// In the child: note the time.
+    pub fn mark(&self) {
         let now = u64::try_from(sys::now().as_nanos()).unwrap_or(u64::MAX);
-        let _ = rustix::io::write(writer, &now.to_le_bytes());
+        let _ = rustix::io::write(&self.times, &now.to_le_bytes());
+        if let Some(ticks) = &self.ticks {
+            let _ = rustix::io::write(ticks, b".");
+        }
+    }
+
+    /// In the supervisor, once there is a child: the ticks end with it.
+    pub fn let_go(&mut self) {
+        self.ticks = None;
     }
 
     fn read(&self) -> Vec<Duration> {
         let mut times = Vec::new();
         let mut word = [0u8; 8];
-        while matches!(rustix::io::pread(&self.0, word.as_mut_slice(), times.len() as u64 * 8), Ok(8)) {
+        while matches!(rustix::io::pread(&self.times, word.as_mut_slice(), times.len() as u64 * 8), Ok(8)) {
             times.push(Duration::from_nanos(u64::from_le_bytes(word)));
         }
         times

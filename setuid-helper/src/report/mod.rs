@@ -14,16 +14,29 @@ use crate::sys;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fchmod, fstat, fsync, linkat, openat, renameat, unlinkat};
 use rustix::io::Errno;
+use rustix::process::Pid;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 /// Before the text: kind, mode, origin and the length of the name.
 const HEAD: usize = 1 + 4 + 8 + 4;
 const LONGEST_NAME: usize = 255;
 
+/// What a report is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The account, when all is over.
+    Report,
+    /// The same in the Chrome trace format.
+    Trace,
+    /// A line for each event, as it happens.
+    Status,
+    /// A given line for each step, when it is done.
+    Steps,
+}
+
 /// One thing to write.
 struct Report {
-    /// The Chrome trace format instead of a report.
-    is_trace: bool,
+    kind: Kind,
     mode: Mode,
     /// The moment, on the clock of `sys::now`, that phases count from.
     origin_ns: u64,
@@ -49,11 +62,39 @@ impl Reports {
         self.0.is_empty()
     }
 
+    /// Whether anybody wants to be told while the launch goes on.
+    pub fn is_live(&self) -> bool {
+        self.0.iter().any(|report| matches!(report.kind, Kind::Status | Kind::Steps))
+    }
+
+    /// The command has been executed; its process, if that is known.
+    pub fn started(&self, pid: Option<Pid>) {
+        let pid = pid.map_or("null".to_owned(), |pid| pid.as_raw_nonzero().to_string());
+        for report in self.0.iter().filter(|report| report.kind == Kind::Status) {
+            // Who does not listen is told nothing, and stops nothing.
+            let _ = write_all(&report.out, format!("{{\"event\": \"started\", \"pid\": {pid}}}\n").as_bytes());
+        }
+    }
+
+    /// So many more marks were made, after the first `done`. The first of all comes before the first step.
+    pub fn steps(&self, done: usize, count: usize) {
+        for report in self.0.iter().filter(|report| report.kind == Kind::Steps) {
+            let lines = report.start.split_inclusive(|byte| *byte == b'\n');
+            for line in lines.skip(done.saturating_sub(1)).take(count - usize::from(done == 0)) {
+                let _ = write_all(&report.out, line);
+            }
+        }
+    }
+
     /// Write all of them, with the caller's rights.
     pub fn write(&self, account: &Account) -> Outcome<()> {
-        self.0.iter().try_for_each(|report| {
+        self.0.iter().filter(|report| report.kind != Kind::Steps).try_for_each(|report| {
+            if report.kind == Kind::Status {
+                let _ = write_all(&report.out, text::rest(account, report.origin_ns, report.kind).as_bytes());
+                return Ok(());
+            }
             let mut text = report.start.clone();
-            text.extend(text::rest(account, report.origin_ns, report.is_trace).as_bytes());
+            text.extend(text::rest(account, report.origin_ns, report.kind).as_bytes());
             let written = if report.name.is_empty() { write_all(&report.out, &text) } else { publish(report, &text) };
             let hint = "the command has ended as it has; only its report is missing";
             written.doing("write the report", &report.name).map_err(|failure| failure.hint(hint))
@@ -63,9 +104,11 @@ impl Reports {
 
 fn parse(meta: &[u8], out: OwnedFd) -> Option<Report> {
     let (head, rest) = meta.split_at_checked(HEAD)?;
-    let is_trace = match head[0] {
-        1 => false,
-        2 => true,
+    let kind = match head[0] {
+        1 => Kind::Report,
+        2 => Kind::Trace,
+        3 => Kind::Status,
+        4 => Kind::Steps,
         _ => return None,
     };
     let mode = u32::from_le_bytes(head[1..5].try_into().ok()?) & 0o777;
@@ -74,7 +117,7 @@ fn parse(meta: &[u8], out: OwnedFd) -> Option<Report> {
     let (name, start) = rest.split_at_checked(length).filter(|(name, _)| name.len() <= LONGEST_NAME)?;
     let is_plain = !name.iter().any(|byte| matches!(byte, b'/' | 0)) && name != b"." && name != b"..";
     let [name, start] = [name.to_vec(), start.to_vec()];
-    is_plain.then_some(Report { is_trace, mode: Mode::from_raw_mode(mode), origin_ns, name, start, out })
+    is_plain.then_some(Report { kind, mode: Mode::from_raw_mode(mode), origin_ns, name, start, out })
 }
 
 /// Under its name complete and durable, or not at all; no link is followed, whatever has that name by now.

@@ -1,5 +1,6 @@
 //! The end of the JSON text that a report starts with: the phases of this program, then everything else.
 
+use super::Kind;
 use super::account::{Account, Ending};
 use crate::json::quote;
 use crate::prelude::*;
@@ -8,9 +9,16 @@ use core::fmt::Write;
 use core::time::Duration;
 
 /// What follows the last phase that the caller has written.
-pub fn rest(account: &Account, origin_ns: u64, is_trace: bool) -> String {
-    let origin = Duration::from_nanos(origin_ns);
+pub fn rest(account: &Account, origin_ns: u64, kind: Kind) -> String {
     let mut out = String::new();
+    if kind == Kind::Status {
+        out.push_str("{\"event\": \"ended\"");
+        ending(&mut out, account);
+        out.push_str("}\n");
+        return out;
+    }
+    let origin = Duration::from_nanos(origin_ns);
+    let is_trace = kind == Kind::Trace;
     for phase in &account.phases {
         let start = phase.start.saturating_sub(origin).as_micros();
         let length = phase.end.saturating_sub(phase.start).as_micros();

@@ -5,6 +5,7 @@ mod clock;
 mod keeper;
 mod leftovers;
 mod network;
+mod progress;
 mod report;
 mod wait;
 
@@ -18,7 +19,7 @@ use crate::home::Home;
 use crate::plan::{ALLOW_NEW_PRIVS, LEAVE_RUNNING, Plan, Step};
 use crate::prelude::*;
 use crate::record::Record;
-use crate::report::{Account, Ending, Marks, Usage};
+use crate::report::{Account, Ending, Marks, Reports as Told, Usage};
 use crate::scratch;
 use crate::setuid::{self, NETWORK, OVERLAY, Policy, Rights};
 use crate::sources::{Handed, Sources};
@@ -28,6 +29,7 @@ use clock::Clock;
 use core::ffi::CStr;
 use core::time::Duration;
 use network::Network;
+use progress::Progress;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::fs::Mode;
@@ -47,7 +49,7 @@ pub fn launch(
     environment: Environment,
     argv: &[&'static CStr],
     rights: Rights,
-    account: (&mut Account, bool),
+    account: (&mut Account, &Told),
 ) -> Outcome<Ending> {
     let inherited = Inherited::take();
     let ended = supervise(&inherited, plan, handed, environment, argv, rights, account);
@@ -61,7 +63,7 @@ pub fn launch(
 /// Wait for a process that joined a run by way of `first`, pass signals on to it, and end what it left here.
 pub fn attend(first: Pid, reports: &Reports) -> Ending {
     let mut usage = Usage::default();
-    let end = wait::for_command(first, Some(reports), &mut Clock::endless(), &mut usage);
+    let end = wait::for_command(first, Some(reports), None, &mut Clock::endless(), &mut usage);
     leftovers::end(&mut usage);
     end
 }
@@ -73,7 +75,7 @@ fn supervise(
     environment: Environment,
     argv: &[&'static CStr],
     rights: Rights,
-    (account, wanted): (&mut Account, bool),
+    (account, told): (&mut Account, &Told),
 ) -> Outcome<Ending> {
     let policy = if rights.are_lent() { Some(Policy::load()?) } else { None };
     let tally = policy.as_ref().map(|policy| setuid::check_plan(plan, policy)).transpose()?;
@@ -102,7 +104,9 @@ fn supervise(
     let network = Network::of(plan, &sources)?;
     set_child_subreaper(Some(getpid())).doing("become a child subreaper", b"")?;
     let (report, writer) = pipe_with(PipeFlags::CLOEXEC).doing("make a pipe", b"")?;
-    let marks = if wanted { Some(Marks::new()?) } else { None };
+    let (progress, ticks) =
+        if told.is_live() { Some(Progress::new(told, &report, plan)?).unzip() } else { (None, None) };
+    let mut marks = if told.is_empty() { None } else { Some(Marks::new(ticks)?) };
     let has_init = plan.has_init(plan.steps.len());
     let (reports, status) =
         if has_init { Some(Reports::open().doing("make a pipe", b"")?).unzip() } else { (None, None) };
@@ -121,7 +125,7 @@ fn supervise(
             let (id, name) = (record.id.as_str(), record.name.as_str());
             let (devices, id_maps) = (devices.as_ref(), id_maps.as_slice());
             let (umask, mask) = (inherited.umask, inherited.mask);
-            let (sources, home, marks) = (&sources, &home, marks.as_ref().map(Marks::writer));
+            let (sources, home, marks) = (&sources, &home, marks.as_ref());
             let prepared = Prepared {
                 cgroup: cgroup.as_ref(),
                 plan,
@@ -155,10 +159,13 @@ fn supervise(
         return Err(failure);
     }
     let _kept = sources.into_directories(plan);
+    if let Some(marks) = &mut marks {
+        marks.let_go();
+    }
     drop((writer, environment, devices, id_maps, status, changes));
     // While the child sets up, on another processor: nothing that it needs is in the way.
     stale::clean(&home, &record.name);
-    let end = wait::for_command(command, reports.as_ref(), &mut clock, &mut account.usage);
+    let end = wait::for_command(command, reports.as_ref(), progress, &mut clock, &mut account.usage);
     account.ended(end, marks.as_ref(), plan);
     account.timed_out = clock.is_up;
     let failure = read_failure(&report);

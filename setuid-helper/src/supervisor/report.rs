@@ -38,17 +38,22 @@ impl Report {
     }
 }
 
+/// A pipe whose data, and end, SIGIO tells this process of. Reading never waits.
+pub fn announced_pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    sys::set_owner(&reader, getpid())?;
+    let flags = fcntl_getfl(&reader)?;
+    fcntl_setfl(&reader, flags | OFlags::NONBLOCK | OFlags::from_bits_retain(libc::O_ASYNC.unsigned_abs()))?;
+    Ok((reader, writer))
+}
+
 /// The supervisor's end of the pipe.
 pub struct Reports(OwnedFd);
 
 impl Reports {
     /// Both ends.
     pub fn open() -> Result<(Reports, OwnedFd), Errno> {
-        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-        sys::set_owner(&reader, getpid())?;
-        let flags = fcntl_getfl(&reader)?;
-        fcntl_setfl(&reader, flags | OFlags::NONBLOCK | OFlags::from_bits_retain(libc::O_ASYNC.unsigned_abs()))?;
-        Ok((Reports(reader), writer))
+        announced_pipe().map(|(reader, writer)| (Reports(reader), writer))
     }
 
     /// The next message, if there is one.

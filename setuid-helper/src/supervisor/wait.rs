@@ -1,6 +1,7 @@
 //! Waiting for the command, and passing signals on to it.
 
 use super::clock::Clock;
+use super::progress::Progress;
 use super::{Report, Reports};
 use crate::report::{Ending, Usage};
 use crate::sys::{self, Arrived, Mask, Waited};
@@ -21,7 +22,13 @@ pub const FORWARDED: [i32; 9] = [
 ];
 
 /// Wait, with all signals blocked. Orphans that become children of this process are reaped on the way.
-pub fn for_command(mut command: Pid, reports: Option<&Reports>, clock: &mut Clock, usage: &mut Usage) -> Ending {
+pub fn for_command(
+    mut command: Pid,
+    reports: Option<&Reports>,
+    mut progress: Option<Progress>,
+    clock: &mut Clock,
+    usage: &mut Usage,
+) -> Ending {
     let mut signals = [libc::SIGCHLD; FORWARDED.len() + 2];
     signals[1] = libc::SIGIO;
     signals[2..].copy_from_slice(&FORWARDED);
@@ -32,7 +39,13 @@ pub fn for_command(mut command: Pid, reports: Option<&Reports>, clock: &mut Cloc
         match arrived {
             Some(arrived) if arrived.signal == libc::SIGCHLD || arrived.signal == libc::SIGIO => {
                 // Before anything is reaped: the start of an init is told before the process that started it ends.
-                if let Some(end) = reports.and_then(|reports| hear(reports, &mut command, !clock.is_up, usage)) {
+                let end = reports.and_then(|reports| hear(reports, &mut command, !clock.is_up));
+                // What has ended was started before.
+                if progress.as_mut().is_some_and(|progress| !progress.look(command)) {
+                    progress = None;
+                }
+                if let Some(end) = end {
+                    end_namespace(command, usage);
                     return end;
                 }
                 if let Some(end) = reap(command, !clock.is_up, usage) {
@@ -46,30 +59,25 @@ pub fn for_command(mut command: Pid, reports: Option<&Reports>, clock: &mut Cloc
 }
 
 /// What the init of a pid namespace has to say.
-fn hear(reports: &Reports, command: &mut Pid, may_stop: bool, usage: &mut Usage) -> Option<Ending> {
+fn hear(reports: &Reports, command: &mut Pid, may_stop: bool) -> Option<Ending> {
     while let Some(report) = reports.next() {
-        let end = match report {
-            Report::Started(init) => {
-                *command = init;
-                continue;
-            }
-            Report::Stopped => {
-                if may_stop {
-                    stop_too(*command);
-                }
-                continue;
-            }
-            Report::Exited(code) => Ending::Exited(code),
-            Report::Killed(signal) => Ending::Killed(signal),
-        };
-        // With it everything in its namespace dies (pid_namespaces(7)); that is waited for.
-        let _ = sys::send(*command, libc::SIGKILL);
-        if let Ok(waited) = sys::wait_for(*command) {
-            count(&waited, usage);
+        match report {
+            Report::Started(init) => *command = init,
+            Report::Stopped if may_stop => stop_too(*command),
+            Report::Stopped => {}
+            Report::Exited(code) => return Some(Ending::Exited(code)),
+            Report::Killed(signal) => return Some(Ending::Killed(signal)),
         }
-        return Some(end);
     }
     None
+}
+
+/// With its init everything in a pid namespace dies (pid_namespaces(7)); that is waited for.
+fn end_namespace(init: Pid, usage: &mut Usage) {
+    let _ = sys::send(init, libc::SIGKILL);
+    if let Ok(waited) = sys::wait_for(init) {
+        count(&waited, usage);
+    }
 }
 
 fn is_for(command: Pid, arrived: &Arrived) -> bool {
