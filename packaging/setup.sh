@@ -121,7 +121,7 @@ missing_packages() { # column
         [ ${#row[@]} -gt 0 ] || continue
         probe=${row[0]//[[:space:]]/}
         present "$probe" || echo "${row[$1 - 1]//[[:space:]]/}"
-    done <<<"$needs$(more="needs_$purpose"; [ -z "$purpose" ] || echo "${!more}")" | sort -u
+    done <<<"$needs$(more="needs_$purpose"; echo "${!more-}")" | sort -u
 }
 
 system_packages() {
