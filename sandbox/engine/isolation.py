@@ -264,7 +264,13 @@ def _swap(one: int, other: int) -> bytes:
 
 
 def keep_descriptors(_: "Child", step: KeepDescriptors) -> None:
-    """All of our own are close-on-exec: one that is not was inherited."""
+    """All of our own are close-on-exec: one that is not was inherited. A directory would lead all over the host."""
+    for fd in (0, 1, 2, *sorted(step.fds)):
+        if _is_directory(fd):
+            raise StepError(
+                f"descriptor {fd} is a directory, which would lead out of the sandbox",
+                hint="give the command a file there, or show it the directory: --bind DIR",
+            )
     start = 3
     for fd in sorted(step.fds):
         try:
@@ -277,6 +283,13 @@ def keep_descriptors(_: "Child", step: KeepDescriptors) -> None:
             sys.close_on_exec(start, fd - 1)
         start = max(start, fd + 1)
     sys.close_on_exec(start, 0xFFFFFFFF)
+
+
+def _is_directory(fd: int) -> bool:
+    try:
+        return stat.S_ISDIR(os.fstat(fd).st_mode)
+    except OSError:
+        return False
 
 
 def seccomp(child: "Child", step: Seccomp) -> None:

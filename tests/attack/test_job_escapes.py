@@ -26,7 +26,10 @@ signal.pause()
 def test_nothing_of_the_host_is_within_reach(launch, level, identities):
     """Every probe fails, and none of them could have been meant for something that is not there on the host."""
     with escapes.targets(identities[True].home) as words:
-        done = launch("--isolation", level, "--", "/usr/bin/python3", "-c", escapes.PROBE, *words)
+        _, _, _, _, shown, *fds = words
+        given = {"pass_fds": list(map(int, fds)), "env": {"CI_JOB_TOKEN": "token"}}
+        options = ["--isolation", level, "--ro-bind", shown]
+        done = launch(*options, "--", "/usr/bin/python3", "-c", escapes.PROBE, *words, **given)
     assert done.returncode == 0, done.stderr
     escapes.check(done.stdout)
 
@@ -67,3 +70,20 @@ def test_it_dies_with_its_launcher(launch):
     process.wait(30)
     assert process.stdout.read() == "", "the end of the last writer"
     launch("--", "true")  # which cleans up behind it
+
+
+def test_no_directory_among_the_descriptors(launch, area):
+    """Below a directory that was open before lies all of the host, writable, as it was mounted there."""
+    fd = os.open("/", os.O_RDONLY)
+    where = os.fsencode(area.dir(launch.as_user) / "written")
+    script = ["sh", "-c", f"echo x > /proc/self/fd/$0{os.fsdecode(where)}"]
+    refused = launch("--pass-fd", str(fd), "--", *script, str(fd), pass_fds=[fd])
+    assert (refused.returncode, "is a directory" in refused.stderr) == (125, True), refused.stderr
+    # The second time it is started without Python, which would not start with such a one.
+    assert launch("--", *script, "0").returncode == 2
+    for _ in range(2):
+        refused = launch("--", *script, "0", stdin=fd)
+        assert (refused.returncode, "directory" in refused.stderr) == (125, True), refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+    os.close(fd)
+    assert not os.path.exists(where)

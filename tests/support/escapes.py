@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import textwrap
 from collections.abc import Iterator
@@ -25,7 +26,13 @@ PROBE = textwrap.dedent("""
             one.connect(address)
             one.send(b'x')
             return one.recv(10) and 'done'
-    victim, port, name, secret, inherited = sys.argv[1:]
+    def opened(path, flags=os.O_RDONLY, **where): return os.open(path, flags, **where) and 'done'
+    def socket_of(*kind): return socket.socket(*kind) and 'done'
+    victim, port, name, secret, shown, inherited, directory = sys.argv[1:]
+    written = os.O_WRONLY | os.O_CREAT
+    room = ctypes.create_string_buffer(8)
+    iovec = (ctypes.c_size_t * 2)(ctypes.addressof(room), 8)
+    vector = ctypes.addressof(iovec)
     attempt('signal', lambda: os.kill(int(victim), 0) or 'done')
     attempt('trace', lambda: call(101, 16, int(victim), 0, 0))
     attempt('renice', lambda: os.setpriority(os.PRIO_PROCESS, int(victim), 5) or 'done')
@@ -41,6 +48,51 @@ PROBE = textwrap.dedent("""
     attempt('shadow', lambda: open('/etc/shadow').read() and 'done')
     attempt('root home', lambda: os.listdir('/root'))
     attempt('descriptor', lambda: os.write(int(inherited), b'x'))
+    attempt('descriptor reopened', lambda: opened(f'/proc/self/fd/{inherited}', os.O_WRONLY))
+    attempt('directory', lambda: opened('etc/hostname', dir_fd=int(directory)))
+    attempt('environ', lambda: opened(f'/proc/{victim}/environ'))
+    attempt('memory', lambda: opened(f'/proc/{victim}/mem'))
+    attempt('root of another', lambda: os.listdir(f'/proc/{victim}/root'))
+    attempt('token', lambda: os.environ.get('CI_JOB_TOKEN', 'ENOENT'))
+    attempt('init fd', lambda: os.listdir('/proc/1/fd') and 'done')
+    attempt('init memory', lambda: opened('/proc/1/mem'))
+    attempt('write by root', lambda: opened('/proc/self/root/var/sandbox-was-here', written))
+    attempt('bind', lambda: opened(f'{shown}/file', os.O_WRONLY))
+    attempt('bind by root', lambda: opened(f'/proc/self/root{shown}/file', os.O_WRONLY))
+    attempt('bind removed', lambda: os.unlink(f'{shown}/file') or 'done')
+    attempt('bind chmod', lambda: os.chmod(f'{shown}/file', 0o777) or 'done')
+    attempt('bind times', lambda: os.utime(f'{shown}/file') or 'done')
+    attempt('bind remount', lambda: call(165, 0, 0, 0, 0x1020, 0))
+    attempt('open_tree', lambda: call(428, -100, 0, 0x8001))
+    attempt('move_mount', lambda: call(429, -100, 0, -100, 0, 0))
+    attempt('fsopen', lambda: call(430, 0, 0))
+    attempt('mount_setattr', lambda: call(442, -100, 0, 0, 0, 32))
+    attempt('handle', lambda: call(304, -100, 0, 0))
+    attempt('chroot', lambda: os.chroot('/') or 'done')
+    attempt('pivot_root', lambda: call(155, 0, 0))
+    attempt('setns', lambda: call(308, 0, 0))
+    attempt('other memory', lambda: call(310, 1, vector, 1, vector, 1, 0))
+    attempt('kernel log', lambda: call(103, 10, 0, 0))
+    attempt('kernel log read', lambda: call(103, 3, 0, 0))
+    attempt('kmsg', lambda: opened('/dev/kmsg', os.O_RDONLY | os.O_NONBLOCK))
+    attempt('kmsg in proc', lambda: os.read(os.open('/proc/kmsg', os.O_RDONLY | os.O_NONBLOCK), 9) or 'EPERM')
+    attempt('kernel memory', lambda: os.read(os.open('/proc/kcore', os.O_RDONLY), 9) or 'EPERM')
+    attempt('finit_module', lambda: call(313, 0, 0, 0))
+    attempt('delete_module', lambda: call(176, 0, 0))
+    attempt('kexec', lambda: call(246, 0, 0, 0, 0))
+    attempt('reboot', lambda: call(169, 0, 0, 0, 0))
+    attempt('swapon', lambda: call(167, 0, 0))
+    attempt('clock', lambda: call(227, 0, 0))
+    attempt('name', lambda: socket.sethostname('owned') or 'done')
+    attempt('ports', lambda: call(172, 3))
+    attempt('perf', lambda: call(298, 0, 0, -1, -1, 0))
+    attempt('userfaultfd', lambda: call(323, 1))
+    attempt('add_key', lambda: call(248, 0, 0, 0, 0, 0))
+    attempt('tioclinux', lambda: call(16, 0, 0x541C, 0))
+    attempt('packet socket', lambda: socket_of(socket.AF_PACKET, socket.SOCK_RAW))
+    attempt('raw socket', lambda: socket_of(socket.AF_INET, socket.SOCK_RAW, 1))
+    attempt('loop device', lambda: opened('/dev/loop-control'))
+    attempt('uid map', lambda: os.write(os.open('/proc/self/uid_map', os.O_WRONLY), b'0 0 1') and 'done')
     attempt('sysctl', lambda: open('/proc/sys/kernel/core_pattern', 'w') and 'done')
     attempt('sysrq', lambda: open('/proc/sysrq-trigger', 'w') and 'done')
     attempt('sys', lambda: open('/sys/power/state', 'w') and 'done')
@@ -66,10 +118,19 @@ REFUSED = {"EPERM", "EACCES", "ENOENT", "ESRCH", "EROFS", "ECONNREFUSED", "EBADF
 
 @contextlib.contextmanager
 def targets(home: Path) -> Iterator[list[str]]:
-    """Things of the host within reach of whoever is not isolated, in a home; the words that PROBE takes for them."""
-    secret = home / "secret"
+    """Things of the host within reach of whoever is not isolated, in a home; the words that PROBE takes for them.
+
+    The last three are a directory, a file in it that is open and writable, and the host's root: to be bound read-only,
+    and to be inherited.
+    """
+    secret, shown = home / "secret", home / "shown"
     secret.write_text("secret\n")
     secret.chmod(0o644)
+    shown.mkdir()
+    shown.chmod(0o777)
+    (shown / "file").write_text("content\n")
+    (shown / "file").chmod(0o666)
+    fds = os.open(shown / "file", os.O_RDWR), os.open("/", os.O_RDONLY)
     with (
         socket.create_server(("127.0.0.1", 0)) as tcp,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
@@ -84,8 +145,12 @@ def targets(home: Path) -> Iterator[list[str]]:
         os.chmod(f"{secret}.socket", 0o777)
         path.listen()
         try:
-            yield [str(os.getpid()), str(tcp.getsockname()[1]), name, str(secret), "9"]
+            yield [str(os.getpid()), str(tcp.getsockname()[1]), name, str(secret), str(shown), *map(str, fds)]
+            assert (shown / "file").read_text() == "content\n"
         finally:
+            for fd in fds:
+                os.close(fd)
+            shutil.rmtree(shown)
             secret.unlink()
             os.unlink(f"{secret}.socket")
 
@@ -93,6 +158,7 @@ def targets(home: Path) -> Iterator[list[str]]:
 def check(printed: str) -> None:
     """What the probes said: every one was tried, and none got anything."""
     got = dict(line.rsplit(" ", 1) for line in printed.splitlines())
-    assert len(got) == 33
+    assert len(got) == PROBE.count("\nattempt('")
     assert got.pop("kill init") == "sent", "the init takes no signal of the command's"
-    assert {name: answer for name, answer in got.items() if answer not in REFUSED} == {}
+    reached = {name: answer for name, answer in got.items() if answer not in REFUSED}
+    assert not reached, reached

@@ -41,10 +41,16 @@ impl Child<'_> {
         raised.and_then(|_raised| sys::loopback_up()).doing("bring up the loopback device", b"")
     }
 
-    /// All of our own descriptors are close-on-exec: one that is not was inherited.
+    /// All of our own descriptors are close-on-exec: one that is not was inherited. Below a directory of the host's,
+    /// all of the host can be reached, as it was mounted there.
     pub fn keep_descriptors(&self, fds: Slots) -> Outcome<()> {
         let mut kept: Vec<u32> = fds.iter().collect();
         kept.sort_unstable();
+        let mut all = (0..3).chain(kept.iter().copied().filter_map(|fd| i32::try_from(fd).ok()));
+        if let Some(fd) = all.find(|&fd| sys::is_directory(fd)) {
+            let failure = Failure::new(format!("descriptor {fd} is a directory, which would lead out of the sandbox"));
+            return Err(failure.hint("give the command a file there, or show it the directory: --bind DIR"));
+        }
         let mut start = 3;
         for fd in kept {
             if !sys::is_inherited(fd) {

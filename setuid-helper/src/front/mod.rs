@@ -115,6 +115,10 @@ fn memory(data: &[u8]) -> Outcome<OwnedFd> {
 
 /// The same command in Python, which lies beside this program wherever it was installed.
 fn become_python(words: &[&'static CStr], environment: &[&'static CStr]) -> ! {
+    if let Some(fd) = (0..3).find(|&fd| sys::is_directory(fd)) {
+        let failure = Failure::new(format!("cannot start with a directory as descriptor {fd}"));
+        leave(LAUNCHER_FAILED, &failure.hint("give it a file there, or /dev/null").message);
+    }
     let own = readlinkat(CWD, "/proc/self/exe", Vec::new()).unwrap_or_default();
     let directory = own.to_bytes().rsplitn(2, |byte| *byte == b'/').nth(1).unwrap_or_default();
     let path = CString::new([directory, b"/", PYTHON].concat()).unwrap_or_default();

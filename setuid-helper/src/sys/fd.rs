@@ -4,7 +4,7 @@ use super::raw::{number, syscall};
 use crate::error::LAUNCHER_FAILED;
 use crate::prelude::*;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 use rustix::process::Pid;
 
@@ -86,6 +86,16 @@ pub fn is_inherited(raw: u32) -> bool {
     // SAFETY: no pointers; the descriptor is only looked at.
     let flags = unsafe { syscall(libc::SYS_fcntl, [raw as usize, libc::F_GETFD as usize]) };
     flags.is_ok_and(|flags| flags & libc::FD_CLOEXEC as usize == 0)
+}
+
+/// Whether this number is open, and a directory.
+pub fn is_directory(raw: i32) -> bool {
+    if raw < 0 {
+        return false;
+    }
+    // SAFETY: not -1, and only looked at; what is not open is EBADF.
+    let status = fstat(unsafe { BorrowedFd::borrow_raw(raw) });
+    status.is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::Directory)
 }
 
 /// Who gets SIGIO when there is data, if `fd` has O_ASYNC (fcntl(2), F_SETOWN).
