@@ -116,10 +116,11 @@ def _name_of(lines: tuple[bytes, ...], number: int) -> bytes:
 def look(environ: Mapping[bytes, bytes], spec: Spec, mode: Mode, home: bytes) -> Surroundings:
     """The surroundings on this host, without a workspace. `home` is the launcher's own directory, which is hidden."""
     shared = _real(SHARED_DIRECTORIES)
-    homes = _real(HOMES)
     own = _real((environ.get(b"HOME", b""),))
     wanted = own[0] if (own and own[0].count(b"/") > 1) or own == (b"/root",) else RUN_DIRECTORY + b"/home"
     own_ids = ids(spec, mode)
+    tops = _real(HOMES)
+    homes = tops + _other_homes({os.getuid(), *(own_ids or ())[:1]}, shared + tops)
     found = Surroundings(shared, homes, wanted, None, own_ids, (*_HIDDEN, home))
     if spec.isolation != "strict":
         return found if own_ids is None else found.replace(accounts=_accounts())
@@ -162,6 +163,19 @@ def _accounts() -> tuple[tuple[bytes, tuple[bytes, ...]], ...]:
             lines = data.splitlines()[: -1 if len(data) > _LONGEST_ACCOUNTS else None]
             found.append((path, tuple(line for line in lines if b"\0" not in line)))
     return tuple(found)
+
+
+def account_homes(persons: set[int]) -> tuple[bytes, ...]:
+    """What the accounts of these uids call their homes: $HOME may say something else."""
+    numbers = {b"%d" % uid for uid in persons}
+    entries = [line.split(b":") for path, lines in _accounts() if path == PASSWD for line in lines]
+    return tuple(entry[5] for entry in entries if len(entry) > 5 and entry[2] in numbers)
+
+
+def _other_homes(persons: set[int], covered: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Those of them that are theirs, and not hidden with something else: some accounts name what is the system's."""
+    own = (path for path in _real(account_homes(persons)) if os.stat(path).st_uid in persons)
+    return tuple(path for path in own if path.count(b"/") > 1 and not _is_covered(path, covered))
 
 
 def _real(paths: tuple[bytes, ...]) -> tuple[bytes, ...]:

@@ -1,6 +1,7 @@
 """What a hostile command at level job tries against the host, by engine and mode. Each probe says what it got."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tests.support import escapes
 
 KILL_ALL = """
 import os
+import shutil
 try: os.kill(-1, 9)
 except ProcessLookupError: print('nobody')
 """
@@ -87,3 +89,54 @@ def test_no_directory_among_the_descriptors(launch, area):
         assert len(refused.stderr.splitlines()) == 1
     os.close(fd)
     assert not os.path.exists(where)
+
+
+# Of root's, of the user's account, and a home that is where HOME says.
+SECRETS = (
+    "/etc/ssh/ssh_host_sbx_key",
+    "/etc/gitlab-runner/config.toml",
+    "/var/lib/runner/.docker/config.json",
+    "/var/lib/elsewhere/.ssh/id_ed25519",
+    "/var/lib/elsewhere/.netrc",
+)
+READ_ALL = """
+for file in "$@"; do cat "$file" && echo "read $file"; done 2>/dev/null
+/var/lib/shell -p -c 'id -un; cat /etc/ssh/ssh_host_sbx_key /etc/shadow' 2>/dev/null
+echo x 2>/dev/null > /var/lib/shown/inner/file && echo 'wrote below a bind'
+env | grep -i secret
+echo done
+"""
+
+
+def test_no_secret_of_the_system_and_no_privilege(launch, run_sandbox, setuid_system, user):
+    """Host keys, tokens of runners, keys in homes wherever they are, setuid programs, what is mounted below a bind."""
+    private = setuid_system.private
+    run_sandbox.system = setuid_system
+    who = run_sandbox.identities[launch.as_user]
+    for name in SECRETS:
+        file = private.inside(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("secret\n")
+        file.chmod(0o600)
+        if "/." in name:
+            shutil.chown(file.parents[1], who.uid)
+            shutil.chown(file.parent, who.uid)
+            shutil.chown(file, who.uid)
+    accounts = private.inside("/etc/passwd")
+    before = accounts.read_text()
+    accounts.write_text(before.replace(f":{who.home}:", ":/var/lib/runner:"))
+    shutil.copy("/bin/dash", private.inside("/var/lib/shell"))
+    private.inside("/var/lib/shell").chmod(0o4755)
+    mounted = "mkdir -p /var/lib/shown/inner && mount -t tmpfs -o mode=777 sbx-tests /var/lib/shown/inner"
+    assert private.root("sh", "-c", mounted).returncode == 0
+    words = ["--ro-bind", "/var/lib/shown", "--", "sh", "-c", READ_ALL, "sh", *SECRETS]
+    done = launch(*words, env={"HOME": "/var/lib/elsewhere", "RUNNER_SECRET": "secret"}, cwd="/")
+    assert private.root("umount", "/var/lib/shown/inner").returncode == 0
+    accounts.write_text(before)
+    printed = done.stdout.splitlines()
+    assert printed.pop() == "done", done.stderr
+    assert printed in ([], ["sandbox-job"], [user.name]), "the setuid program is nobody else"
+    for top in ("/etc/gitlab-runner", "/var/lib/runner", "/var/lib/elsewhere", "/var/lib/shown"):
+        shutil.rmtree(private.inside(top))
+    private.inside("/var/lib/shell").unlink()
+    private.inside(SECRETS[0]).unlink()
