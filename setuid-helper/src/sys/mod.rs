@@ -24,7 +24,8 @@ mod memory;
 pub mod start;
 
 pub use fd::{
-    adopt, close_all_on_exec, close_on_exec, is_directory, is_inherited, keep_only, occupy_standard, place_at, set_owner, standard,
+    adopt, close_all_on_exec, close_on_exec, is_directory, is_inherited, keep_only, occupy_standard, place_at,
+    set_owner, standard,
 };
 pub use filter::{cut_bounding_set, install_filter};
 pub use landlock::{add_rule, forbid_changes, make_ruleset, restrict_self};
