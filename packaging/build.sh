@@ -29,7 +29,7 @@ export CARGO_TARGET_DIR
 die() { printf 'build: %s\n' "$@" >&2; exit 1; }
 
 files() { # of this checkout, without what is ignored
-    git ls-files -z --cached --others --exclude-standard 2>/dev/null ||
+    git ls-files -z --cached --others --exclude-standard -- ':!setuid-helper/fuzz/corpus' 2>/dev/null ||
         find . -name target -prune -o -name "$(basename "$venv")" -prune -o -name __pycache__ -prune -o -type f -printf '%P\0'
 }
 

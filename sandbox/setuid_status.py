@@ -137,7 +137,7 @@ def _group(gid: int, values: dict[str, Any]) -> Check:
     except KeyError:
         remedy = run_as_root(_INSTALL)
         return Check("group", False, f"the helper's group {gid} does not exist: nobody can be a member", remedy)
-    if "groups" in values and gid not in values["groups"]:
+    if values.get("groups") and gid not in values["groups"]:
         remedy = f"groups = [{gid}] in {policy.PATH}"
         return Check("group", False, f"the policy does not list {group.gr_name} ({gid}), so it lets nobody in", remedy)
     members = ", ".join(group.gr_mem) or "no members yet"

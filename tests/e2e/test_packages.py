@@ -1,6 +1,7 @@
 """What `make wheel` and `make sdist` make, installed into empty environments and used there."""
 
 import filecmp
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -11,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import sandbox
+from sandbox import policy
+from sandbox.doctor import packaged_program
+from sandbox.setuid import HELPER
 from tests.support.install import REPOSITORY
 
 SOAK = pytest.mark.skipif("SANDBOX_SOAK" not in os.environ, reason="compiles everything anew: make soak")
@@ -19,14 +24,13 @@ CARGO = pytest.mark.skipif(shutil.which("cargo") is None, reason="needs cargo")
 BARE = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def build(kind: str, dist: Path, **env: str) -> Path:
-    """The package, made as `make KIND` does once everything is set up."""
+def build(kind: str, dist: Path, **env: str) -> list[Path]:
+    """The packages, made as `make KIND` does once everything is set up."""
     program = [REPOSITORY / "packaging" / "build.sh", kind]
     where = {"DIST": str(dist), "VENV": sys.prefix, **env}
     done = subprocess.run(program, env={**os.environ, **where}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    (made,) = map(Path, done.stdout.split())
-    return made
+    return [Path(line) for line in done.stdout.split()]
 
 
 def environment(where: Path, *, borrow: bool) -> Path:
@@ -53,10 +57,9 @@ def run(environment: Path, home: Path, *words: str, code: int = 0) -> str:
 
 
 def test_sdist_builds_where_only_python_is(area):
-    first, second = (build("sdist", area.path / name) for name in ("one", "two"))
-    assert filecmp.cmp(first, second, shallow=False)
+    (sdist,) = build("sdist", area.path)
     # No build isolation: a machine of the tests has no network for certain. What builds is this environment's.
-    pip("wheel", "--no-deps", "--no-build-isolation", "-w", area.path, first, PATH=f"{sys.prefix}/bin:{BARE}")
+    pip("wheel", "--no-deps", "--no-build-isolation", "-w", area.path, sdist, PATH=f"{sys.prefix}/bin:{BARE}")
     (wheel,) = area.path.glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
     place = environment(area.path / "env", borrow=True)
@@ -65,12 +68,38 @@ def test_sdist_builds_where_only_python_is(area):
     assert run(place, area.path, "run", "--engine", "native", "--", "true", code=125) == ""
 
 
+@pytest.mark.skipif(not packaged_program("sandbox-helper").exists(), reason="needs the native programs (no cargo)")
+def test_what_distributions_install(area):
+    """The layout that the Debian package and the RPM share; the packages themselves are make soak's."""
+    release, root, site = area.path / "cargo" / "release", area.path / "root", "/usr/lib/python3/dist-packages"
+    release.mkdir(parents=True)
+    for name in ("sandbox-engine", "sandbox-helper"):
+        shutil.copy(packaged_program(name), release)
+    program = [sys.executable, REPOSITORY / "packaging" / "install.py", root, site]
+    subprocess.run(program, env={**os.environ, "CARGO_TARGET_DIR": str(release.parent)}, check=True)
+    engine = root / site[1:] / "sandbox" / "bin" / "sandbox-engine"
+    assert {(root / "usr/bin" / name).resolve() for name in ("sandbox", "sandbox-run")} == {engine}
+    assert os.access(engine.with_name("sandbox-python"), os.X_OK)
+    assert (root / HELPER[1:]).stat().st_mode & 0o7777 == 0o755
+    values, wrong = policy.parse((root / policy.PATH[1:]).read_bytes())
+    assert (wrong, values["groups"], values.keys() & {"builder_uid", "builder_gid"}) == ([], [], set())
+    distribution = importlib.metadata.Distribution.at(next(engine.parents[2].glob("*.dist-info")))
+    assert (distribution.version, len(distribution.entry_points)) == (sandbox.__version__, 1)
+
+
+@SOAK
+def test_second_sdist_has_the_same_bytes(area):
+    (first,), (second,) = (build("sdist", area.path / name) for name in ("one", "two"))
+    assert filecmp.cmp(first, second, shallow=False)
+
+
 @SOAK
 @CARGO
 def test_wheel_in_an_empty_environment(area):
     """With its dependencies from the index. Two builds that share nothing give the same bytes."""
     first, second = (
-        build("wheel", area.path / name, CARGO_TARGET_DIR=str(area.path / f"cargo-{name}")) for name in ("one", "two")
+        build("wheel", area.path / name, CARGO_TARGET_DIR=str(area.path / f"cargo-{name}"))[0]
+        for name in ("one", "two")
     )
     assert filecmp.cmp(first, second, shallow=False)
     assert first.name.partition("-py3-none-")[2].startswith("manylinux")

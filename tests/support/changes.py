@@ -1,5 +1,6 @@
 """Two hundred changes to a real tree, and what a tree looks like to somebody who compares."""
 
+import hashlib
 import os
 import subprocess
 from pathlib import Path
@@ -79,16 +80,18 @@ def quoted(told: str) -> set[str]:
     return {line[0] + ascii(line[1:]) for line in told.splitlines()}
 
 
-def debian_root() -> Path:
-    """A minimal Debian as a tar, made once with what this machine's own apt is configured for."""
-    path = cache_directory() / "debian-minbase.tar"
+def debian_root(*packages: str) -> Path:
+    """A minimal Debian, with these packages, as a tar, made once with what this machine's own apt is configured for."""
+    which = f"-{hashlib.sha256(' '.join(sorted(packages)).encode()).hexdigest()[:12]}" if packages else ""
+    path = cache_directory() / f"debian-minbase{which}.tar"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}.tar")
         release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
         suite = release["VERSION_CODENAME"]
         own = sorted(Path("/etc/apt/sources.list.d").glob("debian.sources")) or [Path("/etc/apt/sources.list")]
-        command = ["mmdebstrap", "--quiet", "--variant=minbase", suite, str(draft), *map(str, own)]
+        options = ["--quiet", "--variant=minbase", *([f"--include={','.join(packages)}"] if packages else [])]
+        command = ["mmdebstrap", *options, suite, str(draft), *map(str, own)]
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
         draft.rename(path)
     return path
