@@ -53,6 +53,7 @@ bench: setup
 SOAK ?= 40
 soak: setup
 	@bash packaging/setup.sh deb
+	@bash packaging/setup.sh rpm
 	SANDBOX_SOAK=$(SOAK) $(BIN)/python -m pytest tests/attack tests/e2e/test_cleanup.py tests/unit/test_plan_both.py tests/unit/test_policy_both.py \
 		tests/e2e/test_debian_root.py tests/e2e/test_job_keep.py tests/e2e/test_job_bombs.py tests/e2e/test_workloads.py \
 		tests/e2e/test_packages.py tests/e2e/test_debian_packages.py \

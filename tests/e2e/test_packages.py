@@ -111,3 +111,27 @@ def test_wheel_in_an_empty_environment(area):
     script = "import sandbox; print(sandbox.run(['echo', 'fine'], capture_output=True, text=True).stdout, end='')"
     done = subprocess.run([place / "bin" / "python", "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == "fine\n", done.stderr
+
+
+@SOAK
+@CARGO
+@pytest.mark.skipif(shutil.which("rpmlint") is None, reason="needs rpmbuild and rpmlint (make rpm installs them)")
+def test_rpm(area):
+    """All that rpmlint says is explained; the same bytes again; the helper's group and mode, and the conffile."""
+    made, again = (sorted(build("rpm", area.path / name)) for name in ("one", "two"))
+    assert all(filecmp.cmp(*pair, shallow=False) for pair in zip(made, again, strict=True))
+    directory = REPOSITORY / "packaging" / "rpm"
+    done = subprocess.run(
+        ["rpmlint", "--config", directory / "rpmlint.toml", directory / "sandbox.spec", *made],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "0 errors, 0 warnings" in done.stdout, done.stdout
+    form = "[%{FILENAMES} %{FILEMODES:octal} %{FILEUSERNAME} %{FILEGROUPNAME} %{FILEFLAGS:fflags}\\n]"
+    query = ["rpm", "--dbpath", area.path / "db", "-qp", "--queryformat", form, *made]
+    files = subprocess.run(query, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert f"{HELPER} 104750 root sandbox " in files
+    assert f"{policy.PATH} 100644 root root cn" in files
+    assert f"{policy.BUILDER_DIRECTORY} 40000 _sandbox _sandbox " in files
+    assert "/usr/bin/sandbox 120777 root root " in files

@@ -19,6 +19,7 @@ helper     the same with the installed setuid helper: policies, images, what is 
 modes      which (engine, mode) pairs this machine supports, and whether each of them ran
 fuse       /dev/fuse open to everybody, in a mount namespace of its own
 wheels     wheels and sdists from PyPI, downloaded once into a cache outside the tree
+debian_system  a Debian root that is entered as a machine is booted, to install packages in
 debian     a C project from a Debian source package, the same way
 gitlab     GitLab Runner, as far as a custom executor sees it
 """
