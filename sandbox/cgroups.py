@@ -24,10 +24,11 @@ _EMPTY_SECONDS = 2.0
 _DEPTH = 64
 
 
-def place(controllers: set[str], *, ask_systemd: bool) -> bytes:
+def place(controllers: set[str], *, ask_systemd: bool, change: bool = True) -> bytes:
     """The absolute path of a cgroup to make the run's in. Raises HostError and says why there is none.
 
-    Without `ask_systemd` the own cgroup stands for the scope that systemd would make in its place.
+    Without `ask_systemd` the own cgroup stands for the scope that systemd would make in its place. Without `change` no
+    controller is switched on: one that is offered counts.
     """
     mount = _mount_point()
     if mount is None:
@@ -42,11 +43,11 @@ def place(controllers: set[str], *, ask_systemd: bool) -> bytes:
     for path in _ancestors(own, mount):
         # Root may write anywhere, a user to all of its session; but what systemd has not delegated is systemd's, and
         # it changes the controllers there without asking.
-        if _is_ours(path) and (not systemd or _is_delegated(path, mount)) and _enable(path, controllers):
+        if _is_ours(path) and (not systemd or _is_delegated(path, mount)) and _enable(path, controllers, change=change):
             return path
     if systemd and not ask_systemd:
         return own
-    if systemd and (scope := _ask_systemd(mount)) and _enable(scope, controllers):
+    if systemd and (scope := _ask_systemd(mount)) and _enable(scope, controllers, change=True):
         return scope
     raise _no_place(systemd=systemd)
 
@@ -105,8 +106,8 @@ def _is_delegated(path: bytes, mount: bytes) -> bool:
     return False
 
 
-def _enable(path: bytes, controllers: set[str]) -> bool:
-    """Controllers for the children of a cgroup.
+def _enable(path: bytes, controllers: set[str], *, change: bool) -> bool:
+    """Controllers for the children of a cgroup; without `change`, whether they could be had.
 
     With processes in it, a cgroup's children are no domains, and nothing can be moved into them: cgroups(7). The real
     root, which has no type, is free of that rule.
@@ -117,6 +118,8 @@ def _enable(path: bytes, controllers: set[str]) -> bool:
     missing = controllers - set(_read(path + b"/cgroup.subtree_control").split())
     if not missing:
         return True
+    if not change:
+        return missing <= set(_read(path + b"/cgroup.controllers").split())
     try:
         _write(path + b"/cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(missing)))
     except OSError:

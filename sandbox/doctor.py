@@ -5,6 +5,7 @@ import errno
 import importlib
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,8 @@ class Check(NamedTuple):
 
 def examine() -> list[Check]:
     """Every check, in the order a person wants to read them."""
+    from sandbox import doctor_features
+
     family = distribution()
     own, private = trials.trial(trials.as_we_are), trials.trial(trials.in_user_namespace)
     kernel = _kernel()
@@ -51,6 +54,7 @@ def examine() -> list[Check]:
         _library("libarchive", "libarchive.so.13", family),
         _library("prctl", "python-prctl", family),
         _native_engine(),
+        *doctor_features.examine(family),
         *_home(),
         _memory(),
     ]
@@ -290,7 +294,7 @@ def _native_engine() -> Check:
 
 
 def _home() -> list[Check]:
-    from sandbox.home import locate
+    from sandbox.home import locate, run_directory
 
     try:
         path = Path(os.fsdecode(locate(dict(os.environb), say=lambda _: None)))
@@ -305,8 +309,17 @@ def _home() -> list[Check]:
     if not os.access(existing, os.W_OK | os.X_OK) or (existing == path and status.st_uid != os.geteuid()):
         why = f"{shown}: not yours to write to (owner uid {status.st_uid})"
         return [Check("home", False, why, "set SANDBOX_HOME to a directory of your own")]
+    if existing == path and status.st_mode & 0o022:
+        why = f"{shown}: others may write to it (mode {stat.S_IMODE(status.st_mode):04o})"
+        return [Check("home", False, why, f"chmod 700 {shown}")]
     state = "" if existing == path else ", not made yet"
-    return [Check("home", True, f"{shown} on {_filesystem_type(status.st_dev)}{state}"), _disk(existing)]
+    found = [Check("home", True, f"{shown} on {_filesystem_type(status.st_dev)}{state}"), _disk(existing)]
+    with contextlib.suppress(OSError):
+        if elsewhere := run_directory(os.fsencode(existing), dict(os.environb)):
+            # The locks that say what lives are known to one host alone.
+            about = f"in {printable(elsewhere)}, as other hosts share the home's file system"
+            found.append(Check("run directories", True, about))
+    return found
 
 
 def _filesystem_type(device: int) -> str:

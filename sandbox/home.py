@@ -88,6 +88,13 @@ def locate(environ: dict[bytes, bytes], *, say: Say) -> bytes:
     return os.path.join(os.path.abspath(home), b".sandbox")
 
 
+def run_directory(path: bytes, environ: dict[bytes, bytes]) -> bytes | None:
+    """Where run directories of the home at `path` go, if not there: it is on a file system that other hosts share."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with fsops.closing(fd):
+        return _runtime_dir(environ) if sys.statfs_type(fd) in _NETWORK else None
+
+
 def _is_scratch_of_a_run(path: bytes) -> bool:
     """Whether a run that we are inside of is mounted there; a variable that outlived its run means nothing."""
     mounted_on = os.path.dirname(path)

@@ -11,6 +11,8 @@ class Family(Enum):
 
     DEBIAN = "apt-get install"
     FEDORA = "dnf install"
+    # Many of the packages are in EPEL, whose own package makes it known.
+    RHEL = "dnf install epel-release && dnf install"
     ARCH = "pacman -S"
     OTHER = ""
 
@@ -19,8 +21,8 @@ _FAMILIES = {
     "debian": Family.DEBIAN,
     "ubuntu": Family.DEBIAN,
     "fedora": Family.FEDORA,
-    "rhel": Family.FEDORA,
-    "centos": Family.FEDORA,
+    "rhel": Family.RHEL,
+    "centos": Family.RHEL,
     "arch": Family.ARCH,
 }
 # What is missing: its package on Debian, Fedora, Arch.
@@ -30,6 +32,10 @@ _PACKAGES = {
     "sqfs2tar": ("squashfs-tools-ng", "squashfs-tools-ng", "squashfs-tools-ng"),
     "libarchive.so.13": ("libarchive13", "libarchive", "libarchive"),
     "python-prctl": ("libcap2", "libcap", "libcap"),
+    "libseccomp.so.2": ("libseccomp2", "libseccomp", "libseccomp"),
+    "slirp4netns": ("slirp4netns", "slirp4netns", "slirp4netns"),
+    "pasta": ("passt", "passt", "passt"),
+    "nft": ("nftables", "nftables", "nftables"),
 }
 _CONTAINER_OPTIONS = ("--security-opt seccomp=unconfined", "--security-opt apparmor=unconfined", "--cap-add SYS_ADMIN")
 _ORDER = (Family.DEBIAN, Family.FEDORA, Family.ARCH)
@@ -64,7 +70,8 @@ def install(what: str, family: Family) -> str:
         return _kernel_modules(family)
     if family is Family.OTHER:
         return f"install the package that holds {what} ({_PACKAGES[what][0]} on Debian)"
-    return run_as_root(f"{family.value} {_PACKAGES[what][_ORDER.index(family)]}")
+    package = _PACKAGES[what][_ORDER.index(Family.FEDORA if family is Family.RHEL else family)]
+    return " && ".join(run_as_root(command) for command in f"{family.value} {package}".split(" && "))
 
 
 def _kernel_modules(family: Family) -> str:
@@ -73,7 +80,7 @@ def _kernel_modules(family: Family) -> str:
         return run_as_root(f"apt-get install linux-modules-extra-{release}")
     if family is Family.DEBIAN:
         return run_as_root(f"apt-get install linux-image-{release}")
-    if family is Family.FEDORA:
+    if family in (Family.FEDORA, Family.RHEL):
         return run_as_root(f"dnf install kernel-modules-{release}")
     return "boot your distribution's own kernel, or build this one with it"
 

@@ -15,19 +15,52 @@ def register(subparsers: Any) -> None:
     about = "Say what this host can do, and for what it cannot the exact remedy. Exit code 1 when no mode works."
     parser = subparsers.add_parser("doctor", help="what this host can do", description=about)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument(
+        "--fix", action="store_true", help="first do what is safe: load modules (root), remove what dead runs left"
+    )
+    parser.add_argument(
+        "--self-test", action="store_true", help="then run a sandbox of each level in each mode, and show the times"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
-    """Examine and print."""
+    """Examine and print; mend before and try after, if asked to. Raises SandboxError."""
     checks = examine()
+    done: list[str] = []
+    if args.fix:
+        from sandbox.repairs import mend
+
+        done = list(mend(checks))
+        checks = examine()
     working = modes(checks)
+    tried: list[Any] = []
+    if args.self_test:
+        from sandbox import selftest
+
+        tried = list(selftest.run(working, landlock=any(check.ok for check in checks if check.name == "landlock")))
     if args.json:
-        findings = [check._asdict() for check in checks]
-        print(json.dumps({"version": __version__, "modes": working, "checks": findings}, indent=2))
+        facts: dict[str, Any] = {"version": __version__, "modes": working}
+        facts["checks"] = [check._asdict() for check in checks]
+        facts |= {"fixed": done} if args.fix else {}
+        facts |= {"self_test": [one._asdict() for one in tried]} if args.self_test else {}
+        print(json.dumps(facts, indent=2))
     else:
         print_checks(checks)
+        _print_more(args, done, tried)
         print(_summary(working))
-    return 0 if any(working.values()) else 1
+    return 0 if any(working.values()) and all(one.ok for one in tried) else 1
+
+
+def _print_more(args: argparse.Namespace, done: list[str], tried: list[Any]) -> None:
+    if args.fix:
+        print("\n" + "\n".join(f"fix: {line}" for line in done or ["nothing to do that is safe"]))
+    if args.self_test:
+        print(f"\n   {'mode':9} {'level':7} {'first':>8} {'again':>8}")
+    good, bad = _marks()
+    for one in tried:
+        print(f"{good if one.ok else bad:2} {one.mode:9} {one.level:7} {one.first_ms:5.0f} ms {one.again_ms:5.1f} ms")
+        if one.error:
+            print(f"   -> {one.error}")
 
 
 def print_checks(checks: list[Check]) -> None:

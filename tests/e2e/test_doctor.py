@@ -5,6 +5,7 @@ import os
 import pty
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -62,11 +63,15 @@ def test_color_only_on_a_terminal_that_wants_it(run_sandbox, no_color):
     assert b"kernel" in output
 
 
-@pytest.mark.parametrize("wrong", ["file", "foreign"])
+@pytest.mark.parametrize("wrong", ["file", "foreign", "open"])
 def test_unusable_home_is_a_cross(run_sandbox, who, area, wrong):
     home = area.path / "home"
     if wrong == "file":
         home.write_text("")
+    elif wrong == "open":
+        home.mkdir()
+        home.chmod(0o777)
+        os.chown(home, who.uid, who.gid)
     elif os.geteuid() != 0:
         pytest.skip("only root can give a directory away")
     else:
@@ -75,7 +80,88 @@ def test_unusable_home_is_a_cross(run_sandbox, who, area, wrong):
     done = run_sandbox(["doctor", "--json"], as_user=who.as_user, env={"SANDBOX_HOME": str(home)})
     check = next(c for c in json.loads(done.stdout)["checks"] if c["name"] == "home")
     assert not check["ok"]
-    assert "SANDBOX_HOME" in check["remedy"]
+    assert ("chmod 700" if wrong == "open" else "SANDBOX_HOME") in check["remedy"]
+
+
+FEATURES = (
+    "landlock",
+    "system call filter",
+    *(f"limit --{name}" for name in ("memory", "pids", "cpus")),
+    "--net private",
+    "slirp4netns",
+    "pasta",
+    "nft",
+    "terminals",
+    "front",
+    *("pyroute2", "psutil", "rich", "shtab"),
+)
+
+
+def test_every_feature_is_looked_at_and_nothing_is_changed(run_sandbox, who):
+    before = [path.read_text() for path in Path("/sys/fs/cgroup").glob("**/cgroup.subtree_control")]
+    report = json.loads(run_sandbox(["doctor", "--json"], as_user=who.as_user).stdout)
+    found = {check["name"]: check for check in report["checks"]}
+    assert set(FEATURES) <= found.keys()
+    assert all(found[name]["remedy"] or found[name]["ok"] for name in FEATURES)
+    assert [path.read_text() for path in Path("/sys/fs/cgroup").glob("**/cgroup.subtree_control")] == before
+
+
+def test_plans_that_are_not_stored_are_a_cross(run_sandbox, who):
+    done = run_sandbox(["doctor"], as_user=who.as_user, env={"SANDBOX_PLAN_CACHE": "0"})
+    if "is not native" in done.stdout:
+        pytest.skip("the front was not built")
+    assert "✘ store of plans" in done.stdout
+    assert "-> unset SANDBOX_PLAN_CACHE" in done.stdout
+
+
+def test_self_test(run_sandbox, who):
+    done = run_sandbox(["doctor", "--self-test", "--json"], as_user=who.as_user)
+    report = json.loads(done.stdout)
+    tried = {(one["mode"], one["level"]): one for one in report["self_test"]}
+    own = ["userns"] if who.as_user else ["root"]
+    wanted = {(mode, level) for mode in own if report["modes"][mode] for level in ("none", "job", "strict")}
+    assert wanted <= tried.keys()
+    assert [one for one in tried.values() if not one["ok"] or one["error"]] == []
+    assert all(one["first_ms"] > 0 and one["again_ms"] > 0 for one in tried.values())
+    assert done.returncode == (0 if any(report["modes"].values()) else 1)
+    assert run_sandbox(["ps", "--json"], as_user=True).stdout == "[]\n"
+
+
+def test_a_self_test_that_fails_says_why(run_sandbox, who, area):
+    """A home that sandboxes refuse: everything is tried, nothing works, and each line is the launcher's."""
+    home = area.path / "home"
+    home.write_text("")
+    done = run_sandbox(["doctor", "--self-test"], as_user=who.as_user, env={"SANDBOX_HOME": str(home)})
+    assert done.returncode == 1
+    assert "-> sandbox: cannot use the home" in done.stdout
+
+
+@pytest.mark.leaves_procdirs
+def test_fix_removes_what_a_dead_run_left(run_sandbox, who, area):
+    process = run_sandbox.popen(
+        ["run", "--", "sh", "-c", "echo up; sleep 1000"], as_user=who.as_user, stdout=subprocess.PIPE
+    )
+    process.stdout.readline()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    records = area.home(who.as_user) / "records"
+    assert list(records.iterdir())
+    done = run_sandbox(["doctor", "--fix"], as_user=who.as_user)
+    assert "fix: removed: " in done.stdout
+    assert not list(records.iterdir())
+    again = json.loads(run_sandbox(["doctor", "--fix", "--json"], as_user=who.as_user).stdout)
+    assert not [line for line in again["fixed"] if str(area.path) in line]
+
+
+def test_fix_without_the_right_to_it_says_so(run_sandbox, area, identities):
+    """No loop module can be loaded by a user; where none is missing nothing is said of it."""
+    report = json.loads(run_sandbox(["doctor", "--fix", "--json"], as_user=True).stdout)
+    missing = [check["name"] for check in report["checks"] if not check["ok"]]
+    for name in ("squashfs", "overlay", "fuse"):
+        said = [line for line in report["fixed"] if line.startswith(f"{name}: ")]
+        assert all("takes root" in line for line in said)
+        assert bool(said) <= (name in missing)
 
 
 def test_without_any_mode(run_sandbox, identities, area):

@@ -1,5 +1,6 @@
 """Checks and remedies without a host to match."""
 
+import argparse
 import errno
 import json
 
@@ -16,7 +17,9 @@ from sandbox.remedies import Family
     [
         ("ID=debian\n", Family.DEBIAN),
         ('ID=linuxmint\nID_LIKE="ubuntu debian"\n', Family.DEBIAN),
-        ('NAME="Rocky Linux"\nID="rocky"\nID_LIKE="rhel centos fedora"\n', Family.FEDORA),
+        ('NAME="Rocky Linux"\nID="rocky"\nID_LIKE="rhel centos fedora"\n', Family.RHEL),
+        ("ID=fedora\n", Family.FEDORA),
+        ("ID=ubuntu\nID_LIKE=debian\n", Family.DEBIAN),
         ("ID=manjaro\nID_LIKE=arch\n", Family.ARCH),
         ("ID=alpine\n", Family.OTHER),
         ("", Family.OTHER),
@@ -116,7 +119,7 @@ def test_a_trial_that_crashes_is_a_failure_not_an_exception():
 def test_exit_code_says_whether_a_mode_works(monkeypatch, capsys, usable, code):
     checks = [Check(f"mode {name}", name in usable, "", "" if name in usable else "x") for name in ("root", "userns")]
     monkeypatch.setattr(command, "examine", lambda: checks)
-    assert command.main(type("args", (), {"json": True})) == code
+    assert command.main(argparse.Namespace(json=True, fix=False, self_test=False)) == code
     assert json.loads(capsys.readouterr().out)["modes"] == {"root": "root" in usable, "userns": "userns" in usable}
 
 

@@ -1,0 +1,134 @@
+"""`sandbox doctor`, what goes beyond mounting: isolation, limits, networks, terminals, the front and its store."""
+
+import os
+import sys
+from pathlib import Path
+
+from sandbox import cgroups, network
+from sandbox.doctor import Check
+from sandbox.engine import syscalls
+from sandbox.errors import HostError, SandboxError
+from sandbox.plan_types import Mode
+from sandbox.remedies import Family, install, run_as_root
+
+_LANDLOCK_NEWEST_USED = 6
+_CONTROLLERS = ("memory", "pids", "cpu")
+_LIBRARIES = {
+    "pyroute2": "--net private as root",
+    "psutil": "sandbox ps, top and inspect",
+    "rich": "tables on a terminal",
+    "shtab": "sandbox completion",
+}
+
+
+def examine(family: Family) -> list[Check]:
+    """Every check, in the order a person wants to read them."""
+    return [
+        _landlock(),
+        _filter(family),
+        *_limits(),
+        _private_network(family),
+        *(_program(name, family) for name in (network.SLIRP, network.PASTA, network.NFT)),
+        _terminal(),
+        *_front(),
+        *(_python_library(name, what) for name, what in _LIBRARIES.items()),
+    ]
+
+
+def _landlock() -> Check:
+    abi = syscalls.landlock_abi()
+    if not abi:
+        remedy = "boot Linux 5.13 or later with landlock in lsm=; until then no --allow-read, --allow-write"
+        return Check("landlock", False, "this kernel has none", remedy)
+    lacks = "" if abi >= _LANDLOCK_NEWEST_USED else f"; ABI {_LANDLOCK_NEWEST_USED} (Linux 6.12) also fences sockets"
+    return Check("landlock", True, f"ABI {abi}{lacks}")
+
+
+def _filter(family: Family) -> Check:
+    from sandbox import seccomp
+
+    try:
+        length = len(seccomp.compile_filter(()))
+    except SandboxError as error:
+        remedy = f"{install('libseccomp.so.2', family)}; until then levels need --seccomp none"
+        return Check("system call filter", False, error.message, remedy)
+    return Check("system call filter", True, f"libseccomp makes it, {length} instructions")
+
+
+def _limits() -> list[Check]:
+    """Each controller by itself: a host may have some of them."""
+    found = []
+    for controller in _CONTROLLERS:
+        name = f"--{controller}" if controller != "cpu" else "--cpus"
+        try:
+            where = cgroups.place({controller}, ask_systemd=False, change=False)
+        except HostError as error:
+            found.append(Check(f"limit {name}", False, error.message, error.hint))
+        else:
+            found.append(Check(f"limit {name}", True, f"cgroup v2 below {os.fsdecode(where)}"))
+    return found
+
+
+def _private_network(family: Family) -> Check:
+    mode = Mode.ROOT if os.geteuid() == 0 else Mode.USERNS
+    try:
+        found = network.look(mode, "job")
+    except HostError as error:
+        missing = "not installed" in error.message
+        remedy = install(network.SLIRP, family) if missing else run_as_root("modprobe tun; chmod 666 /dev/net/tun")
+        return Check("--net private", False, error.message, remedy)
+    return Check("--net private", True, f"by {os.path.basename(os.fsdecode(found.program))}")
+
+
+def _program(name: str, family: Family) -> Check:
+    from sandbox.host import find_program
+
+    found = find_program(name)
+    if found:
+        return Check(name, True, os.fsdecode(found))
+    return Check(name, False, "not found; one of slirp4netns, pasta and (as root) nft is enough", install(name, family))
+
+
+def _terminal() -> Check:
+    """What `-t` gives a job."""
+    try:
+        for fd in os.openpty():
+            os.close(fd)
+    except OSError as error:
+        return Check(
+            "terminals", False, f"{error.strerror}", run_as_root("mount -t devpts -o ptmxmode=666 devpts /dev/pts")
+        )
+    return Check("terminals", True, "devpts gives one")
+
+
+def command() -> list[str]:
+    """How to start `sandbox` as the user did: the front beside this program, else this interpreter."""
+    front = Path(sys.argv[0]).absolute().with_name("sandbox")
+    return [str(front)] if os.access(front, os.X_OK) else [sys.executable, "-m", "sandbox"]
+
+
+def _front() -> list[Check]:
+    name, start = "front", Path(command()[0])
+    try:
+        native = start.name == "sandbox" and start.read_bytes()[:4] == b"\x7fELF"
+    except OSError as error:
+        return [Check(name, False, f"{start}: {error.strerror}", "install sandbox again")]
+    if not native:
+        remedy = "install again with cargo (Rust 1.85 or later) on PATH; until then each start costs Python's"
+        return [Check(name, False, f"{start} is not native", remedy)]
+    if os.environ.get("SANDBOX_PLAN_CACHE") == "0":
+        return [
+            Check(name, True, str(start)),
+            Check("store of plans", False, "SANDBOX_PLAN_CACHE is 0", "unset SANDBOX_PLAN_CACHE"),
+        ]
+    return [Check(name, True, f"{start}; plans are stored")]
+
+
+def _python_library(name: str, what: str) -> Check:
+    import importlib
+
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        return Check(name, False, " ".join(str(error).split()), f"pip install {name}; it is for {what}")
+    return Check(name, True, f"loads; for {what}")
