@@ -26,6 +26,10 @@ _OF_ETC = (
     b"/etc/pki/ca-trust/extracted",
 )
 _MOST = 1 << 16
+# All that is looked at to make one, links not followed, and whom the user's name comes from.
+PARTS = (b"/usr", *_TOP, *_OF_ETC)
+NAMES = (b"/etc/passwd", b"/etc/nsswitch.conf")
+RESOLVER = b"/etc/resolv.conf"
 
 
 class Shown(Record):
@@ -49,7 +53,7 @@ def host_root() -> HostRoot:
     usr = _look(b"/usr")
     if usr is None:
         raise HostError("--isolation strict: this host has no /usr", hint="--root IMAGE|DIR")
-    for path in (*_TOP, *_OF_ETC):
+    for path in PARTS[1:]:
         if os.path.islink(path):
             links.append((path, os.readlink(path)))
         elif (found := _look(path)) is not None:
@@ -71,7 +75,7 @@ def resolver(spec: "Spec") -> bytes:
     if spec.net != "host":
         return nothing
     try:
-        with open("/etc/resolv.conf", "rb") as file:
+        with open(RESOLVER, "rb") as file:
             return file.read(_MOST) or nothing
     except FileNotFoundError:
         return nothing
@@ -122,7 +126,7 @@ class StrictLevel(Level):
         self.add(NewRoot(slot, SAFE))
 
     def show_resolver(self) -> None:
-        place = Place(Base.ROOT, b"/etc/resolv.conf")
+        place = Place(Base.ROOT, RESOLVER)
         self.add(Text(slot := self.builder.slot(), 0o644, resolver(self.spec)))
         self.builder.steps += [File(place, 0o644, b""), Attach(slot, place, LOCKED)]
 
@@ -155,7 +159,7 @@ class StrictLevel(Level):
             (b"/etc/hosts", known),
             (b"/etc/hostname", host + b"\n"),
             (b"/etc/nsswitch.conf", b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\n"),
-            (b"/etc/resolv.conf", resolver(self.spec)),
+            (RESOLVER, resolver(self.spec)),
         )
 
     def mkdir(self, path: bytes, mode: int) -> None:

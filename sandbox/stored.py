@@ -24,6 +24,7 @@ from sandbox.spec import Spec, Tree, TreeKind
 
 if TYPE_CHECKING:
     from sandbox.isolation import Surroundings
+    from sandbox.newroot import HostRoot
     from sandbox.preparing import Prepared
 
 DIRECTORY = b"plans"
@@ -165,7 +166,7 @@ def prune(directory: int, *, now: float, room: bool = False) -> int:
 
 def _is_known(spec: Spec) -> bool:
     defaults = Spec(spec.command)
-    if spec.isolation == "strict" or (spec.limits is not None and spec.limits.controllers):
+    if spec.limits is not None and spec.limits.controllers:
         return False
     # A process behind the network, and what a person is told of a fence, are this process's.
     if spec.net == "private" or spec.mode == "landlock":
@@ -223,8 +224,13 @@ def _conditions(spec: Spec, prepared: "Prepared", plan: Plan, environ: dict[byte
             return None
         found.append(_file(source) if source.kind is SourceKind.FILE else _directory(source.path))
     found += [_file_at(step.program) for step in plan.steps if isinstance(step, Fuse)]
-    if spec.isolation != "none":
+    if plan.mode is Mode.USERNS:
+        found.append(_file_at(b"/dev/fuse"))  # who may open it has images through FUSE
+    if (where := prepared.surroundings) is not None:
         found += _level(environ)
+        found += [_file_at(path) for path, _ in where.accounts]
+        if where.root is not None:
+            found += _new_root(where.root, named=where.ids is None)
     for tree, opened in zip(spec.trees, prepared.trees, strict=True):
         if tree.kind is not TreeKind.EMPTY:
             found += _names(tree, prepared.home)
@@ -264,8 +270,25 @@ def _level(environ: dict[bytes, bytes]) -> Iterable[bytes]:
     for path in (*isolation.SHARED_DIRECTORIES, *homes):
         if path.startswith(b"/"):
             yield _directory(path) if os.path.isdir(path) else _missing(path)
-    for path in (isolation.PASSWD, isolation.GROUP):
-        yield _file_at(path)
+
+
+def _new_root(root: "HostRoot", *, named: bool) -> Iterable[bytes]:
+    """What a root of the run's own is made of: the links and directories that the plan means, and files as they are.
+
+    `named`: its user has the name that the host gives him.
+    """
+    from sandbox import newroot
+
+    links = dict(root.links)
+    directories = {shown.place.path: shown.place for shown in root.shown if shown.is_directory}
+    for path in newroot.PARTS:
+        if path in links:
+            yield _link(path, links[path])
+        elif (place := directories.get(path)) is not None:
+            yield b"\3" + _text(path) + struct.pack("<2Q", place.dev, place.ino)
+        else:
+            yield _file_at(path)
+    yield from map(_file_at, (newroot.RESOLVER, *(newroot.NAMES if named else ())))
 
 
 def _names(tree: Tree, where: Home) -> Iterable[bytes]:
@@ -280,7 +303,7 @@ def _names(tree: Tree, where: Home) -> Iterable[bytes]:
     for layer in layers:
         if layer.startswith(b"@") and not layer.startswith(b"@sha256:"):
             link = os.path.join(where.path, b"names", layer[1:])
-            yield b"\5" + _text(link) + _text(os.readlink(link))
+            yield _link(link, os.readlink(link))
 
 
 # -- the encoding, as setuid-helper/src/front reads it ----------------------------------------------------------
@@ -315,6 +338,10 @@ def _file_at(path: bytes) -> bytes:
 def _directory(path: bytes) -> bytes:
     status = os.stat(path)
     return b"\3" + _text(sources.absolute(path)) + struct.pack("<2Q", status.st_dev, status.st_ino)
+
+
+def _link(path: bytes, target: bytes) -> bytes:
+    return b"\5" + _text(path) + _text(target)
 
 
 def _missing(path: bytes) -> bytes:

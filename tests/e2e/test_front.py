@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import stored
+from sandbox import newroot, stored
 from sandbox.engine import native
 from sandbox.spec import Spec
 from tests.conformance import strict
@@ -156,7 +156,7 @@ def test_changed_inputs_are_compiled_anew(front):
         assert front.again(*words, "--", "true", **later).returncode == PYTHON, what
 
 
-@pytest.mark.parametrize("level", ["none", "job"])
+@pytest.mark.parametrize("level", ["none", "job", "strict"])
 def test_whatever_compiling_looks_at_is_a_condition(front, level):
     """Every path of the host that Python looks at for a launch, as strace sees it, stands in the stored file."""
     if shutil.which("strace") is None:
@@ -367,14 +367,19 @@ NOT_STORED = {
 }
 
 
-def test_a_job_without_python(front):
+@pytest.mark.parametrize("level", ["job", "strict"])
+def test_a_job_without_python(front, level):
     """With the caller's own variables, its account, and, started by root, a uid that no other job has."""
     script = (
         'id -u; echo "$USER $HOME $SECRET"; getent passwd $(id -u) | cut -d: -f3,6; grep Seccomp: /proc/self/status'
     )
-    words = ["--isolation", "job", "--env", "A=1", "--", "sh", "-c", script]
+    words = ["--isolation", level, "--env", "A=1", "--", "sh", "-c", script]
     env = {"SECRET": "s3cr3t"}
-    runs = [front.compile(*words, env=env), *(front.again(*words, env=env) for _ in range(3))]
+    for _ in range(50):  # a user that somebody else adds meanwhile is a reason to compile anew
+        accounts = [os.stat(path).st_ino for path in ("/etc/passwd", "/etc/group")]
+        runs = [front.compile(*words, env=env), *(front.again(*words, env=env) for _ in range(3))]
+        if accounts == [os.stat(path).st_ino for path in ("/etc/passwd", "/etc/group")]:
+            break
     assert [run.returncode for run in runs] == [0] * 4, runs[1].stderr
     uids = [run.stdout.split()[0] for run in runs]
     told = [run.stdout.replace(uid, "UID") for run, uid in zip(runs, uids, strict=True)]
@@ -399,10 +404,28 @@ def test_what_is_kept_by_a_lock_is_not_stored(front):
     assert bool(kept) == (front.files() == [])
 
 
-@pytest.mark.parametrize("more", [["--isolation", "strict"], ["--isolation", "job", "--memory", "1G"]])
-def test_levels_and_limits_that_are_compiled_every_time(front, more):
-    front.compile(*more, "--limits", "best-effort", "--", "true")
+def test_limits_that_need_a_cgroup_are_compiled_every_time(front):
+    front.compile("--isolation", "job", "--memory", "1G", "--limits", "best-effort", "--", "true")
     assert front.files() == []
+
+
+def test_what_a_new_root_is_made_of(front):
+    """Every part of the host's that is in it is a condition, there or not; one that is replaced, Python sees anew."""
+    words = ["--isolation", "strict", "--net", "host", "--", "cat", "/etc/resolv.conf"]
+    assert front.compile(*words).returncode == 0
+    (file,) = front.files()
+    data = file.read_bytes()
+    names = newroot.NAMES if front.who.as_user else ()
+    assert [path for path in (*newroot.PARTS, *names, newroot.RESOLVER) if path not in data] == []
+    if front.who.as_user:
+        return
+    assert front.again(*words).returncode == 0
+    inner = ["unshare", "-m", "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"']
+    env = front.run.environment(False)
+    for part in filter(os.path.exists, ("/etc/ld.so.cache", "/etc/resolv.conf")):
+        command = [*inner, "/etc/hostname", part, front.alone, "run", *words]
+        done = subprocess.run(command, env=env, cwd=front.directory, capture_output=True, check=False)
+        assert done.returncode == PYTHON, (part, done)
 
 
 def test_every_field_is_known_to_the_store_or_tried_here():
