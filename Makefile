@@ -45,6 +45,7 @@ test-vm: setup
 test-all: test test-vm
 
 bench: setup
+	@bash packaging/setup.sh bench
 	@$(BIN)/python -m benchmarks $(BENCH)
 
 # The races of tests/attack, SOAK times as long as in make test; those against the setuid helper 20,000 launches or a

@@ -6,19 +6,18 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.chart import svg
 from benchmarks.measure import Bench, Figure
 from benchmarks.sections import SECTIONS
 from benchmarks.stage import Stage
 from tests.support import install, users, wheels
 
 _RESULTS = Path(__file__).parent / "results" / "latest.json"
-_PROGRAMS = {"hyperfine": "hyperfine", "unzip": "unzip", "bwrap": "bubblewrap", "mkfs.erofs": "erofs-utils"}
 
 
 def main() -> int:
@@ -30,7 +29,8 @@ def main() -> int:
     unknown = set(args.section) - set(SECTIONS)
     if unknown:
         parser.error(f"no such section: {' '.join(sorted(unknown))}")
-    _need_programs()
+    if not shutil.which("hyperfine"):
+        sys.exit("bench: hyperfine is missing; packaging/setup.sh bench says how to install it")
     figures: list[Figure] = []
     with _stage(quick=args.quick) as stage:
         for name in args.section or SECTIONS:
@@ -38,19 +38,10 @@ def main() -> int:
                 figures.append(figure)
                 print(_line(figure), flush=True)
     _save(figures, args.json)
+    if drawn := [figure for figure in figures if figure.section == "peers"]:
+        args.json.with_suffix(".svg").write_text(svg(drawn))
     print(f"\nfigures in {args.json}; {sum(f.met is False for f in figures)} of them miss their bar")
     return 0
-
-
-def _need_programs() -> None:
-    missing = [package for program, package in _PROGRAMS.items() if not shutil.which(program)]
-    if not missing:
-        return
-    command = ["apt-get", "install", "-y", "--no-install-recommends", *missing]
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    elif "hyperfine" in missing:
-        sys.exit(f"bench: hyperfine is missing; as root: {' '.join(command)}")
 
 
 @contextlib.contextmanager
@@ -75,7 +66,9 @@ def _stage(*, quick: bool) -> Iterator[Stage]:
 
 
 def _line(figure: Figure) -> str:
-    value = f"{figure.value * 1000:.1f} ms" if figure.unit == "s" else f"{figure.value:.4g}{figure.unit}"
+    if figure.value is None:
+        return f"{figure.section:8} {figure.what:48} {figure.unit}  {figure.command}"
+    value = f"{figure.value * 1000:.2f} ms" if figure.unit == "s" else f"{figure.value:.4g}{figure.unit}"
     verdict = {True: "meets", False: "MISSES", None: ""}[figure.met]
     return f"{figure.section:8} {figure.what:48} {value:>10} {figure.bar:>8} {verdict:6}  {figure.command}"
 

@@ -24,12 +24,12 @@ def front(stage: Stage) -> Iterator[Figure]:
     for bench in filter(None, (stage.root, stage.user)):
         who = "root" if bench is stage.root else "userns"
         plain = _command(bench)
-        peers = [["bwrap", "--dev-bind", "/", "/", "/bin/true"], [_floor(stage), "/bin/true"]]
-        ours, bwrap, floor = medians(stage, bench, [plain, *peers])
+        peers = [["bwrap", "--dev-bind", "/", "/", "/bin/true"], [floor(stage), "/bin/true"]]
+        ours, bwrap, least = medians(stage, bench, [plain, *peers])
         shown = bench.shown(plain)
         yield seconds("front", f"sandbox run -- true, {who}", ours, command=shown)
         yield ratio("front", f"the same / bubblewrap, {who}", ours, bwrap, command=bench.shown(peers[0]), bar=0.85)
-        yield ratio("front", f"the same / the floor, {who}", ours, floor, command="benchmarks/floor.c", bar=1.3)
+        yield ratio("front", f"the same / the floor, {who}", ours, least, command="benchmarks/floor.c", bar=1.3)
         yield _job(stage, bench, who)
         yield from _throughput(bench, plain, peers[0], who)
     if stage.root is not None:
@@ -43,7 +43,8 @@ def _command(bench: Bench, *options: str, command: Sequence[str] = ("/bin/true",
     return words
 
 
-def _floor(stage: Stage) -> str:
+def floor(stage: Stage) -> str:
+    """The program that does the least, compiled once."""
     program = stage.user.directory.parent / "floor"
     if not program.exists():
         source = str(Path(__file__).with_name("floor.c"))

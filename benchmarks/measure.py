@@ -18,11 +18,14 @@ from tests.support.users import Identity
 
 
 class Figure(NamedTuple):
-    """One line of the table. `value` is in seconds, or without unit where `unit` is not "s"; `bar` may be empty."""
+    """One line of the table. `value` is in seconds, or without unit where `unit` is not "s"; `bar` may be empty.
+
+    What could not be measured has no value, and the reason for a unit.
+    """
 
     section: str
     what: str
-    value: float
+    value: float | None
     unit: str
     command: str
     bar: str = ""
@@ -51,14 +54,18 @@ class Bench:
         options |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} if quiet else {}
         subprocess.run(whole, env=self.environment, cwd=cwd or self.directory, check=True, **options)  # type: ignore[call-overload]
 
-    def compare(self, commands: Sequence[Sequence[str]], *, warmup: int = 3) -> list[float]:
-        """Median seconds of each, measured in one run of hyperfine."""
+    def compare(self, commands: Sequence[Sequence[str]], *, warmup: int = 3, around: Sequence[str] = ()) -> list[float]:
+        """Median seconds of each, measured in one run of hyperfine; `around` starts that, and becomes this identity."""
         with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sbx-bench-") as scratch:
             Path(scratch).chmod(0o777)
             report = Path(scratch, "report.json")
             options = ["--shell=none", "--style=none", f"--warmup={warmup}", f"--export-json={report}"]
             options.append(f"--min-runs={20 if self.quick else 60}")
-            self.run(["hyperfine", *options, *map(shlex.join, commands)])
+            whole = ["hyperfine", *options, *map(shlex.join, commands)]
+            if around:
+                subprocess.run([*around, *whole], env=self.environment, cwd=self.directory, check=True)
+            else:
+                self.run(whole)
             return [entry["median"] for entry in json.loads(report.read_text())["results"]]
 
     def alternate(self, entries: Sequence[tuple[Sequence[str], Path]], *, runs: int) -> list[float]:

@@ -15,6 +15,7 @@ from benchmarks.job import job
 from benchmarks.living import living
 from benchmarks.measure import Bench, Figure, ratio, seconds
 from benchmarks.native import helper, native
+from benchmarks.peers import peers
 from benchmarks.setuid import rebuilt
 from benchmarks.stage import Stage
 from benchmarks.store import store
@@ -148,6 +149,7 @@ def _loop_devices() -> int:
 
 SECTIONS: dict[str, Callable[[Stage], Iterator[Figure]]] = {
     "launch": launch,
+    "peers": peers,
     "front": front,
     "many": many,
     "first": first,

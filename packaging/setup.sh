@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prepare this checkout: system packages, .venv, the project and its native programs.
 # Safe to run again; does only what is missing. `PYTHON=...` chooses the interpreter, `VENV=...` the place.
-# `setup.sh vm|deb|rpm|docs` also sees to what `make test-vm`, `make deb`, `make rpm` and `make docs` need.
+# `setup.sh vm|bench|deb|rpm|docs` also sees to what `make test-vm`, `make bench`, `make deb`, `make rpm` and `make docs` need.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 readonly venv=${VENV:-.venv}
@@ -61,6 +61,15 @@ apt-get               | apt               | apt               | apt             
 dpkg-deb              | dpkg              | dpkg              | dpkg              | dpkg
 depmod                | kmod              | kmod              | kmod              | kmod
 mke2fs                | e2fsprogs         | e2fsprogs         | e2fsprogs         | e2fsprogs
+'
+# Who is compared; make bench says of what is not there that it is not, and goes on.
+readonly needs_bench='
+hyperfine             | hyperfine         | hyperfine         | hyperfine         | hyperfine
+bwrap                 | bubblewrap        | bubblewrap        | bubblewrap        | bubblewrap
+firejail              | firejail          | firejail          | firejail          | firejail
+crun                  | crun              | crun              | crun              | crun
+runc                  | runc              | runc              | runc              | runc
+systemd-nspawn        | systemd-container | systemd-container | systemd           | systemd-container
 '
 readonly needs_deb='
 dpkg-buildpackage     | dpkg-dev          | dpkg-dev          | dpkg              | dpkg
@@ -136,7 +145,9 @@ system_packages() {
     [ -n "$missing" ] || return 0
     install=$(install_command "$column")
     # shellcheck disable=SC2086  # a list of packages, and a command with options
-    if [ "$(id -u)" != 0 ]; then
+    if [ "$(id -u)" != 0 ] && [ "$purpose" = bench ]; then
+        say "not compared, for want of packages: sudo $install ${missing% }"
+    elif [ "$(id -u)" != 0 ]; then
         die 'some system packages are missing. Run this, then the same make again:' "    sudo $install ${missing% }"
     elif [ "$column" != 2 ]; then
         die 'some system packages are missing. Run this, then the same make again:' "    $install ${missing% }"
