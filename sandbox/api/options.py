@@ -5,6 +5,7 @@ that a person would type, and the command line makes the Spec of it: an option t
 The TypedDicts are for type checkers and editors; tests/unit/test_api_options.py holds them against that table.
 """
 
+import argparse
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
@@ -97,9 +98,13 @@ def make_spec(options: Mapping[str, Any]) -> Spec:
     from sandbox.cli import run
 
     parser, actions = run.make_parser()
+    return run.make_spec(parser.parse_args(words(options, actions)), ())
+
+
+def words(options: Mapping[str, Any], actions: Sequence[argparse.Action]) -> list[str]:
+    """What one would type for these options, of those that a parser knows. Raises UsageError."""
     known = jobfile.keys(actions)
-    words = [word for name, value in options.items() for word in _words(name, value, known)]
-    return run.make_spec(parser.parse_args(words), ())
+    return [word for name, value in options.items() for word in _words(name, value, known)]
 
 
 def repeatable() -> frozenset[str]:

@@ -140,9 +140,11 @@ def run(environ: Mapping[str, str], settings: Config, script: str, stage: str) -
     """Run one script of the runner's. The exit code of what it runs. Raises SandboxError when it could not be run."""
     try:
         with open(script, "rb") as file:
-            text = file.read(_LONGEST)
+            text = file.read(_LONGEST + 1)
     except OSError as error:
         raise SandboxError(f"cannot read the script {printable(script)}: {reason(error)}") from None
+    if len(text) > _LONGEST:
+        raise SandboxError(f"the script {printable(script)} is longer than {_LONGEST >> 20} MiB")
     return _run(Job(environ), settings, stage, text)
 
 
@@ -179,6 +181,8 @@ def tell_exit_code(environ: Mapping[str, str], code: int) -> None:
 
 def cleanup(environ: Mapping[str, str]) -> None:
     """End what is left of the job, and remove its directory. Raises SandboxError."""
+    if _JOB not in environ:
+        return  # The runner cleans up behind a config that failed, too.
     job = Job(environ)
     with home.open_home(dict(os.environb), say=lambda _: None) as where:
         for one in running.mine(where):

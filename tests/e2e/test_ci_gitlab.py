@@ -165,6 +165,16 @@ def test_jobs_at_the_same_time_do_not_see_each_other(run_sandbox, who):
     assert one.left() == []
 
 
+def test_through_the_setuid_helper(request, run_sandbox, user):
+    if os.geteuid() != 0:
+        pytest.skip("the suite was not started as root")
+    run_sandbox.system = request.getfixturevalue("setuid_system")
+    runner = GitLabRunner(run_sandbox, user, NO_NET + '[options]\nmode = "setuid"\n')
+    assert runner.brief("cat file; exit 5", sources="echo source > file") == "source\n", runner.log
+    assert (runner.codes["step_script"], runner.exit_code) == (BUILD_FAILURE, "5")
+    assert runner.left() == []
+
+
 def test_outside_of_the_runner(run_sandbox, user):
     done = run_sandbox(["ci", "gitlab", "prepare"], as_user=user.as_user)
     assert (done.returncode, done.stderr.count("\n")) == (125, 1)
@@ -187,6 +197,8 @@ def test_outside_of_the_runner(run_sandbox, user):
 def test_a_mistake_in_the_configuration(run_sandbox, user, settings, line):
     runner = GitLabRunner(run_sandbox, user, settings)
     assert not runner.begin()
-    assert runner.codes == {"config": SYSTEM_FAILURE}
+    runner.options = []
+    assert runner.stage("cleanup").returncode == 0, "there is nothing to clean up"
+    assert runner.codes == {"config": SYSTEM_FAILURE, "cleanup": 0}
     assert line in runner.log
     assert runner.log.count("\n") == 1

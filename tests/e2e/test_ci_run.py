@@ -138,11 +138,36 @@ def test_it_dies_with_who_watches_it(run_sandbox, user):
     _ci(run_sandbox, user, "--", "true")  # which cleans up behind it
 
 
-def test_a_hostile_job_gains_nothing(run_sandbox, who, user):
+def _as_helper(request, run_sandbox):
+    if os.geteuid() != 0:
+        pytest.skip("the suite was not started as root")
+    run_sandbox.system = request.getfixturevalue("setuid_system")
+    return request.getfixturevalue("user")
+
+
+def _probed(run_sandbox, who, user):
     with escapes.targets(user.home) as words:
         done = _ci(run_sandbox, who, "--report", "r.json", "--", "/usr/bin/python3", "-c", escapes.PROBE, *words)
     assert done.returncode == 0, done.stderr
     escapes.check("\n".join(done.stdout.splitlines()[1:-1]))
+    return json.loads((run_sandbox.area.dir(who.as_user) / "r.json").read_text())["mode"]
+
+
+def test_a_hostile_job_gains_nothing(run_sandbox, who, user):
+    assert _probed(run_sandbox, who, user) == ("userns" if who.as_user else "root")
+
+
+def test_a_hostile_job_of_the_helper_s_gains_nothing(request, run_sandbox):
+    who = _as_helper(request, run_sandbox)
+    assert _probed(run_sandbox, who, who) == "setuid"
+
+
+def test_a_job_of_the_helper_s_is_ended_and_its_limit_told(request, run_sandbox):
+    who = _as_helper(request, run_sandbox)
+    words = ["--timeout", "0.3s", "--kill-after", "0.2s", "--title", "t", "--", "sh", "-c", "trap '' TERM; sleep 60"]
+    done = _ci(run_sandbox, who, *words)
+    assert done.returncode == 124
+    assert done.stdout.splitlines()[-1] == "sandbox: FAILED: t: its time was up (--timeout 0.3)"
 
 
 @pytest.mark.parametrize(

@@ -21,5 +21,6 @@ fuse       /dev/fuse open to everybody, in a mount namespace of its own
 wheels     wheels and sdists from PyPI, downloaded once into a cache outside the tree
 debian_system  a Debian root that is entered as a machine is booted, to install packages in
 debian     a C project from a Debian source package, the same way
+buildbot   a Buildbot master and worker from PyPI
 gitlab     GitLab Runner, as far as a custom executor sees it
 """
