@@ -13,7 +13,7 @@ import select
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sandbox import fsops
@@ -73,6 +73,12 @@ def locate(environ: dict[bytes, bytes], *, say: Say) -> bytes:
         return os.path.join(outer, b".sandbox")
     if explicit := environ.get(b"SANDBOX_HOME"):
         return os.path.abspath(explicit)
+    home = of_user(environ, say=say)
+    return os.path.join(os.path.abspath(home), b".sandbox") if home else b"/tmp/sandbox-%d" % os.getuid()
+
+
+def of_user(environ: Mapping[bytes, bytes], *, say: Say) -> bytes:
+    """The user's own home directory; empty where there is none. Root does not use somebody else's."""
     try:
         own = os.fsencode(pwd.getpwuid(os.getuid()).pw_dir)
     except KeyError:
@@ -80,12 +86,12 @@ def locate(environ: dict[bytes, bytes], *, say: Say) -> bytes:
         own = b""
     home = environ.get(b"HOME") or own
     if not home:
-        return b"/tmp/sandbox-%d" % os.getuid()
+        return b""
     with contextlib.suppress(OSError):
         if os.getuid() == 0 and home != own and os.stat(home).st_uid != 0:
             say(f"$HOME {printable(home)} is not root's, using {printable(own)}")
             home = own
-    return os.path.join(os.path.abspath(home), b".sandbox")
+    return home
 
 
 def run_directory(path: bytes, environ: dict[bytes, bytes]) -> bytes | None:

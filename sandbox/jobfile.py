@@ -25,6 +25,7 @@ NOT_KEYS = {
     "args": "it is about one start, not about the job",
     "explain": "it is about one start, not about the job",
     "verbose": "it is about one start, not about the job",
+    "no-config": "it is about one start, not about the job",
     "no-plan-cache": "it is about one start, not about the job",
 }
 OWN_KEYS = ("command", "level", "needs-network", "limits")
@@ -124,12 +125,12 @@ def find() -> Opened:
             break
         except OSError as error:
             if error.errno == errno.ELOOP:
-                raise _distrusted(name, "is a symbolic link") from None
+                raise UsageError(f"{name} is a symbolic link", hint=_NAME_IT.format(name)) from None
             if error.errno != errno.ENOENT:
                 raise UsageError(f"cannot read {name}: {reason(error)}") from None
         directory, name = _parent(directory), f"../{name}"
     with fsops.closing(fd):
-        _check_trust(name, os.fstat(fd), os.fstat(directory))
+        _check_trust(name, os.fstat(fd), os.fstat(directory), _NAME_IT.format(name))
         return Opened(name, _read(fd, name), directory, name != NAME)
 
 
@@ -148,17 +149,27 @@ def _parent(directory: int) -> int:
     return parent
 
 
-def _check_trust(name: str, file: os.stat_result, directory: os.stat_result) -> None:
+def _check_trust(name: str, file: os.stat_result, directory: os.stat_result, hint: str) -> None:
     """Whoever could put a file here would choose what the caller runs."""
     for what, status in (("it", file), ("its directory", directory)):
         if status.st_uid not in (os.getuid(), 0):
-            raise _distrusted(name, f"is not used: {what} belongs to uid {status.st_uid}")
+            raise UsageError(f"{name} is not used: {what} belongs to uid {status.st_uid}", hint=hint)
     if file.st_mode & stat.S_IWOTH or (directory.st_mode & (stat.S_IWOTH | stat.S_ISVTX)) == stat.S_IWOTH:
-        raise _distrusted(name, "is not used: everybody may change it")
+        raise UsageError(f"{name} is not used: everybody may change it", hint=hint)
 
 
-def _distrusted(name: str, why: str) -> UsageError:
-    return UsageError(f"{name} {why}", hint=f"look at it, then name it: --job-file {name}")
+_NAME_IT = "look at it, then name it: --job-file {}"
+
+
+def open_trusted(path: bytes, *, hint: str) -> Opened:
+    """A file that nobody named now: the caller's or root's own, under this very name. Raises UsageError."""
+    shown = printable(path)
+    try:
+        with fsops.closing(sys.openat2(sys.AT_FDCWD, path, _READ)) as fd:
+            _check_trust(shown, os.fstat(fd), os.stat(os.path.dirname(path)), hint)
+            return Opened(shown, _read(fd, shown))
+    except OSError as error:
+        raise UsageError(f"cannot read {shown}: {reason(error)}", hint=hint) from None
 
 
 def open_named(name: str, option: str = "--job-file") -> Opened:
@@ -210,25 +221,15 @@ def _place_source(base: str, text: str) -> str:
 # -- meaning ---------------------------------------------------------------------------------------------------
 
 
-class JobFile:
-    """A file's jobs and all that is wrong with it. Raises UsageError for what is no TOML."""
+class OptionFile:
+    """A file of tables whose keys are options, and all that is wrong with it. Raises UsageError for what is no TOML."""
 
     def __init__(self, opened: Opened, known: dict[str, Key], limits: Collection[str]) -> None:
         self.name = opened.name
         self.values, self._text = toml_lines.parse(opened.data, opened.name)
         self._known, self._limits = known, sorted(name.replace("_", "-") for name in limits)
         self._lines: dict[toml_lines.Path, int] = {}
-        self.jobs: dict[str, Job] = {}
         self.problems: list[Problem] = []
-        for key in self.values:
-            if key != "job":
-                self._unknown((key,), ["job"], "a job file has tables [job.NAME] and nothing else")
-        jobs = self.values.get("job", {})
-        if not isinstance(jobs, dict):
-            self.problem(("job",), "job must be a table for each job", "[job.NAME]")
-            return
-        for name, entry in jobs.items():
-            self._job(name, entry)
 
     def line(self, path: toml_lines.Path) -> int:
         """Where `path`, or what of it there is, stands in the file."""
@@ -240,7 +241,7 @@ class JobFile:
     def problem(self, path: toml_lines.Path, message: str, hint: str) -> None:
         if len(self.problems) == _MOST_PROBLEMS:
             raise UsageError(f"{self.name}: more than {_MOST_PROBLEMS} mistakes", hint="is that a job file?")
-        where = f"job {path[1]}: " if len(path) > 1 else ""
+        where = f"job {path[1]}: " if len(path) > 1 and path[0] == "job" else ""
         self.problems.append(Problem(self.line(path), printable(where + message), printable(hint)))
 
     def refuse_problems(self) -> None:
@@ -248,55 +249,24 @@ class JobFile:
         for problem in sorted(self.problems, key=lambda problem: problem.line):
             raise UsageError(f"{self.name}:{problem.line}: {problem.message}", hint=problem.hint)
 
-    def job(self, name: str) -> Job:
-        """Raises UsageError for a file with mistakes, and for a name that it does not have."""
-        self.refuse_problems()
-        if name not in self.jobs:
-            hint = printable(nearest(name, self.jobs)) or f"there are: {', '.join(map(printable, self.jobs)) or 'none'}"
-            raise UsageError(f"{self.name} has no job {printable(name)!r}", hint=hint)
-        return self.jobs[name]
-
-    def blame(self, job: Job, error: UsageError) -> None:
-        """Note what the options of a job are refused for, at the line of the first one that the message names."""
-        text = error.message.removeprefix("sandbox run: argument ")
-        named = re.findall(r"(?<![\w-])--([a-z0-9][a-z0-9-]*)", text)
-        paths = [path for name in named for path in self._paths(job, name)]
-        self.problem(paths[0] if paths else ("job", job.name), text, error.hint)
-
-    def _paths(self, job: Job, name: str) -> list[toml_lines.Path]:
-        entry = self.values["job"][job.name]
+    def paths(self, table: toml_lines.Path, name: str) -> list[toml_lines.Path]:
+        """Where in a table an option stands."""
+        entry = self.values
+        for key in table:
+            entry = entry[key]
         limits = entry.get("limits")
-        inside = [("job", job.name, "limits", name)] if isinstance(limits, dict) and name in limits else []
-        return inside + [
-            ("job", job.name, key) for key in (name, "level" if name == "isolation" else name) if key in entry
-        ]
+        inside = [(*table, "limits", name)] if isinstance(limits, dict) and name in limits else []
+        keys = (name, "level") if name == "isolation" else (name,)
+        return inside + [(*table, key) for key in keys if key in entry]
 
-    def _unknown(self, path: toml_lines.Path, known: Iterable[str], otherwise: str) -> None:
+    def unknown(self, path: toml_lines.Path, known: Iterable[str], otherwise: str) -> None:
         key = path[-1]
         hint = NOT_KEYS.get(key) or nearest(key, known) or otherwise
         message = f"{key} is for the command line only" if key in NOT_KEYS else f"unknown key {key}"
         self.problem(path, message, hint)
 
-    def _job(self, name: str, entry: Any) -> None:
-        path = ("job", name)
-        before = len(self.problems)
-        if not isinstance(entry, dict):
-            self.problem(path, f"must be a table, not {_type(entry)}", "[job.NAME]")
-            return
-        needs_network = self._flag((*path, "needs-network"), entry.get("needs-network", False))
-        if needs_network and entry.get("net") == "none":
-            self.problem((*path, "needs-network"), "needs-network, but net is none", "leave one of them out")
-        words = tuple(self._options(path, entry))
-        found = len(self.problems) > before
-        command = () if found and "command" not in entry else self._command(path, entry)
-        if len(words) > _MOST_WORDS:
-            self.problem(path, f"more than {_MOST_WORDS} options", "is that a job file?")
-        if len(self.problems) == before:
-            self.jobs[name] = Job(
-                name, self.line(path), command, isinstance(entry.get("command"), str), words, needs_network
-            )
-
-    def _options(self, path: toml_lines.Path, entry: dict[str, Any]) -> Iterator[str]:
+    def options(self, path: toml_lines.Path, entry: dict[str, Any], *, own: Collection[str]) -> Iterator[str]:
+        """The words that a table's keys stand for; `own` are keys that are no options."""
         if "level" in entry and "isolation" in entry:
             self.problem((*path, "level"), "level and isolation are the same", "leave one of them out")
         limits = entry.get("limits")
@@ -312,20 +282,20 @@ class JobFile:
                 self.problem(
                     (*path, key), f"limits must be a table, not {_type(value)}", 'limits = { timeout = "20m" }'
                 )
-            elif key not in OWN_KEYS:
-                self._unknown((*path, key), [*self._known, *OWN_KEYS], "docs/job-files.md lists the keys")
+            elif key not in own:
+                self.unknown((*path, key), [*self._known, *own], "docs/job-files.md lists the keys")
 
     def _limit_options(self, path: toml_lines.Path, table: dict[str, Any]) -> Iterator[str]:
         for key, value in table.items():
             if key in self._limits:
                 yield from self._option((*path, key), self._known[key], value)
             else:
-                self._unknown((*path, key), self._limits, f"limits are: {', '.join(self._limits)}")
+                self.unknown((*path, key), self._limits, f"limits are: {', '.join(self._limits)}")
 
     def _option(self, path: toml_lines.Path, key: Key, value: Any) -> Iterator[str]:
         if key.kind == "flag":
-            if self._flag(path, value):
-                yield f"--{key.name}"
+            # Also what is off is said: it may have been switched on before.
+            yield f"--{key.name}" if self._flag(path, value) else f"--no-{key.name}"
             return
         if key.pairs and isinstance(value, dict):
             for name, text in value.items():
@@ -358,6 +328,57 @@ class JobFile:
         if "\0" in value:
             self.problem(path, f"{path[-1]} holds a NUL character", "no word of a command can")
         return os.fsdecode(value.encode())
+
+
+class JobFile(OptionFile):
+    """A file's jobs."""
+
+    def __init__(self, opened: Opened, known: dict[str, Key], limits: Collection[str]) -> None:
+        super().__init__(opened, known, limits)
+        self.jobs: dict[str, Job] = {}
+        for key in self.values:
+            if key != "job":
+                self.unknown((key,), ["job"], "a job file has tables [job.NAME] and nothing else")
+        jobs = self.values.get("job", {})
+        if not isinstance(jobs, dict):
+            self.problem(("job",), "job must be a table for each job", "[job.NAME]")
+            return
+        for name, entry in jobs.items():
+            self._job(name, entry)
+
+    def job(self, name: str) -> Job:
+        """Raises UsageError for a file with mistakes, and for a name that it does not have."""
+        self.refuse_problems()
+        if name not in self.jobs:
+            hint = printable(nearest(name, self.jobs)) or f"there are: {', '.join(map(printable, self.jobs)) or 'none'}"
+            raise UsageError(f"{self.name} has no job {printable(name)!r}", hint=hint)
+        return self.jobs[name]
+
+    def blame(self, job: Job, error: UsageError) -> None:
+        """Note what the options of a job are refused for, at the line of the first one that the message names."""
+        text = error.message.removeprefix("sandbox run: argument ")
+        named = re.findall(r"(?<![\w-])--([a-z0-9][a-z0-9-]*)", text)
+        paths = [path for name in named for path in self.paths(("job", job.name), name)]
+        self.problem(paths[0] if paths else ("job", job.name), text, error.hint)
+
+    def _job(self, name: str, entry: Any) -> None:
+        path = ("job", name)
+        before = len(self.problems)
+        if not isinstance(entry, dict):
+            self.problem(path, f"must be a table, not {_type(entry)}", "[job.NAME]")
+            return
+        needs_network = self._flag((*path, "needs-network"), entry.get("needs-network", False))
+        if needs_network and entry.get("net") == "none":
+            self.problem((*path, "needs-network"), "needs-network, but net is none", "leave one of them out")
+        words = tuple(self.options(path, entry, own=OWN_KEYS))
+        found = len(self.problems) > before
+        command = () if found and "command" not in entry else self._command(path, entry)
+        if len(words) > _MOST_WORDS:
+            self.problem(path, f"more than {_MOST_WORDS} options", "is that a job file?")
+        if len(self.problems) == before:
+            self.jobs[name] = Job(
+                name, self.line(path), command, isinstance(entry.get("command"), str), words, needs_network
+            )
 
     def _command(self, path: toml_lines.Path, entry: dict[str, Any]) -> tuple[str, ...]:
         value, here = entry.get("command"), (*path, "command")

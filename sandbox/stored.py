@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import prctl
 
-from sandbox import environment, fsops, home, sources
+from sandbox import config, environment, fsops, home, sources
 from sandbox.codec import encode
 from sandbox.home import Home
 from sandbox.plan import Fuse, Plan
@@ -216,8 +216,9 @@ def _places(data: bytes, text: bytes) -> list[int]:
 
 def _conditions(spec: Spec, prepared: "Prepared", plan: Plan, environ: dict[bytes, bytes]) -> "list[bytes] | None":
     """Everything outside the words that the plan depends on; None when some of it cannot be told."""
+    defaults = [_file_at(place.path) for place in config.places(environ)]
     consulted = sorted(environ.names) if isinstance(environ, Consulted) else sorted(environ)
-    found = [*_machine(spec, plan), *(_variable(name, environ) for name in consulted)]
+    found = [*_machine(spec, plan), *defaults, *(_variable(name, environ) for name in consulted)]
     for index, source in enumerate(plan.sources):
         # A kept tree is handed over with the lock that keeps it.
         if source.kind is SourceKind.MEMORY or (source.kind is SourceKind.DIRECTORY and index in prepared.compiled.fds):

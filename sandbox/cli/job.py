@@ -81,8 +81,11 @@ def with_job(
     args: argparse.Namespace,
     options: list[str],
     more: tuple[bytes, ...],
+    defaults: argparse.Namespace | None = None,
 ) -> tuple[argparse.Namespace, tuple[bytes, ...]]:
-    """The options and the command of a job and the command line, which wins. Raises UsageError.
+    """The options and the command of a job, on top of the defaults, and of the command line, which wins.
+
+    Raises UsageError.
 
     Goes to the directory of a file that was found, not to that of one that was named: this may lie anywhere.
     """
@@ -95,9 +98,9 @@ def with_job(
     file.refuse_problems()
     caller = os.getcwd() if opened.above else ""
     _enter(opened)
-    _count_paths_from("" if args.job_file is None else os.path.dirname(args.job_file), actions)
-    merged = parser.parse_args(job.words)
-    _count_paths_from(caller, actions)
+    count_paths_from("" if args.job_file is None else os.path.dirname(args.job_file), actions)
+    merged = parser.parse_args(job.words, defaults)
+    count_paths_from(caller, actions)
     merged = parser.parse_args(options, merged)
     if job.needs_network and merged.isolation != "none" and merged.net is None:
         merged.net = "private"
@@ -113,7 +116,7 @@ def _enter(opened: Opened) -> None:
         os.close(opened.directory)
 
 
-def _count_paths_from(base: str, actions: Sequence[argparse.Action]) -> None:
+def count_paths_from(base: str, actions: Sequence[argparse.Action]) -> None:
     """Make paths in the values of options relative to `base`; "": to the working directory."""
     for action in actions:
         if action.metavar == "[NAME:]SRC" or action.metavar in jobfile.PLACES:

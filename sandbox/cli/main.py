@@ -12,6 +12,7 @@ from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, print
 COMMANDS = {
     "run": "run a command in a sandbox",
     "image": "build, name, roll back, verify and carry images",
+    "config": "show the defaults of config.toml",
     "job": "list and check the jobs of a sandbox.toml",
     "ci": "run jobs of CI systems",
     "cache": "list and clean converted images",
@@ -115,7 +116,7 @@ def _other(name: str, argv: list[str]) -> int:
     parser = Parser(prog="sandbox", allow_abbrev=False)
     module.register(parser.add_subparsers(parser_class=Parser, required=True))
     args: argparse.Namespace = parser.parse_args([name, *argv])
-    if name in ("ci", "completion", "doctor", "job", "report", "setuid"):
+    if name in ("ci", "completion", "config", "doctor", "job", "report", "setuid"):
         return int(module.main(args))
     from sandbox.home import open_home
 

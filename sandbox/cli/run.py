@@ -174,6 +174,7 @@ def make_parser() -> tuple[Parser, list[argparse.Action]]:
     option("--job", metavar="NAME", help="start with the options and the command of this job of sandbox.toml")
     option("--job-file", metavar="FILE", help="where that job is (default: sandbox.toml here or above)")
     option("--args", metavar="FD", help="more options, in this place: from this descriptor, each ended by a NUL byte")
+    option("--no-config", action="store_true", help="without the defaults of config.toml (sandbox config shows them)")
     option("--no-plan-cache", action="store_true", help="compile this launch anew, and do not store it")
     option("--explain", action="store_true", help="print the plan and run nothing")
     option("-v", "--verbose", action="store_true", help="say what is being done")
@@ -231,17 +232,31 @@ def parse_with(
     typed, words_of_command = words.split_command([os.fsdecode(word) for word in argv], known)
     options = words.with_args(typed, known)
     args = parser.parse_args(options)
-    args.args = options != typed
     command = tuple(map(os.fsencode, words_of_command))
     try:
+        defaults = None if args.no_config else _defaults(parser, actions)
         if args.job is not None or args.job_file is not None:
             from sandbox.cli import job
 
-            args, command = job.with_job(parser, actions, args, options, command)
+            args, command = job.with_job(parser, actions, args, options, command, defaults)
+        elif defaults is not None:
+            args = parser.parse_args(options, defaults)
+        args.args = options != typed
         return make_spec(args, command), args
     except SandboxError as error:
         _report_failure(args, command, error)
         raise
+
+
+def _defaults(parser: Parser, actions: list[argparse.Action]) -> argparse.Namespace | None:
+    """What a site or a user has configured. Raises UsageError."""
+    from sandbox import config
+
+    if not any(os.path.lexists(place.path) for place in config.places(os.environb)):
+        return None
+    from sandbox.cli import config as command
+
+    return command.defaults(parser, actions)
 
 
 def _report_failure(args: argparse.Namespace, command: tuple[bytes, ...], error: SandboxError) -> None:
