@@ -87,6 +87,17 @@ _sandbox_running() { sandbox ps 2>/dev/null | awk -F '\t' 'NR > 1 { print $1; if
 _sandbox_ids() { compadd -- ${(f)"$(_sandbox_running)"} }
 _sandbox_jobs() { compadd -- ${(f)"$(sandbox job ls 2>/dev/null | cut -f1)"} }
 _sandbox_sources_and_files() { compset -P '*[:+]'; compadd -- @${^${(f)"$(_sandbox_names)"}}; _files }
+# The words after -- are a command line of their own.
+_sandbox_line() {
+  local at=${words[(i)--]}
+  if (( at < CURRENT )) && [[ ${words[2]} == (run|exec|ci) ]]; then
+    shift $at words
+    (( CURRENT -= at ))
+    _normal
+  else
+    _shtab_sandbox "$@"
+  fi
+}
 """
 _FISH = r"""
 function _sandbox_names
@@ -158,8 +169,14 @@ def script(shell: str) -> str:
     whole, _ = whole_parser()
     _mark(whole)
     text: str = shtab.complete(whole, shell, preamble=_PREAMBLES[shell])
-    # The last `complete` of a command is the one that counts.
-    return text + "\ncomplete -o bashdefault -F _sandbox sandbox" if shell == "bash" else text
+    if shell == "bash":
+        # The last `complete` of a command is the one that counts.
+        text += "\ncomplete -o bashdefault -F _sandbox sandbox"
+    elif shell == "zsh":
+        # Both ways in are behind the functions: an eval, and the file as an autoloaded function.
+        functions, mark, ways_in = text.rpartition("typeset -A opt_args")
+        text = functions + mark + ways_in.replace("_shtab_sandbox", "_sandbox_line")
+    return text
 
 
 def _mark(parser: argparse.ArgumentParser) -> None:

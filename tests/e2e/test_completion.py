@@ -93,7 +93,11 @@ def test_fish(shell):
 @pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed")
 @pytest.mark.parametrize(
     ("line", "completed"),
-    [("sandbox doc", "tor"), ("sandbox run --isolation s", "trict"), ("sandbox image rollback to", "ol")],
+    [
+        ("sandbox run --isolation s", "trict"),
+        ("sandbox image rollback to", "ol"),
+        ("sandbox run -s x -- losetu", "p"),
+    ],
 )
 def test_zsh(shell, run_sandbox, area, line, completed):
     """Only a zsh with a terminal completes: what it writes after the line is what it completed."""
