@@ -35,6 +35,7 @@ useradd               | passwd            | shadow-utils      | shadow          
 mkfs.ext4             | e2fsprogs         | e2fsprogs         | e2fsprogs         | e2fsprogs
 mkfs.xfs              | xfsprogs          | xfsprogs          | xfsprogs          | xfsprogs
 mkfs.btrfs            | btrfs-progs       | btrfs-progs       | btrfs-progs       | btrfsprogs
+newuidmap             | uidmap            | shadow-utils      | shadow            | shadow
 strace                | strace            | strace            | strace            | strace
 setfacl               | acl               | acl               | acl               | acl
 setfattr              | attr              | attr              | attr              | attr

@@ -17,7 +17,7 @@ from sandbox.engine import Launch, Result
 from sandbox.engine.attendance import ENDED, LISTENER, LONGEST_ANSWER, ROOT, TERMINAL
 from sandbox.errors import EXIT_LAUNCHER_FAILED, TIMED_OUT, SandboxError, note, reason, warn
 from sandbox.keeping import Destination, Kept
-from sandbox.level_steps import Identity
+from sandbox.level_steps import Identity, UserNamespace, mapped
 from sandbox.plan import Plan
 from sandbox.record import Record
 
@@ -125,9 +125,19 @@ class Attendant:
 
         # The launching user's rights count, but where that is root those of the command.
         ids = next((step for step in self.plan.steps if isinstance(step, Identity)), None)
-        reader = fsops.Reader(None, None) if ids is None else fsops.Reader(ids.uid, ids.gid)
+        inside = next((step for step in self.plan.steps if isinstance(step, UserNamespace)), None)
+        reader = fsops.Reader(None, None)
+        if ids is not None:
+            # Root inside reads what all its ids have written.
+            ranges = () if inside is None else (mapped(inside.uids), mapped(inside.gids))
+            reader = fsops.Reader(ids.uid, ids.gid, *ranges)
+        root, directory, mounts = self.tree
         wanted = self.wanted
-        kept = keeping.copy_out(destination, self.tree[0], self.tree[1], reader, wanted.limit, wanted.umask)
+
+        def copy() -> Kept:
+            return keeping.copy_out(destination, root, directory, reader, wanted.limit, wanted.umask)
+
+        kept = keeping.as_root_inside(mounts, copy) if inside is not None and ids is None else copy()
         wanted = wanted.replace(limit=max(wanted.limit - kept.size, 0))
         self.wanted = wanted
         if kept.error:

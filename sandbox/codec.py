@@ -32,10 +32,12 @@ from sandbox.level_steps import (
     PivotRoot,
     Protect,
     Seccomp,
+    Shift,
     Symlink,
     Terminal,
     Text,
     Timeout,
+    UserNamespace,
     is_run_name,
 )
 from sandbox.plan import (
@@ -97,7 +99,7 @@ AFTER_PIVOT = (
     Audit,
     Expose,
     Terminal,
-    *(Unshare, IdMap),
+    *(Unshare, IdMap, UserNamespace),
     *(PlaceEnv, UnsetEnv, Chdir, Run, NoNewPrivs, DeathSignal, Hostname, Loopback, Identity, DropCapabilities),
     *(KeepDescriptors, Seccomp, Allow, Landlock, Name, Label, Limit, Nice, Timeout, Cgroup),
 )
@@ -337,6 +339,10 @@ def _value_fault(step: Step) -> str:  # noqa: C901  (one case per kind of step)
 
 def _isolation_fault(step: Step) -> str:
     match step:
+        case UserNamespace(uids, gids) | Shift(uids=uids, gids=gids) if not (_is_map(uids) and _is_map(gids)):
+            return "no map of ids"
+        case UserNamespace(programs=programs) if len(programs) not in (0, 2) or not all(map(_is_absolute, programs)):
+            return "neither no program nor two by their absolute paths"
         case Init(as_pid_1) if as_pid_1 > 1:
             return f"as_pid_1 is {as_pid_1}"
         case Hide(path) if not path.startswith(b"/"):
@@ -351,6 +357,16 @@ def _isolation_fault(step: Step) -> str:
             return "not a name for a run"
         case _:
             return _root_fault(step)
+
+
+def _is_map(words: tuple[int, ...]) -> bool:
+    """Ranges of ids: where each starts on both sides, and how many there are."""
+    ranges = [words[at : at + 3] for at in range(0, len(words), 3)]
+    return words != () and all(len(r) == 3 and r[2] > 0 and max(r[:2]) + r[2] <= 0xFFFFFFFF for r in ranges)
+
+
+def _is_absolute(path: bytes) -> bool:
+    return path.startswith(b"/")
 
 
 def _root_fault(step: Step) -> str:
@@ -391,7 +407,7 @@ def _slots(step: Step) -> tuple[tuple[int, ...], tuple[int, ...]]:
             return (*lowers, upper), (slot,)
         case Stack(slot, lowers):
             return lowers, (slot,)
-        case Extract() | Attach() | Idmap() | NewRoot() | CountChanges() | Node():
+        case Extract() | Attach() | Idmap() | Shift() | NewRoot() | CountChanges() | Node():
             return (step.slot,), ()
         case _:
             return (), ()

@@ -9,7 +9,7 @@ from sandbox.engine.syscalls import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, CL
 from sandbox.errors import UsageError, printable
 from sandbox.host import TMPFS_USER_XATTR, Host
 from sandbox.images.formats import Kind
-from sandbox.level_steps import Hostname, Label, Loopback, Name
+from sandbox.level_steps import Hostname, Label, Loopback, Name, UserNamespace
 from sandbox.plan import (
     Attach,
     Chdir,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from sandbox.isolation import Surroundings
     from sandbox.network import Private
     from sandbox.refine import Refiner
+    from sandbox.subordinate import Subordinates
 
 _SAFE = Attr.NOSUID | Attr.NODEV
 TMPDIR = b"tmp"
@@ -96,6 +97,8 @@ class _Builder:
         self.saving_slot: int | None = None
         self.to_save: dict[int, bytes] = {}
         self.saved: dict[bytes, int] = {}
+        # What --as-root has beside the one id.
+        self.subordinates: Subordinates | None = None
         # What an isolating level does to the mount of a layer.
         self.shift: Callable[[Material, int], None] = lambda _material, _slot: None
 
@@ -116,10 +119,13 @@ class _Builder:
 
     def namespaces(self, more: int = 0, propagation: Propagation = Propagation.SLAVE) -> None:
         userns = self.mode is Mode.USERNS
-        self.steps.append(Unshare(CLONE_NEWNS | more | (CLONE_NEWUSER if userns else 0)))
-        if userns:
-            uid, gid = self.host.uid, self.host.gid
-            self.steps.append(IdMap(uid, uid, gid, gid))
+        uid, gid = self.host.uid, self.host.gid
+        if userns and self.subordinates is not None:
+            self.steps.append(UserNamespace(*self.subordinates.outer(uid, gid), self.subordinates.programs))
+            self.steps.append(Unshare(CLONE_NEWNS | more))
+        else:
+            self.steps.append(Unshare(CLONE_NEWNS | more | (CLONE_NEWUSER if userns else 0)))
+            self.steps += [IdMap(uid, uid, gid, gid)] if userns else []
         self.steps.append(SetPropagation(propagation))
         if self.private is not None:
             from sandbox import network
@@ -293,7 +299,9 @@ class _Builder:
 
     def as_root(self, ids: tuple[int, int]) -> None:
         """Root of a user namespace that owns nothing: no mount, no network, no process but the command's own."""
-        if self.spec.as_root:
+        if self.subordinates is not None:
+            self.steps.append(UserNamespace(*self.subordinates.inner(*ids), ()))
+        elif self.spec.as_root:
             self.steps += [Unshare(CLONE_NEWUSER), IdMap(0, ids[0], 0, ids[1])]
 
     def last(self) -> None:

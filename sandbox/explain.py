@@ -32,10 +32,12 @@ from sandbox.level_steps import (
     Procdir,
     Protect,
     Seccomp,
+    Shift,
     Symlink,
     Terminal,
     Text,
     Timeout,
+    UserNamespace,
 )
 from sandbox.plan import (
     Attach,
@@ -172,6 +174,16 @@ def _line(plan: Plan, step: Step) -> str:  # noqa: C901  (one line per kind of s
     return _isolation_line(step)
 
 
+def _ranges(what: str, words: tuple[int, ...], *, turned: bool = False) -> str:
+    """Ranges of a map; `turned` where its first numbers are those inside."""
+    shown = []
+    for at in range(0, len(words), 3):
+        first, second, count = words[at : at + 3]
+        start, end = (second, first) if turned else (first, second)
+        shown.append(f"{start} as {end}" if count == 1 else f"{start}-{start + count - 1} as {end}-{end + count - 1}")
+    return f"{what} {', '.join(shown)}"
+
+
 def _isolation_line(step: Step) -> str:  # noqa: C901
     match step:
         case Init(as_pid_1):
@@ -196,6 +208,11 @@ def _isolation_line(step: Step) -> str:  # noqa: C901
             return "no capabilities"
         case Idmap(slot, uid, shown, gid, shown_gid):
             return f"show uid {uid} as {shown} and gid {gid} as {shown_gid} in [{slot}]"
+        case Shift(slot, uids, gids):
+            return f"show {_ranges('uid', uids)}; {_ranges('gid', gids)} in [{slot}]"
+        case UserNamespace(uids, gids, programs):
+            writer = f", mapped by {', '.join(map(printable, programs))}" if programs else ""
+            return f"a user namespace: {_ranges('uid', uids, turned=True)}; {_ranges('gid', gids, turned=True)}{writer}"
         case KeepDescriptors(fds):
             return f"no descriptors but {', '.join(map(str, (0, 1, 2, *fds)))}"
         case Seccomp(words):

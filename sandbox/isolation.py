@@ -25,6 +25,7 @@ from sandbox.level_steps import (
     Procdir,
     Protect,
     Seccomp,
+    Shift,
     Terminal,
     Text,
 )
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from sandbox.compiler import _Builder
     from sandbox.newroot import HostRoot
     from sandbox.sources import Opened
+    from sandbox.subordinate import Subordinates
     from sandbox.treatments import Material, Target
 
 RUN_DIRECTORY = b"/run/sandbox"
@@ -65,6 +67,7 @@ class Surroundings(Record):
     working directory unless one of these covers it; `ids` are the command's uid and gid where they are not the user's;
     `root` is what a root of the run's own is made of, `image` the tree that it is instead. `protected` is what of a
     writable workspace is not; `accounts` are the host's passwd and group files, as lines, where the ids need names.
+    `subordinates` are the ids beside root that the command has inside.
     """
 
     shared: tuple[bytes, ...]
@@ -78,6 +81,7 @@ class Surroundings(Record):
     image: "Material | None" = None
     protected: tuple[Protect, ...] = ()
     accounts: tuple[tuple[bytes, tuple[bytes, ...]], ...] = ()
+    subordinates: "Subordinates | None" = None
 
     def names(self) -> dict[bytes, bytes]:
         """What the command's uid and gid are called, by the path of the file that says so."""
@@ -213,6 +217,8 @@ class Level:
     def __init__(self, builder: "_Builder", where: Surroundings) -> None:
         self.builder, self.where, self.spec = builder, where, builder.spec
         self.add = builder.steps.append
+        if where.subordinates is not None:
+            builder.subordinates = where.subordinates.of_job(where.ids)
 
     def compile(
         self,
@@ -270,12 +276,26 @@ class Level:
         return self.builder.ground(material, writable=writable)
 
     def shift(self, material: "Material", slot: int) -> None:
-        if self.where.ids is not None and isinstance(self.builder.steps[-1], CloneTree):
+        """Ranges only where nothing is written through to the host: a job could make files there that are anybody's."""
+        is_tree = isinstance(self.builder.steps[-1], CloneTree)
+        ranges, ids = self.builder.subordinates, self.where.ids
+        if ids is None or material.source is None:
+            return
+        if ranges is not None and (not is_tree or self.is_root_of_roots(material)):
+            self.add(Shift(slot, *ranges.inner(*ids)))
+            return
+        owner, group = self.builder.host.uid, self.builder.host.gid
+        if is_tree:
             assert material.tree.status is not None
             owner, group = material.tree.status.st_uid, material.tree.status.st_gid
-            self.add(Idmap(slot, owner, self.where.ids[0], group, self.where.ids[1]))
-        elif self.where.ids is not None and material.source is not None:
-            self.add(Idmap(slot, self.builder.host.uid, self.where.ids[0], self.builder.host.gid, self.where.ids[1]))
+        self.add(Idmap(slot, owner, ids[0], group, ids[1]))
+
+    def is_root_of_roots(self, material: "Material") -> bool:
+        """Whether it is the root directory of the run, or a layer of it, and root's."""
+        image, status = self.where.image, material.tree.status
+        if image is None or status is None or not any(material.tree is one.tree for one in (image, *image.above)):
+            return False
+        return (status.st_uid, status.st_gid) == (0, 0)
 
     def workspace(self) -> tuple[int, bool] | None:
         if self.where.workspace is None:

@@ -69,6 +69,31 @@ class Idmap(Record):
     shown_gid: U32
 
 
+class Shift(Record):
+    """Show ids through maps in a detached mount: stored, shown and count of each range; others are nobody's."""
+
+    slot: U32
+    uids: Words
+    gids: Words
+
+
+class UserNamespace(Record):
+    """Enter a user namespace that was made before the fork, with these maps: inside, outside and count of each range.
+
+    It lies in that of the step before, if there is one. Its owner is the command. `programs` write the maps, of uids
+    and of gids, where the kernel does not let the launcher do it: newuidmap(1).
+    """
+
+    uids: Words
+    gids: Words
+    programs: Strings
+
+
+def mapped(words: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """What a map of a UserNamespace step has outside: the first and the count of each range."""
+    return tuple((words[at + 1], words[at + 2]) for at in range(0, len(words), 3))
+
+
 class KeepDescriptors(Record):
     """The command gets descriptors 0 to 2 and these, and no others."""
 

@@ -37,10 +37,12 @@ from sandbox.level_steps import (
     Procdir,
     Protect,
     Seccomp,
+    Shift,
     Symlink,
     Terminal,
     Text,
     Timeout,
+    UserNamespace,
 )
 from sandbox.plan_types import U8, U32, U64, Mode, Path, Place, PlanFlag, Slots, Source, String, Strings
 from sandbox.record import Record
@@ -253,6 +255,8 @@ Step = (
     | Terminal
     | CountChanges
     | Protect
+    | UserNamespace
+    | Shift
 )
 
 OPCODES: dict[int, type[Any]] = {
@@ -311,6 +315,8 @@ OPCODES: dict[int, type[Any]] = {
     0x52: Terminal,
     0x53: CountChanges,
     0x54: Protect,
+    0x55: UserNamespace,
+    0x56: Shift,
 }
 OPCODE_OF: dict[type[Any], int] = {cls: code for code, cls in OPCODES.items()}
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sandbox import attending, network, refine, saving
     from sandbox.isolation import Surroundings
     from sandbox.stored import Keeper
+    from sandbox.subordinate import Subordinates
 
 
 class Prepared(Record):
@@ -61,7 +62,7 @@ class Calling(Record):
 def choose_mode(spec: Spec, machine: host.Host) -> Mode:
     """The mode of a run. Raises HostError when the one that is asked for cannot be had."""
     # What the helper refuses for its power, a user namespace may still do.
-    helper = spec.engine != "python" and spec.scratch is None and spec.net != "private"
+    helper = spec.engine != "python" and spec.scratch is None and spec.net != "private" and not spec.as_root
     return host.choose_mode(spec.mode, machine, helper=helper)
 
 
@@ -111,7 +112,7 @@ def prepare(
     materials = [maker.material(item) for item in opened]
     surroundings = None
     if spec.isolation != "none":
-        surroundings = _surroundings(spec, mode, where, given, cwd, stack)
+        surroundings = _surroundings(spec, mode, where, given, cwd, stack, say)
         for item in opened_roots:
             surroundings = surroundings.replace(image=maker.material(item))
         command_env |= surroundings.variables(spec)
@@ -244,12 +245,20 @@ def _filter(spec: Spec, where: Home) -> tuple[int, ...]:
 
 
 def _surroundings(
-    spec: Spec, mode: Mode, where: Home, environ: Mapping[bytes, bytes], cwd: bytes, stack: contextlib.ExitStack
+    spec: Spec,
+    mode: Mode,
+    where: Home,
+    environ: Mapping[bytes, bytes],
+    cwd: bytes,
+    stack: contextlib.ExitStack,
+    say: Say,
 ) -> "Surroundings":
     """What an isolating level needs to know of this host, and the working directory as its workspace."""
     from sandbox import isolation
 
     found = isolation.look(environ, spec, mode, where.path).replace(filter=_filter(spec, where))
+    if spec.as_root:
+        found = found.replace(subordinates=_subordinates(spec, mode, say))
     if not isolation.can_be_workspace(cwd, found):
         return found
     fd = stack.enter_context(fsops.closing(os.open(cwd, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
@@ -262,6 +271,17 @@ def _surroundings(
 
         protected = guarding.protect(fd, cwd, stack)
     return found.replace(workspace=Material(tree, Treatment.DIRECTORY, source, None), protected=protected)
+
+
+def _subordinates(spec: Spec, mode: Mode, say: Say) -> "Subordinates | None":
+    """What there is beside the one id. What is saved is its user's, so nobody else writes it."""
+    from sandbox import subordinate
+
+    found = "what --save keeps is of one owner" if spec.saves else subordinate.look(mode)
+    if isinstance(found, str):
+        say(f"--as-root: one id inside, root's: {found}")
+        return None
+    return found
 
 
 def _changes(

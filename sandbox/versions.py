@@ -37,10 +37,12 @@ from sandbox.level_steps import (
     Procdir,
     Protect,
     Seccomp,
+    Shift,
     Symlink,
     Terminal,
     Text,
     Timeout,
+    UserNamespace,
 )
 from sandbox.plan import Attach, Erofs, Overlay, Plan, Stack
 from sandbox.plan_types import Attr, Mode, OverlayOption, PlanFlag
@@ -100,6 +102,7 @@ SINCE = (
     Since(Expose, 2, "--keep"),
     Since(Audit, 2, "--audit"),
     Since(Terminal, 2, "--tty"),
+    *(Since(step, 2, "--as-root") for step in (UserNamespace, Shift)),
 )
 
 

@@ -7,7 +7,7 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 from sandbox import fsops
-from sandbox.engine import attendance, changes, init
+from sandbox.engine import attendance, changes, init, ranges
 from sandbox.engine import syscalls as sys
 from sandbox.errors import StepError, printable
 from sandbox.level_steps import (
@@ -28,7 +28,9 @@ from sandbox.level_steps import (
     Procdir,
     Protect,
     Seccomp,
+    Shift,
     Terminal,
+    UserNamespace,
 )
 from sandbox.plan_types import Attr
 
@@ -220,12 +222,24 @@ def drop_capabilities(child: "Child", _: DropCapabilities) -> None:
 
 
 def idmap(child: "Child", step: Idmap) -> None:
-    with fsops.closing(_swapping_namespace((step.uid, step.shown_uid), (step.gid, step.shown_gid))) as userns:
-        sys.mount_setattr(child.mounts[step.slot], set_attrs=sys.MOUNT_ATTR_IDMAP, userns=userns, recursive=False)
+    _set_idmap(child, step.slot, _swap(step.uid, step.shown_uid), _swap(step.gid, step.shown_gid))
 
 
-def _swapping_namespace(uids: tuple[int, int], gids: tuple[int, int]) -> int:
-    """A user namespace whose maps exchange two ids, for nothing but to be given to a mount."""
+def shift(child: "Child", step: Shift) -> None:
+    _set_idmap(child, step.slot, ranges.lines(step.uids), ranges.lines(step.gids))
+
+
+def _set_idmap(child: "Child", slot: int, uids: bytes, gids: bytes) -> None:
+    with fsops.closing(_mapping_namespace(uids, gids)) as userns:
+        sys.mount_setattr(child.mounts[slot], set_attrs=sys.MOUNT_ATTR_IDMAP, userns=userns, recursive=False)
+
+
+def enter_user_namespace(child: "Child", _: UserNamespace) -> None:
+    sys.setns(next(child.user_namespaces), sys.CLONE_NEWUSER)
+
+
+def _mapping_namespace(uids: bytes, gids: bytes) -> int:
+    """A user namespace with these maps, for nothing but to be given to a mount."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     ready, tell = os.pipe2(os.O_CLOEXEC)
     if (pid := os.fork()) == 0:
@@ -243,9 +257,9 @@ def _swapping_namespace(uids: tuple[int, int], gids: tuple[int, int]) -> int:
                 "cannot make a user namespace for an id-mapped mount",
                 hint="allow them: sysctl user.max_user_namespaces=15000",
             )
-        for name, ids in (("uid_map", uids), ("gid_map", gids)):
+        for name, text in (("uid_map", uids), ("gid_map", gids)):
             with fsops.closing(os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)) as fd:
-                os.write(fd, _swap(*ids))
+                os.write(fd, text)
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         for fd in (reader, writer, ready):
@@ -331,6 +345,8 @@ DO: dict[type[Any], Any] = {
     Identity: identity,
     DropCapabilities: drop_capabilities,
     Idmap: idmap,
+    Shift: shift,
+    UserNamespace: enter_user_namespace,
     KeepDescriptors: keep_descriptors,
     Seccomp: seccomp,
     Audit: audit,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sandbox.engine.progress import Progress
 
 from sandbox import fsops, home
-from sandbox.engine import Launch, Result, attendance, changes, command, init, steps, supervisor
+from sandbox.engine import Launch, Result, attendance, changes, command, init, ranges, steps, supervisor
 from sandbox.engine.account import Account
 from sandbox.engine.steps import Child
 from sandbox.errors import CommandError, SandboxError, SourceError, StepError, note, printable, reason
@@ -156,6 +156,7 @@ def _run_child(
     status_reader, status_writer = os.pipe2(os.O_CLOEXEC)
     changed, changes_writer = (end.detach() for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
     with fsops.closing(reader), fsops.closing(status_reader), fsops.closing(changed), contextlib.ExitStack() as stack:
+        user_namespaces = stack.enter_context(ranges.namespaces(plan))
         progress = _progress(plan, launch, reader, account, stack)
         reports = init.Reports(status_reader)
         account.phase("Prepare the host side")
@@ -164,6 +165,7 @@ def _run_child(
             os.close(status_reader)
             child = Child(plan, launch, where, record, supervisor_pid, account)
             child.status, child.changes = status_writer, changes_writer
+            child.user_namespaces = iter(user_namespaces)
             _become_command(child, writer, inherited)
         os.close(writer)
         os.close(status_writer)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from typing import Any
 
 import prctl
@@ -68,6 +69,8 @@ class Child:
         self.dev = -1
         # Whose the things are that the run makes.
         self.owner = next(((s.uid, s.gid) for s in plan.steps if isinstance(s, Identity)), (plan.uid, plan.gid))
+        # Open, in the order of the steps that enter them.
+        self.user_namespaces: Iterator[int] = iter(())
         self.status = -1
         self.filter: tuple[int, ...] = ()
         self.allowed: list[tuple[int, int]] = []

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from sandbox.engine import newroot
 from sandbox.errors import printable, reason
 from sandbox.host import forbidden_remedy, userns_remedy
-from sandbox.level_steps import Allow, File, Loopback, PivotRoot, Proc, Symlink
+from sandbox.level_steps import Allow, File, Loopback, PivotRoot, Proc, Symlink, UserNamespace
 from sandbox.plan import (
     Attach,
     Chdir,
@@ -64,7 +64,7 @@ def remedy(step: Any, error: OSError) -> str:
     for steps, numbers, text in _REMEDIES:
         if isinstance(step, steps) and error.errno in numbers:
             return text
-    if isinstance(step, Unshare | IdMap):
+    if isinstance(step, Unshare | IdMap | UserNamespace):
         return userns_remedy(error.errno or 0)
     return forbidden_remedy() if error.errno in _FORBIDDEN else ""
 

@@ -16,19 +16,28 @@ _ENTRY = 4096
 
 
 class Reader(Record):
-    """Whose rights count where the copying process has more: its own do where `uid` is None."""
+    """Whose rights count where the copying process has more: its own do where `uid` is None.
+
+    `uids` and `gids` are ranges, (first, count), whose files this user reads too: root inside has them.
+    """
 
     uid: int | None
     gid: int | None
+    uids: tuple[tuple[int, int], ...] = ()
+    gids: tuple[tuple[int, int], ...] = ()
 
     def check(self, status: os.stat_result, name: bytes) -> None:
         """Raises PermissionError for what this user could not read."""
-        if self.uid is None:
+        if self.uid is None or (_is_in(status.st_uid, self.uids) and _is_in(status.st_gid, self.gids)):
             return
         shift = 6 if status.st_uid == self.uid else 3 if status.st_gid == self.gid else 0
         needed = 5 if stat.S_ISDIR(status.st_mode) else 4
         if status.st_mode >> shift & needed != needed:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+
+
+def _is_in(number: int, ranges: tuple[tuple[int, int], ...]) -> bool:
+    return any(first <= number < first + count for first, count in ranges)
 
 
 class Copy:

@@ -20,7 +20,9 @@ from sandbox.level_steps import (
     Proc,
     Procdir,
     Protect,
+    Shift,
     Terminal,
+    UserNamespace,
 )
 from sandbox.plan import Attach, SetPropagation, Tmpfs, Unshare
 from sandbox.plan_types import Base, Place, PlanFlag, Source, SourceKind
@@ -42,6 +44,10 @@ def test_what_belongs_to_the_host(helper):
         ((*START, Init(0), Init(0)), "one init"),
         ((*START, Identity(0, 0)), "no user namespace"),
         ((*START, TMPFS, Idmap(0, 0, helper.uid, 0, helper.gid)), "no user namespace"),
+        ((*START, TMPFS, Shift(0, (0, helper.uid, 1), (0, helper.gid, 1))), "no user namespace"),
+        ((*START, UserNamespace((0, 0, 65536), (0, 0, 65536), ())), "no user namespace"),
+        ((*START, UserNamespace((0, 0, 1), (0, 0, 1), (b"/usr/bin/newuidmap",) * 2)), "no user namespace"),
+        ((UserNamespace((0, 0, 65536), (0, 0, 65536), ()), *START), "a plan starts with a mount namespace"),
     ):
         helper.refused(helper.raw(*steps), text)
 

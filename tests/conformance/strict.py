@@ -108,6 +108,30 @@ CASES = [
         stdout="0\ndenied\ndenied\ndenied\n",
         **_AS_ROOT,
     ),
+    rooted(
+        "as root: more than one id",
+        "echo x > /data/f; chown 6:42 /data/f; ls -ln /data/f | awk '{print $3 \":\" $4}';"
+        "chown 65536 /data/f 2>/dev/null;"
+        "ls -ln /data/f | awk '{print $3 \":\" $4}'; awk '{print $1, $3}' /proc/self/uid_map /proc/self/gid_map;"
+        "cat /proc/self/setgroups",
+        *("--root", "{d}/root.sfs", "--as-root"),
+        stdout="6:42\n6:42\n0 1\n1 65535\n0 1\n1 65535\nallow\n",
+        many_ids=True,
+        **_AS_ROOT,
+    ),
+    *(
+        Case(
+            f"as root: another user, level {level}",
+            f"mkdir /tmp/d && chown 7:8 /tmp/d && chmod 700 /tmp/d; setpriv --reuid 7 --regid 8 --clear-groups "
+            f"sh -c 'id -u; id -G; cat /tmp/d/f {_DENIED}; echo own > /tmp/d/f; cat /etc/shadow {_DENIED}';"
+            "cat /tmp/d/f; rm -r /tmp/d && ls -A /tmp; grep -c . /proc/self/uid_map",
+            ("--isolation", level, "--as-root"),
+            stdout="7\n8\ndenied\ndenied\nown\n2\n",
+            many_ids=True,
+            **_AS_ROOT,
+        )
+        for level in ("job", "strict")
+    ),
     strict("exit code", "exit 42", code=42),
     strict("not found", None, argv=("no-such-command",), code=127, stderr="command not found"),
     strict("an init is pid 1", 'echo $$; test "$(cat /proc/1/comm)" != sh && echo init', stdout="2\ninit\n"),

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conformance import erofs, fences, isolation, stacks, strict
 from tests.conformance.cases import CASES, Case, make_inputs
-from tests.support import modes, reports
+from tests.support import modes, reports, users
 
 COMBINATIONS = [
     ("python", "root"),
@@ -49,6 +49,8 @@ def test_case(engine, mode, case: Case, inputs: Path, run_sandbox, area, identit
         pytest.skip(f"engine {engine} in mode {mode} is not supported here")
     as_user = mode != "root"
     who = identities[as_user]
+    if case.many_ids and mode == "userns" and (why := users.no_subordinates(who)):
+        pytest.skip(why)
     own = area.dir(as_user)
 
     def fill(text: str) -> str:

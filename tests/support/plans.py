@@ -32,8 +32,12 @@ _KINDS = {
     plan_types.Slots: st.lists(_U32, max_size=3).map(tuple),
     plan_types.Words: st.lists(_U64, min_size=1, max_size=3).map(tuple),
 }
+_ids = st.integers(0, 2**31 - 1)
+_maps = st.lists(st.tuples(_ids, _ids, st.integers(1, 2**31)), min_size=1, max_size=3).map(lambda r: sum(r, ()))
 # What the kind of the field does not say.
 _FIELDS = {
+    **{(cls, name): _maps for cls in (level_steps.UserNamespace, level_steps.Shift) for name in ("uids", "gids")},
+    (level_steps.UserNamespace, "programs"): st.just(()) | st.tuples(_absolute, _absolute),
     (plan.SetPropagation, "kind"): st.sampled_from([int(kind) for kind in plan_types.Propagation]),
     (plan.Tree, "recursive"): st.integers(0, 1),
     (level_steps.Init, "as_pid_1"): st.integers(0, 1),
@@ -66,7 +70,15 @@ _ONCE = (
     level_steps.Label,
     level_steps.NewRoot,
 )
-_USES = (plan.Extract, plan.Attach, level_steps.Idmap, level_steps.NewRoot, level_steps.CountChanges, level_steps.Node)
+_USES = (
+    plan.Extract,
+    plan.Attach,
+    level_steps.Idmap,
+    level_steps.Shift,
+    level_steps.NewRoot,
+    level_steps.CountChanges,
+    level_steps.Node,
+)
 _NEWER = tuple(since.what for since in SINCE if isinstance(since.what, (type, Mode)))
 _CLASSES = sorted(plan.OPCODES.values(), key=str)
 

@@ -42,6 +42,18 @@ def current() -> Identity:
     return Identity(entry.pw_name, entry.pw_uid, entry.pw_gid, tuple(os.getgroups()), Path(entry.pw_dir))
 
 
+def no_subordinates(who: Identity) -> str:
+    """Why this user has no subordinate ids; empty where he has, as useradd gives them to new users of most systems."""
+    for name in ("newuidmap", "newgidmap"):
+        if shutil.which(name) is None:
+            return f"there is no {name} (make setup installs it)"
+    for file in ("/etc/subuid", "/etc/subgid"):
+        lines = Path(file).read_text().splitlines() if os.path.exists(file) else []
+        if not any(line.split(":")[0] in (who.name, str(who.uid)) for line in lines):
+            return f"{file} has no line for {who.name}"
+    return ""
+
+
 def _account_tool(*command: str) -> str:
     """useradd and its kin fail when another session holds the lock on /etc/passwd: try again for a while."""
     for attempt in range(20):

@@ -42,10 +42,12 @@ from sandbox.level_steps import (
     Procdir,
     Protect,
     Seccomp,
+    Shift,
     Symlink,
     Terminal,
     Text,
     Timeout,
+    UserNamespace,
 )
 from sandbox.plan import (
     Attach,
@@ -177,6 +179,12 @@ ATTENDED = (
     Seccomp((0x7FFF000000000006,)),
     Audit(),
 )
+RANGES = (
+    UserNamespace((1000, 1000, 1, 100000, 100000, 65536), (0, 2**32 - 2, 1), (b"/usr/bin/newuidmap", b"/x")),
+    Tmpfs(0, 1 << 20, 0, 0o755),
+    Shift(0, (0, 2**31, 1, 1, 2**31 + 1, 65535), (5, 7, 1)),
+    UserNamespace((0, 1000, 1), (0, 1000, 1), ()),
+)
 
 
 def good() -> Iterator[tuple[str, str, Plan]]:
@@ -187,6 +195,7 @@ def good() -> Iterator[tuple[str, str, Plan]]:
     yield "new-root", "every kind of step of a new root", plan(*NEW_ROOT)
     yield "limits", "every limit, nice value and a timeout", plan(*LIMITS, sources=(DIRECTORY,))
     yield "attended", "every step that an attendant or the supervisor has a part in", plan(*ATTENDED)
+    yield "ranges", "user namespaces and a mount with ranges of ids", plan(*RANGES, mode=Mode.USERNS)
     stacked = (Tmpfs(0, 1, 0, 0), Tmpfs(1, 1, 0, 0), Stack(2, (0, 1), 0), Stack(3, (1, 2, 0), 1))
     yield "stacks", "stacks of two and three layers", plan(*stacked)
     yield "erofs", "an erofs image", plan(Erofs(0, 1), Attach(0, TOP, 7), sources=(DIRECTORY, FILE))
@@ -245,6 +254,10 @@ def place(base: int, path: bytes) -> bytes:
 
 def u32(*values: int) -> bytes:
     return struct.pack(f"<{len(values)}I", *values)
+
+
+def ids(*words: int) -> bytes:
+    return struct.pack(f"<I{len(words)}Q", len(words), *words)
 
 
 def bad_head() -> Iterator[tuple[str, str, bytes]]:
@@ -431,6 +444,26 @@ def bad_isolation() -> Iterator[tuple[str, str, bytes]]:
         yield f"name-{name}", what, with_steps(step(0x60, text(value)), version=2)
     yield "name-twice", "two names", with_steps(*[step(0x60, text(b"a"))] * 2, version=2)
     yield "idmap-slot", "Idmap of a slot that was not made", with_steps(step(0x1E, u32(1, 0, 0, 0, 0)), version=2)
+    yield (
+        "shift-slot",
+        "Shift of a slot that was not made",
+        with_steps(step(0x56, u32(1) + ids(0, 1, 1) * 2), version=2),
+    )
+    for name, what, numbers in (
+        ("empty", "no range of ids", ()),
+        ("part", "a range without a count", (0, 1000)),
+        ("none", "a range of no ids", (0, 1000, 0)),
+        ("over", "a range beyond the last id", (0, 2**32 - 2, 2)),
+        ("wrap", "a range whose end is beyond 64 bits", (2**64 - 1, 0, 2**64 - 1)),
+    ):
+        for which, maps in (
+            ("gids", ids(0, 1000, 1) + ids(*numbers)),
+            ("uids", ids(*numbers) + ids(0, 1000, 1)),
+        ):
+            yield f"ranges-{name}-{which}", what, with_steps(step(0x55, maps + u32(0)), version=2)
+    for name, programs in (("one", (b"/x",)), ("relative", (b"/x", b"x")), ("three", (b"/x",) * 3)):
+        body = ids(0, 1000, 1) * 2 + u32(len(programs)) + b"".join(map(text, programs))
+        yield f"ranges-programs-{name}", "programs that write no maps", with_steps(step(0x55, body), version=2)
     yield "fds-over", "more descriptors than a list may hold", with_steps(step(0x1F, u32(MAX_ITEMS + 1)), version=2)
     yield "fds-short", "fewer descriptors than promised", with_steps(step(0x1F, u32(2, 3)), version=2)
     tmpfs = step(0x05, u32(1) + bytes(20))

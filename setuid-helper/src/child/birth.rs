@@ -13,7 +13,8 @@ const USER: u64 = libc::CLONE_NEWUSER as u64;
 /// there is no `Init`, and where something has to stay outside that is started before it, or is told the child's number.
 pub fn birth(plan: &Plan) -> Option<i32> {
     let is_outside = |step: &Step| matches!(step, Step::Fuse { .. } | Step::Extract { .. } | Step::Network { .. });
-    if !plan.has_init(plan.steps.len()) || plan.steps.iter().any(is_outside) {
+    let enters_first = matches!(plan.steps.first(), Some(Step::UserNamespace { .. }));
+    if !plan.has_init(plan.steps.len()) || enters_first || plan.steps.iter().any(is_outside) {
         return None;
     }
     match plan.steps.iter().filter(|step| makes_user_namespace(step)).count() {

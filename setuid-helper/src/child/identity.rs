@@ -1,8 +1,8 @@
 //! Who the command is and what it may still do: ids, capabilities, descriptors; and the names of its world.
 
+use super::ranges::lines;
 use super::{Child, explained};
 use crate::error::{Doing, Failure, Outcome};
-use crate::fsops::open_path;
 use crate::plan::{Plan, Slot, Slots, Step};
 use crate::prelude::*;
 use crate::setuid::{MOUNT, NETWORK, Rights};
@@ -77,13 +77,19 @@ impl Child<'_> {
     }
 }
 
-/// The user namespaces of all `Idmap` steps, made before the fork: a process of a new pid namespace does not find its
+/// The user namespaces of all `Idmap` and `Shift` steps, made before the fork: a process of a new pid namespace does not find its
 /// children in the `/proc` that is there.
 pub fn id_maps(plan: &Plan) -> Outcome<Vec<(Slot, OwnedFd)>> {
     let mut made = Vec::new();
     for step in &plan.steps {
-        let Step::Idmap { slot, uid, shown_uid, gid, shown_gid } = *step else { continue };
-        let userns = swapping_namespace((uid, shown_uid), (gid, shown_gid))
+        let (slot, uids, gids) = match *step {
+            Step::Idmap { slot, uid, shown_uid, gid, shown_gid } => {
+                (slot, swap((uid, shown_uid)), swap((gid, shown_gid)))
+            }
+            Step::Shift { slot, uids, gids } => (slot, lines(uids), lines(gids)),
+            _ => continue,
+        };
+        let userns = mapping_namespace(&uids, &gids)
             .doing("make a user namespace for an id-mapped mount", b"")
             .map_err(|failure| failure.hint("allow them: sysctl user.max_user_namespaces=15000"))
             .map_err(|failure| explained(step, failure, plan))?;
@@ -113,9 +119,9 @@ pub fn drop_capabilities(rights: Rights) -> Outcome<()> {
     set_capabilities(None, sets).doing("drop capabilities", b"")
 }
 
-/// A user namespace whose maps exchange two ids, for nothing but to be given to a mount. It needs a process while it is
+/// A user namespace with these maps, for nothing but to be given to a mount. It needs a process while it is
 /// made: one that waits, and that the supervisor reaps.
-fn swapping_namespace(uid: (u32, u32), gid: (u32, u32)) -> Result<OwnedFd, Errno> {
+fn mapping_namespace(uids: &str, gids: &str) -> Result<OwnedFd, Errno> {
     let (wait, done) = pipe_with(PipeFlags::CLOEXEC)?;
     match sys::fork_into(libc::CLONE_NEWUSER)? {
         Forked::Child => {
@@ -123,18 +129,24 @@ fn swapping_namespace(uid: (u32, u32), gid: (u32, u32)) -> Result<OwnedFd, Errno
             let _ = read(&wait, &mut [0u8; 1]);
             sys::exit_now(0)
         }
-        Forked::Parent(pid) => map_and_open(pid, uid, gid),
+        Forked::Parent(pid) => write_maps(pid, uids, gids).and_then(|()| open_user_namespace(pid)),
     }
 }
 
-fn map_and_open(pid: Pid, uid: (u32, u32), gid: (u32, u32)) -> Result<OwnedFd, Errno> {
-    let path = format!("/proc/{}", pid.as_raw_nonzero());
-    let directory = open_path(CWD, path.as_bytes())?;
-    for (name, ids) in [("uid_map", uid), ("gid_map", gid)] {
-        let file = openat(&directory, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-        write(&file, swap(ids).as_bytes())?;
+/// The maps of the user namespace of a process, written by this one.
+pub fn write_maps(pid: Pid, uids: &str, gids: &str) -> Result<(), Errno> {
+    for (name, text) in [("uid_map", uids), ("gid_map", gids)] {
+        let path = format!("/proc/{}/{name}", pid.as_raw_nonzero());
+        let file = openat(CWD, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        write(&file, text.as_bytes())?;
     }
-    openat(&directory, "ns/user", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    Ok(())
+}
+
+/// The user namespace that a process is in.
+pub fn open_user_namespace(pid: Pid) -> Result<OwnedFd, Errno> {
+    let path = format!("/proc/{}/ns/user", pid.as_raw_nonzero());
+    openat(CWD, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// All ids as they are, but these two exchanged, as lines of a map: user_namespaces(7).

@@ -18,6 +18,7 @@ mod network;
 mod newroot;
 mod overlay;
 mod place;
+mod ranges;
 mod remedy;
 mod spawn;
 mod world;
@@ -27,6 +28,7 @@ pub use command::{candidates, execute};
 pub use identity::id_maps;
 pub use init::die_with_supervisor;
 pub use loopdev::{Bounds, Devices};
+pub use ranges::user_namespaces;
 pub use spawn::{c_strings, last_words, open_null, spawn};
 
 use crate::attendance::Attendance;
@@ -69,7 +71,9 @@ pub struct Prepared<'p> {
     pub status: Option<&'p OwnedFd>,
     /// Whose rights mounts are made with.
     pub rights: Rights,
-    /// User namespaces for `Idmap` steps.
+    /// Those of `UserNamespace` steps, in their order.
+    pub user_namespaces: &'p [OwnedFd],
+    /// User namespaces for `Idmap` and `Shift` steps.
     pub id_maps: &'p [(Slot, OwnedFd)],
     /// The caller's signal mask, which an init to come does without: it would ignore what it does not block.
     pub mask: Mask,
@@ -105,6 +109,8 @@ pub struct Child<'p> {
     mounts: Vec<(Slot, Mount)>,
     /// `procdirs/` as this mount namespace has it, with the guard if there is one.
     procdirs: Option<OwnedFd>,
+    /// How many of the user namespaces have been entered.
+    entered: usize,
     /// The root of what is mounted on the procdir, or the procdir itself.
     procdir: Option<OwnedFd>,
     /// Where base root starts, while that is not the root directory.
@@ -143,6 +149,7 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
         executable: None,
         mounts: Vec::new(),
         procdirs: None,
+        entered: 0,
         procdir: None,
         root: None,
         dev: None,
@@ -244,7 +251,8 @@ impl<'p> Child<'p> {
             Step::Hostname { name } => self.hostname(name),
             Step::Identity { uid, gid } => self.identity(uid, gid),
             Step::DropCapabilities => self.drop_capabilities(),
-            Step::Idmap { slot, .. } => self.idmap(slot),
+            Step::Idmap { slot, .. } | Step::Shift { slot, .. } => self.idmap(slot),
+            Step::UserNamespace { .. } => self.enter_user_namespace(),
             Step::KeepDescriptors { fds } => self.keep_descriptors(fds),
             Step::Seccomp { filter } => {
                 self.filter = filter.iter().collect();

@@ -9,11 +9,11 @@ use rustix::io::Errno;
 /// A hint, or nothing.
 pub fn remedy(step: &Step, error: Errno) -> &'static str {
     match (step, error) {
-        (Step::Unshare { .. }, Errno::NOSPC) => {
+        (Step::Unshare { .. } | Step::UserNamespace { .. }, Errno::NOSPC) => {
             "no user namespaces are left or allowed: sysctl user.max_user_namespaces=15000, run as root, \
              or sandbox setuid install"
         }
-        (Step::Unshare { .. } | Step::IdMap { .. }, Errno::PERM | Errno::ACCESS) => {
+        (Step::Unshare { .. } | Step::IdMap { .. } | Step::UserNamespace { .. }, Errno::PERM | Errno::ACCESS) => {
             if setting("kernel/unprivileged_userns_clone") == b"0" {
                 return "allow them: sysctl kernel.unprivileged_userns_clone=1, run as root, or sandbox setuid install";
             }

@@ -1,7 +1,7 @@
 //! What the layout alone cannot say: indices within bounds, slots made once and before use, option bits.
 
 use super::reader::Invalid;
-use super::{Base, MAX_HOSTNAME, MAX_NAME, Plan, Slot, SourceKind, Step, attr, overlay};
+use super::{Base, MAX_HOSTNAME, MAX_NAME, Plan, Slot, SourceKind, Step, Words, attr, overlay};
 use crate::prelude::*;
 
 pub fn check(plan: &Plan) -> Result<(), Invalid> {
@@ -128,9 +128,28 @@ fn step_fault(step: &Step, plan: &Plan, defined: &mut Defined) -> Fault {
         Step::Cgroup { source, .. } => source_exists(source, sources),
         Step::Limit { soft, hard, .. } if soft > hard => Err("a limit beyond its own maximum"),
         Step::Allow { access: 0, .. } => Err("it allows nothing"),
+        Step::UserNamespace { uids, gids, programs } => {
+            id_map(uids).and_then(|()| id_map(gids))?;
+            match programs.count() {
+                0 | 2 => programs.iter().try_for_each(absolute),
+                _ => Err("neither no program nor two"),
+            }
+        }
+        Step::Shift { slot, uids, gids } => id_map(uids).and_then(|()| id_map(gids)).and_then(|()| defined.used(slot)),
         Step::Nice { value } if value > 39 => Err("no such nice value"),
         _ => Ok(()),
     }
+}
+
+/// Ranges of ids: where each starts on both sides, and how many there are.
+fn id_map(words: Words) -> Fault {
+    let all: Vec<u64> = words.iter().collect();
+    let (ranges, rest) = all.as_chunks::<3>();
+    let last = u64::from(u32::MAX);
+    let fits = |[one, other, count]: &[u64; 3]| {
+        *count > 0 && [one, other].into_iter().all(|start| start.saturating_add(*count) <= last)
+    };
+    if !ranges.is_empty() && rest.is_empty() && ranges.iter().all(fits) { Ok(()) } else { Err("no map of ids") }
 }
 
 fn source_exists(source: u32, sources: usize) -> Fault {

@@ -1,6 +1,6 @@
 //! Plan to bytes. Nothing is checked here: `decode` knows the limits, and tests compare the two.
 
-use super::{MAGIC, Place, Plan, Source, Step};
+use super::{MAGIC, Place, Plan, Source, Step, Words};
 use crate::prelude::*;
 
 /// The plan as bytes of a version that has all it says (`version_of`).
@@ -56,6 +56,12 @@ impl Writer {
 
     fn place(&mut self, place: &Place) -> &mut Self {
         self.u8(place.base as u8).bytes(place.path).u64(place.dev).u64(place.ino)
+    }
+
+    fn words(&mut self, words: Words) -> &mut Self {
+        self.u32(words.len() as u32);
+        self.0.extend(words.raw());
+        self
     }
 
     /// The body; returns the opcode.
@@ -114,11 +120,7 @@ impl Writer {
                 self.0.extend(fds.raw());
                 0x1f
             }
-            Step::Seccomp { filter } => {
-                self.u32(filter.len() as u32);
-                self.0.extend(filter.raw());
-                0x20
-            }
+            Step::Seccomp { filter } => self.words(filter).code(0x20),
             Step::Bind { slot, ref place } => self.u32(slot).place(place).code(0x24),
             Step::Text { slot, mode, content } => self.u32(slot).u32(mode).bytes(content).code(0x25),
             Step::File { ref place, mode, content } => self.place(place).u32(mode).bytes(content).code(0x26),
@@ -139,6 +141,12 @@ impl Writer {
             Step::Terminal => 0x52,
             Step::CountChanges { slot } => self.u32(slot).code(0x53),
             Step::Protect { ref place, attrs } => self.place(place).u32(attrs).code(0x54),
+            Step::UserNamespace { uids, gids, programs } => {
+                self.words(uids).words(gids).u32(programs.count());
+                self.0.extend(programs.raw());
+                0x55
+            }
+            Step::Shift { slot, uids, gids } => self.u32(slot).words(uids).words(gids).code(0x56),
             Step::Timeout { limit_ns, kill_after_ns } => self.u64(limit_ns).u64(kill_after_ns).code(0x32),
             Step::Name { name } => self.bytes(name).code(0x60),
             Step::Label { level, images } => {

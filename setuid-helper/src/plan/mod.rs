@@ -236,6 +236,8 @@ pub enum Step<'a> {
     Terminal,
     CountChanges { slot: Slot },
     Protect { place: Place<'a>, attrs: u32 },
+    UserNamespace { uids: Words<'a>, gids: Words<'a>, programs: Strings<'a> },
+    Shift { slot: Slot, uids: Words<'a>, gids: Words<'a> },
 }
 
 impl Step<'_> {
@@ -269,6 +271,18 @@ impl Step<'_> {
         )
     }
 
+    /// Whether it takes a user namespace, or ids that are not the caller's.
+    pub fn maps_ids(&self) -> bool {
+        matches!(
+            self,
+            Step::IdMap { .. }
+                | Step::Identity { .. }
+                | Step::Idmap { .. }
+                | Step::UserNamespace { .. }
+                | Step::Shift { .. }
+        )
+    }
+
     /// Whether it makes namespaces, mounts or files: in the old root only, where /proc is the kernel's.
     pub fn is_before_pivot(&self) -> bool {
         !matches!(
@@ -276,6 +290,7 @@ impl Step<'_> {
             Step::PivotRoot { .. }
                 | Step::Unshare { .. }
                 | Step::IdMap { .. }
+                | Step::UserNamespace { .. }
                 | Step::PlaceEnv { .. }
                 | Step::UnsetEnv { .. }
                 | Step::Chdir { .. }
@@ -360,6 +375,8 @@ impl Step<'_> {
             Step::Terminal => "Terminal",
             Step::CountChanges { .. } => "CountChanges",
             Step::Protect { .. } => "Protect",
+            Step::UserNamespace { .. } => "UserNamespace",
+            Step::Shift { .. } => "Shift",
         }
     }
 }

@@ -37,6 +37,7 @@ fn of_step(step: &Step) -> u16 {
         Step::Stack { .. } | Step::Erofs { .. } => 2,
         Step::Allow { .. } | Step::Landlock { .. } | Step::Network { .. } => 2,
         Step::Name { .. } | Step::Label { .. } => 2,
+        Step::UserNamespace { .. } | Step::Shift { .. } => 2,
         Step::Expose | Step::Audit | Step::Terminal | Step::CountChanges { .. } | Step::Protect { .. } => 2,
         _ => FIRST_VERSION,
     }

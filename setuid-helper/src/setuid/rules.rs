@@ -101,7 +101,7 @@ impl Rules<'_> {
         }
         match *step {
             Step::Network { .. } => return Err("no private network (use --mode userns)"),
-            Step::IdMap { .. } | Step::Identity { .. } | Step::Idmap { .. } => return Err("no user namespace"),
+            step if step.maps_ids() => return Err("no user namespace"),
             Step::Hostname { .. } => self.needs(libc::CLONE_NEWUTS, "a host name needs a UTS namespace")?,
             Step::Loopback => self.needs(libc::CLONE_NEWNET, "a loopback device needs a network namespace")?,
             Step::Init { .. } if self.plan.has_init(index) => return Err("there is one init"),

@@ -114,6 +114,7 @@ fn supervise(
     let (changed, changes) =
         if counts { Some(attendance::pair().doing("make a socket", b"")?).unzip() } else { (None, None) };
     let id_maps = child::id_maps(plan)?;
+    let user_namespaces = child::user_namespaces(plan, rights)?;
     let mut clock = Clock::start(plan, cgroup.as_ref())?;
     account.note(plan);
     account.phase("Prepare the host side");
@@ -124,6 +125,7 @@ fn supervise(
             drop(reports);
             let (id, name) = (record.id.as_str(), record.name.as_str());
             let (devices, id_maps) = (devices.as_ref(), id_maps.as_slice());
+            let user_namespaces = user_namespaces.as_slice();
             let (umask, mask) = (inherited.umask, inherited.mask);
             let (sources, home, marks) = (&sources, &home, marks.as_ref());
             let prepared = Prepared {
@@ -139,6 +141,7 @@ fn supervise(
                 umask,
                 mask,
                 id_maps,
+                user_namespaces,
                 tally,
                 marks,
                 status,
@@ -162,7 +165,7 @@ fn supervise(
     if let Some(marks) = &mut marks {
         marks.let_go();
     }
-    drop((writer, environment, devices, id_maps, status, changes));
+    drop((writer, environment, devices, id_maps, user_namespaces, status, changes));
     // While the child sets up, on another processor: nothing that it needs is in the way.
     stale::clean(&home, &record.name);
     let end = wait::for_command(command, reports.as_ref(), progress, &mut clock, &mut account.usage);

@@ -30,7 +30,7 @@ pub struct PlanSeed {
     numbers: [u64; 5],
 }
 
-const KINDS: u8 = 55;
+const KINDS: u8 = 57;
 
 fn seed() -> impl Strategy<Value = Seed> {
     let component = prop::collection::vec(b'a'..=b'z', 1..8);
@@ -66,12 +66,16 @@ fn lists(words: &[u64], strings: &[&[u8]]) -> Vec<u8> {
     let fds = words.iter().flat_map(|word| (*word as u32).to_le_bytes()).collect();
     let filter = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     let argv = strings.iter().flat_map(|string| [count(string.len()), string.to_vec()].concat()).collect();
+    let range = |word: &u64| [word >> 33, (word << 32) >> 33, 1 + word % 1000];
+    let ranges: Vec<u8> = words.iter().flat_map(range).flat_map(u64::to_le_bytes).collect();
+    let map = [count(words.len() * 3), ranges].concat();
     let bodies = [
         (0x05u16, [0u32; 6].iter().flat_map(|number| number.to_le_bytes()).collect()),
         (0x40, body(&[1], 2, vec![0; 12])),
         (0x0a, body(&[0, 0], strings.len(), argv)),
         (0x1f, body(&[], words.len(), fds)),
         (0x20, body(&[], words.len(), filter)),
+        (0x55, [map.clone(), map, count(0)].concat()),
     ];
     let mut bytes = encode(&bare(b"/", 1), LAST_VERSION);
     bytes.truncate(bytes.len() - 4);
@@ -138,12 +142,17 @@ fn step<'a>(seed: &'a Seed, made: &mut u32) -> Step<'a> {
         *made - 1
     };
     let carrier = decode(&seed.lists).expect("a plan with lists");
-    let [_, Step::Stack { lowers, .. }, Step::Extract { argv, .. }, Step::KeepDescriptors { fds }, ref last] =
-        carrier.steps[..]
+    let [
+        _,
+        Step::Stack { lowers, .. },
+        Step::Extract { argv, .. },
+        Step::KeepDescriptors { fds },
+        filter,
+        Step::UserNamespace { uids, gids, programs },
+    ] = carrier.steps[..]
     else {
         unreachable!("the steps of lists()")
     };
-    let filter = *last;
     let place = match a & 1 {
         0 => Place { base: Base::Procdir, path: &seed.below, dev: a, ino: b },
         _ => Place { base: Base::Root, path: &seed.rooted, dev: a, ino: b },
@@ -202,6 +211,8 @@ fn step<'a>(seed: &'a Seed, made: &mut u32) -> Step<'a> {
         (49, _) => Step::Terminal,
         (50, Some(used)) => Step::CountChanges { slot: used },
         (53, _) => Step::Erofs { slot: slot(), source: 1 },
+        (54, _) => Step::UserNamespace { uids, gids, programs },
+        (55, Some(used)) => Step::Shift { slot: used, uids, gids },
         (51, _) => Step::Protect { place, attrs: z % 32 },
         _ => Step::Tmpfs { slot: slot(), size: b, inodes: c, mode: x },
     }
