@@ -258,8 +258,7 @@ def _mapping_namespace(uids: bytes, gids: bytes) -> int:
                 hint="allow them: sysctl user.max_user_namespaces=15000",
             )
         for name, text in (("uid_map", uids), ("gid_map", gids)):
-            with fsops.closing(os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)) as fd:
-                os.write(fd, text)
+            ranges.write_map(pid, name, text)
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         for fd in (reader, writer, ready):

@@ -100,8 +100,13 @@ def _write_maps(step: UserNamespace, pid: int) -> None:
         if step.programs:
             _run(step.programs[index], pid, words)
         else:
-            with fsops.closing(os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)) as fd:
-                os.write(fd, lines(words))
+            write_map(pid, name, lines(words))
+
+
+def write_map(pid: int, name: str, text: bytes) -> None:
+    """`uid_map` or `gid_map` of the user namespace of a process."""
+    with fsops.closing(os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)) as fd:
+        os.write(fd, text)
 
 
 def _run(program: bytes, pid: int, words: tuple[int, ...]) -> None:
