@@ -183,3 +183,18 @@ def test_package_over_an_installation_by_hand(installed):
     assert "sandbox setuid remove" in told
     installed.run("rm /var/lib/sandbox/setuid-install.json")
     install(installed)
+
+
+def test_profiles_where_apparmor_has_rules_for_user_namespaces(installed):
+    """The root has no AppArmor: what would be a file of version 4 appears and goes as that package's would."""
+    links = "ls /etc/apparmor.d | grep sandbox || :"
+    assert installed.run(links) == ""
+    installed.run("mkdir -p /etc/apparmor.d/abi; touch /etc/apparmor.d/abi/4.0")
+    installed.run("dpkg-trigger --by-package=apparmor /etc/apparmor.d/abi; dpkg --configure --pending")
+    assert installed.run(links).split() == ["sandbox-engine", "sandbox-helper"]
+    assert "profile sandbox-helper /usr/libexec/sandbox/sandbox-helper" in installed.run(
+        "cat /etc/apparmor.d/sandbox-helper"
+    )
+    installed.run("apt-get remove -y sandbox sandbox-setuid")
+    assert installed.run(links) == ""
+    installed.run("rm -r /etc/apparmor.d")
