@@ -319,8 +319,10 @@ def test_auto_prefers_the_helper_and_doctor_knows(run_sandbox, setuid_system, ar
     )
     assert "mode setuid, engine native" in done.stderr
     assert done.stdout == "hello\n"
-    report = json.loads(run_sandbox(["doctor", "--json"], as_user=True).stdout)
+    report = json.loads(run_sandbox(["doctor", "--self-test", "--json"], as_user=True).stdout)
     assert report["modes"]["setuid"] is True
+    tried = {one["level"]: one["error"] for one in report["self_test"] if one["mode"] == "setuid"}
+    assert tried == {"none": "", "job": "", "strict": ""}
 
 
 def test_own_ids_no_user_namespace_no_capabilities(run_sandbox, setuid_system, user):
