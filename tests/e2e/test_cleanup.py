@@ -1,9 +1,11 @@
 """sandbox cleanup: what is left when processes of a sandbox are killed at random moments, and that it all goes."""
 
+import collections
 import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -12,13 +14,15 @@ from pathlib import Path
 import pytest
 
 from sandbox import processes
-from tests.support import archives, living
+from tests.support import archives, leaks, living
 from tests.support.archives import Entry
 from tests.support.living import Living, wait_for
 
 ROUNDS = 25 * int(os.environ.get("SANDBOX_SOAK", "1")) if os.environ.get("SANDBOX_SOAK") else 8
 TREE = [Entry("f", b"hello\n" * 1000), Entry.directory("sub"), Entry("sub/g", b"g\n")]
-LEVELS = ([], ["--isolation", "job"])
+LEVELS = ([], ["--isolation", "job"], ["--isolation", "strict"])
+REAPER = "sandbox-reaper"
+BUILDERS = {"sqfs2tar", "tar2sqfs", "mksquashfs", "unsquashfs"}
 SOURCES = (
     ["-s", "t:{d}/tree.sfs"],
     ["-d", "t:{d}/tree.zip"],
@@ -38,35 +42,98 @@ def inputs(session_area):
     return where
 
 
-def family(pid: int) -> list[int]:
-    """The launcher or supervisor, what is below it, and the reapers that were started since."""
-    everybody = processes.table()
-    children = processes.by_parent((process.pid, process.parent) for process in everybody.values())
-    mine = processes.below(os.getpid(), children)
-    reapers = [other for other in mine if everybody[other].name == "sandbox-reaper"]
-    return [pid, *processes.below(pid, children), *reapers]
+class Rounds:
+    """Sandboxes that start, are joined, and are killed piece by piece. `killed` counts by role."""
 
+    def __init__(self, run_sandbox, as_user: bool, chance: random.Random) -> None:
+        self.run, self.as_user, self.chance = run_sandbox, as_user, chance
+        self.killed: collections.Counter[str] = collections.Counter()
+        self.launchers: list[subprocess.Popen[str]] = []
+        self.clients: list[subprocess.Popen[str]] = []
 
-def kill_one(pid: int, chance: random.Random) -> None:
-    victim = chance.choice(family(pid))
-    try:
-        pidfd = os.pidfd_open(victim)
-    except ProcessLookupError:
-        return
-    # The number may have changed hands before it was opened: only what is still ours is killed.
-    if victim in family(pid):
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        # Output to nowhere: what stays behind would keep a pipe open.
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return self.run.popen(list(words), as_user=self.as_user, **quiet)
+
+    def victims(self) -> dict[int, str]:
+        """Whoever belongs to these sandboxes now, and what they are: reapers too, which nobody is the parent of."""
+        everybody = processes.table()
+        children = processes.by_parent((process.pid, process.parent) for process in everybody.values())
+        found = {pid: "reaper" for pid in processes.below(os.getpid(), children) if _name(everybody, pid) == REAPER}
+        for starters, role in ((self.launchers, "supervisor"), (self.clients, "exec client")):
+            for process in starters:
+                if process.poll() is None:
+                    below = processes.below(process.pid, children)
+                    found |= {pid: _role(_name(everybody, pid), pid) for pid in below} | {process.pid: role}
+        return found
+
+    def kill_one(self) -> None:
+        everyone = self.victims()
+        if not everyone:
+            return
+        # Each role has the same chance, however many have it.
+        role = self.chance.choice(sorted(set(everyone.values())))
+        victim = self.chance.choice([pid for pid, of in everyone.items() if of == role])
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    os.close(pidfd)
+            pidfd = os.pidfd_open(victim)
+            try:
+                # The number may have changed hands before it was opened: only what is still ours is killed.
+                if victim in self.victims():
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    self.killed[role] += 1
+            finally:
+                os.close(pidfd)
+
+    def wait(self) -> None:
+        """For all that were started. Meanwhile this process does what pid 1 would, as the orphans are its: a pid
+        namespace cannot end before whoever joined it was waited for.
+        """
+        started = [*self.launchers, *self.clients]
+        own = {process.pid for process in started}
+
+        def has_ended() -> bool:
+            for child in processes.table().values():
+                if child.parent == os.getpid() and child.pid not in own:
+                    with contextlib.suppress(ChildProcessError):
+                        os.waitpid(child.pid, os.WNOHANG)
+            return sum(process.poll() is None for process in started) == 0
+
+        wait_for(has_ended, 120)
+        self.launchers.clear()
+        self.clients.clear()
+
+
+def _name(everybody: dict[int, processes.Process], pid: int) -> str:
+    return everybody[pid].name if pid in everybody else ""
+
+
+def _role(name: str, pid: int) -> str:
+    """Of somebody below a launcher: the init of a pid namespace, who builds an image, or who else is there."""
+    with contextlib.suppress(OSError, IndexError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        if status.partition("NSpid:")[2].split("\n")[0].split()[1:] == ["1"]:
+            return "init"
+    return "builder" if name in BUILDERS or name.startswith("python") else "command"
 
 
 def drafts(home: Path) -> list[Path]:
     return [path for path in home.rglob("*") if path.name.startswith(".tmp-")] if home.exists() else []
 
 
+def on_the_network() -> set[str]:
+    """Names of veth pairs and nftables tables that may be ours."""
+    found = {f"link {name}" for name in os.listdir("/sys/class/net") if name.startswith("sbx")}
+    if os.geteuid() == 0 and shutil.which("nft"):
+        told = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False).stdout
+        found |= {line for line in told.splitlines() if " sbx" in line}
+    return found
+
+
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize(("engine", "mode"), living.COMBINATIONS, ids=lambda value: value)
 def test_nothing_is_left_after_kills_at_random(engine, mode, run_sandbox, identities, area, inputs, request):
+    """Supervisors, inits, builders, reapers and clients of exec are killed; then one sandbox cleanup."""
     if mode == "setuid":
         run_sandbox.system = request.getfixturevalue("setuid_system")
     elif living.unsupported(engine, mode, identities):
@@ -75,33 +142,47 @@ def test_nothing_is_left_after_kills_at_random(engine, mode, run_sandbox, identi
     seed = random.SystemRandom().getrandbits(32)
     print(f"seed {seed}")
     chance = random.Random(seed)
+    rounds, before = Rounds(run_sandbox, as_user, chance), on_the_network()
     # What daemonises and ignores requests is left when its supervisor dies at level none.
-    script = "(trap '' TERM; setsid sleep 1000 >/dev/null 2>&1 &) ; sleep 0.2"
-    running: list[subprocess.Popen[str]] = []
+    script = "(trap '' TERM; setsid sleep 1000 >/dev/null 2>&1 &) ; sleep 0.3"
     for number in range(ROUNDS):
         options = [*chance.choice(LEVELS), *(word.replace("{d}", str(inputs)) for word in chance.choice(SOURCES))]
+        options += ["--name", f"n{number}"] if number % 2 else []
         command = ["run", "--engine", engine, "--mode", mode, *options, "--", "sh", "-c", script]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        running.append(run_sandbox.popen(command, as_user=as_user, **quiet))
+        rounds.launchers.append(rounds.start(*command))
         time.sleep(chance.uniform(0, 0.4))
-        for process in running:
-            if process.poll() is None and chance.random() < 0.7:
-                kill_one(process.pid, chance)
+        if number % 2:
+            python = run_sandbox.command.with_name("sandbox-python")
+            run_sandbox.instead["exec"] = python if number % 4 == 3 and python.exists() else run_sandbox.command
+            rounds.clients.append(rounds.start("exec", f"n{number}", "sh", "-c", script))
+            time.sleep(chance.uniform(0, 0.2))
+        for _ in rounds.launchers:
+            if chance.random() < 0.7:
+                rounds.kill_one()
         if number % 4 == 3:
-            for process in running:
-                process.wait(60)
-            running.clear()
-    for process in running:
-        process.wait(60)
+            rounds.wait()
+    rounds.wait()
+    print(f"killed: {dict(rounds.killed)}")
 
-    def clean() -> bool:
-        done = run_sandbox(["cleanup", "--json"], as_user=as_user)
-        assert done.returncode == 0, done.stderr
-        return not drafts(area.home(as_user)) and not run_sandbox.left_procdirs()
+    # Builders that lost their parents end when they notice, and a draft must have lain there for two seconds.
+    def is_quiet() -> bool:
+        leaks.reap_orphans()
+        everybody = processes.table()
+        below = {_name(everybody, pid) for pid in processes.below(os.getpid())}
+        return not below & BUILDERS and not any(name.startswith(("sandbox", "python")) for name in below)
 
-    # A draft must have lain there for two seconds; a builder that lost its parent ends when it notices.
-    wait_for(clean)
+    wait_for(is_quiet)
+    time.sleep(2.1)
+    done = run_sandbox(["cleanup", "--json"], as_user=as_user)
+    assert done.returncode == 0, done.stderr
+    assert not drafts(area.home(as_user))
+    assert not run_sandbox.left_procdirs()
     assert run_sandbox(["cleanup"], as_user=as_user).stdout == "nothing is left behind\n"
+    # Mounts, loop devices, processes and files are the fixture's to look at. Tables go with their dying owners.
+    wait_for(lambda: on_the_network() <= before)
+    if ROUNDS >= 100:
+        expected = {"supervisor", "init", "builder", "reaper", "exec client", "command"}
+        assert set(rounds.killed) >= expected, rounds.killed
 
 
 @pytest.fixture(params=[("python", "userns"), ("native", "root")], ids="-".join)
