@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sandbox import fsops, home, processes
+from sandbox import ending, fsops, home, processes
 from sandbox.errors import HostError, UsageError, printable
 from sandbox.home import Home
 from sandbox.plan import Plan
@@ -261,39 +261,30 @@ def kill(run: Running, *, kill_after: float) -> str:
     The word for how it ended. Raises HostError when it does not end, or may not be ended by this user.
     """
     with fsops.closing(open_supervisor(run)) as supervisor:
+
+        def ended(seconds: float) -> bool:
+            return _ended(supervisor, seconds)
+
+        def kill_all() -> None:
+            # It is the one still: what has not ended keeps its number.
+            if not ended(0):
+                ending.kill_below(run.pid)
+
         try:
-            signal.pidfd_send_signal(supervisor, signal.SIGTERM)
-            # A stopped one passes nothing on.
-            signal.pidfd_send_signal(supervisor, signal.SIGCONT)
+            how = ending.end(supervisor, kill_all, ended, grace=kill_after, patience=_CLEAN_SECONDS)
         except PermissionError:
             raise HostError(
                 f"you may not end {run.shown}: it is uid {run.uid}'s", hint="as root, or as that user"
             ) from None
         except ProcessLookupError:
             return "was ending"
-        if _ended(supervisor, kill_after):
-            return "ended"
-        _kill_commands(run)
-        if _ended(supervisor, _CLEAN_SECONDS):
-            return "killed"
+        if how:
+            return how
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(supervisor, signal.SIGKILL)
-        if not _ended(supervisor, _CLEAN_SECONDS):
+        if not ended(_CLEAN_SECONDS):
             raise HostError(f"{run.shown} does not end, not even of SIGKILL", hint="a file system that hangs holds it")
         return "killed, with its supervisor: sandbox cleanup removes what it left"
-
-
-def _kill_commands(run: Running) -> None:
-    """SIGKILL to the children of the supervisor: the command, or the init with which all of it ends."""
-    for pid in _children(run.pid):
-        with contextlib.suppress(OSError), fsops.closing(os.pidfd_open(pid)) as fd:
-            # Opened first: if it still is a child now, the descriptor is that child's.
-            if pid in _children(run.pid):
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
-
-
-def _children(pid: int) -> list[int]:
-    return [child for child, fields, _ in processes.parents() if int(fields[1]) == pid]
 
 
 def _ended(pidfd: int, seconds: float) -> bool:

@@ -5,23 +5,15 @@ import contextlib
 import os
 import signal
 import subprocess
-import time
 from types import TracebackType
 from typing import IO, Any, AnyStr, Generic, Self
 
+from sandbox import ending
 from sandbox.api.result import Result, TimeoutExpiredError, refuse_failed_launch
 from sandbox.api.start import Start, cannot_start
 
-# How long what was asked to end may take for it, and how often what is left is looked at after that. Seconds.
+# How long what was asked to end may take for it. Seconds.
 GRACE = 2.0
-_LOOK = 0.05
-
-
-def ask(pid: int) -> None:
-    """Ask for the end: the supervisor passes it on."""
-    for number in (signal.SIGTERM, signal.SIGCONT):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
 
 
 def kill(start: Start, pid: int) -> None:
@@ -29,15 +21,7 @@ def kill(start: Start, pid: int) -> None:
     from sandbox.processes import below
 
     for supervisor in below(pid)[:1] if start.nested else [pid]:
-        for victim in below(supervisor):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                pidfd = os.pidfd_open(victim)
-                try:
-                    # The pid may have become somebody else's before it was opened.
-                    if victim in below(supervisor):
-                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                finally:
-                    os.close(pidfd)
+        ending.kill_below(supervisor)
 
 
 class Process(Generic[AnyStr]):
@@ -121,12 +105,19 @@ class Process(Generic[AnyStr]):
         """Ask for the end, and kill what is left `grace` seconds later (default 2). The return code."""
         if (ended := self._popen.poll()) is not None:
             return ended
-        ask(self._popen.pid)
-        deadline = time.monotonic() + (GRACE if grace is None else grace)
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return self._popen.wait(max(deadline - time.monotonic(), _LOOK))
-            self.kill()
+        supervisor = os.pidfd_open(self._popen.pid)
+        try:
+            seconds = GRACE if grace is None else grace
+            with contextlib.suppress(ProcessLookupError):
+                ending.end(supervisor, self.kill, self._has_ended, grace=seconds, patience=None)
+        finally:
+            os.close(supervisor)
+        return self._popen.wait()
+
+    def _has_ended(self, seconds: float) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(seconds)
+        return self._popen.returncode is not None
 
     def result(self, input: AnyStr | None = None, timeout: float | None = None) -> Result[AnyStr]:
         """Feed `input`, read what is captured, wait for the end.
@@ -181,6 +172,16 @@ def _stream(stream: IO[AnyStr] | None, name: str) -> IO[AnyStr]:
     if stream is None:
         raise ValueError(f"{name} is not a pipe: {name}=subprocess.PIPE makes it one")
     return stream
+
+
+def _ask(pid: int) -> None:
+    """As Process.end does, for a process that was not waited for."""
+    with contextlib.suppress(ProcessLookupError):
+        supervisor = os.pidfd_open(pid)
+        try:
+            ending.ask(supervisor)
+        finally:
+            os.close(supervisor)
 
 
 class AsyncProcess:
@@ -241,11 +242,12 @@ class AsyncProcess:
 
     async def _end(self, grace: float) -> int:
         if self._process.returncode is None:
-            ask(self._process.pid)
+            _ask(self._process.pid)
+        # As ending.end: that would keep the loop waiting.
         while True:
             with contextlib.suppress(TimeoutError):
                 return await asyncio.wait_for(self._process.wait(), grace)
-            grace = _LOOK
+            grace = ending.LOOK
             if self._process.returncode is None:
                 kill(self._start, self._process.pid)
 
