@@ -7,10 +7,11 @@ index in the home before it is set, and undone as the index says, by descriptor,
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sandbox import fsops, home
@@ -202,9 +203,11 @@ def _set(index: Index, real: bytes, kind: str | None, fd: int, directory: int) -
                     sys.mount_setattr(clone, set_attrs=_ATTRS, propagation=sys.MS_PRIVATE)
                     number = _mount_of(clone)
                     sys.move_mount(clone, fd)
+                    _recheck(fd, real, functools.partial(sys.unmount, clone))
                 guard = guard.replace(mount=number)
             else:
                 fsops.set_immutable(directory, immutable=True)
+                _recheck(fd, real, functools.partial(fsops.set_immutable, directory, immutable=False))
         except OSError as error:
             index.forget(guard)
             failure = error
@@ -216,6 +219,17 @@ def _set(index: Index, real: bytes, kind: str | None, fd: int, directory: int) -
         f"cannot guard {printable(real)}: {reason(failure)}",
         hint="needs root, and for the flag a file system that has it (ext4, xfs, btrfs)",
     )
+
+
+def _recheck(fd: int, real: bytes, undo: Callable[[], None]) -> None:
+    """Whether the guarded directory has the path of the index still: nobody can rename it now. Raises OSError."""
+    # A rename that had begun before holds the directory above until it is done; reading that waits for it.
+    above = os.open(b"..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    with fsops.closing(above), os.scandir(above) as entries:
+        next(entries, None)
+    if os.readlink(b"/proc/self/fd/%d" % fd) != real:
+        undo()
+        raise OSError(errno.ESTALE, "was moved", real)
 
 
 def _stands(guard: Guard, fd: int, mounted: int | None) -> bool:

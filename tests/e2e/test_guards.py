@@ -3,9 +3,12 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support import racing
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
 pytestmark = ROOT_ONLY
@@ -186,6 +189,41 @@ def test_after_a_restart_and_after_a_crash(place):
     # The flag is on the disk, which a restart does not change.
     index.write_text(crashed.replace('"boot_id": "', '"boot_id": "x'))
     check(place('s guard clear; echo x >"$P/f" && echo written'), f"{real}: cleared (immutable)", "written")
+
+
+# Adds and clears again and again; what a refusal leaves is nothing.
+RACE = """
+import contextlib, os, sys
+from sandbox import guards, home
+from sandbox.errors import SandboxError
+told = []
+with home.open_home(dict(os.environb), say=print) as where:
+    for _ in range(int(sys.argv[2])):
+        with guards.opened(where) as index, contextlib.suppress(SandboxError):
+            told.append(guards.add(index, b"fs/point", sys.argv[1], dry=False))
+        with guards.opened(where) as index, contextlib.suppress(SandboxError):
+            told.append(guards.clear(index, b"fs/point", dry=False)[1])
+print(any(word.startswith("guarded") for word in told), any(word.startswith("cleared") for word in told))
+"""
+
+
+@pytest.mark.parametrize("kind", ["bind", "immutable"])
+def test_a_link_between_check_and_use(place, kind):
+    """The directory and a link to another one change places all the time: no guard is lost, or left, anywhere."""
+    (place.where / "race").write_text(RACE)
+    (place.where / "swap").write_text(racing.SWAPPER)
+    rounds = 40 * int(os.environ.get("SANDBOX_SOAK", "1"))
+    done = place(
+        "mkdir fs/other; ln -s other fs/link;"
+        'flags() { lsattr -d fs/* 2>/dev/null | cut -d" " -f1 | sort; }; before=$(flags);'
+        f"{sys.executable} swap fs/point fs/link & swapper=$!; {sys.executable} race {kind} {rounds};"
+        # What was guarded under the name that the link has now waits until it has that name again.
+        "kill $swapper; wait $swapper || :; s guard clear >/dev/null || :;"
+        "mv fs/point fs/kept; mv fs/link fs/point; mv fs/kept fs/link; s guard clear >/dev/null;"
+        '[ "$before" = "$(flags)" ] && grep -c " [^ ]*guards/fs/" /proc/self/mountinfo || :'
+    )
+    check(done, "True True", "0")
+    assert place.index() == []
 
 
 @pytest.mark.parametrize(
