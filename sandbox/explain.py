@@ -100,6 +100,11 @@ def lines(plan: Plan, command: tuple[bytes, ...], converted: set[bytes]) -> list
     return out
 
 
+def steps(plan: Plan) -> list[str]:
+    """A line for each step, without its number."""
+    return [_line(plan, step) for step in plan.steps]
+
+
 def _source(plan: Plan, number: int) -> str:
     source = plan.sources[number]
     return "memory" if source.kind == SourceKind.MEMORY else printable(source.path)

@@ -35,7 +35,8 @@ def run(
     calling: Calling = Calling(),  # noqa: B008 (frozen)
 ) -> Result:
     """Run the command of a spec. Raises SandboxError when it could not be started."""
-    if all(wanted is None for wanted in (spec.report, spec.trace, spec.status_fd, calling.account)):
+    wanted = (spec.report, spec.trace, spec.status_fd, calling.account)
+    if not calling.verbose and all(target is None for target in wanted):
         return _logged(spec, environ, None, calling, say=say, hint=hint)
     from sandbox.report import Reporter
 
@@ -87,6 +88,10 @@ def _run(
             reporter.phase("Prepare")
             reporter.describe(plan, engine, spec.isolation, prepared.trees, prepared.home.fd)
             reporter.phase("Digest the images")
+            if calling.verbose:
+                from sandbox.explain import steps
+
+                reporter.tell_steps([b"sandbox: %s\n" % line.encode() for line in steps(plan)])
             launch = launch.replace(report=reporter)
             facts = {"mode": plan.mode.name.lower(), "engine": engine, "level": spec.isolation}
             reporter.event("ready", pid=os.getpid(), **facts)

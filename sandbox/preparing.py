@@ -50,13 +50,15 @@ class Calling(Record):
     """What a program that starts a run adds to its spec: None is this process's own.
 
     `cwd` and `environ` are the command's, an absolute path and the variables that options then change; `account` is a
-    descriptor for one more report; `keeper` stores the launch for the front.
+    descriptor for one more report; `keeper` stores the launch for the front; `verbose`: each step is told
+    when it is done.
     """
 
     cwd: bytes | None = None
     environ: Mapping[bytes, bytes] | None = None
     account: int | None = None
     keeper: "Keeper | None" = None
+    verbose: bool = False
 
 
 def choose_mode(spec: Spec, machine: host.Host) -> Mode:

@@ -96,7 +96,8 @@ class Reporter:
 
     def describe(self, plan: Plan, engine: str, level: str, trees: list[Opened], home_fd: int) -> None:
         """What the compiled plan says. Raises SourceError when an image changes while it is read."""
-        self.described = description(plan, engine, level, trees, home_fd)
+        if self._of(Kind.REPORT):
+            self.described = description(plan, engine, level, trees, home_fd)
 
     def tell_steps(self, lines: list[bytes]) -> None:
         """Write these to the standard error, each when its step is done."""

@@ -29,15 +29,19 @@ COMMANDS = {
     "completion": "a shell's completion of this command line",
 }
 _USAGE = "usage: sandbox COMMAND ...\n\n" + "".join(f"  {name:10} {text}\n" for name, text in COMMANDS.items())
+_USAGE += "\nsandbox --debug COMMAND ... shows a traceback of what fails.\n"
 
 
 def main() -> NoReturn:
     """Entry point of the `sandbox` command."""
+    words = [os.fsencode(word) for word in sys.argv[1:]]
+    debug = words[:1] == [b"--debug"]
     try:
         _reserve_standard_descriptors()
         _make_streams_safe()
-        code = _dispatch([os.fsencode(word) for word in sys.argv[1:]])
+        code = _dispatch(words[debug:])
     except SandboxError as error:
+        _trace(debug)
         complain(str(error))
         code = error.exit_code
     except KeyboardInterrupt:
@@ -48,10 +52,23 @@ def main() -> NoReturn:
         code = 128 + signal.SIGPIPE
     except OSError as error:
         what = f": {printable(os.fsencode(error.filename))}" if isinstance(error.filename, (str, bytes)) else ""
+        _trace(debug)
         complain(f"cannot go on{what}: {reason(error)} (sandbox doctor looks for what is wrong with this host)")
+        code = EXIT_LAUNCHER_FAILED
+    except Exception as error:  # a bug; still one line
+        _trace(debug)
+        complain(f"internal error: {type(error).__name__}: {error} (report it, with what sandbox --debug ... says)")
         code = EXIT_LAUNCHER_FAILED
     _flush()
     os._exit(code)
+
+
+def _trace(debug: bool) -> None:
+    """Where it failed, for who asked for it."""
+    if debug:
+        import traceback
+
+        traceback.print_exc()
 
 
 def _reserve_standard_descriptors() -> None:

@@ -177,7 +177,7 @@ def make_parser() -> tuple[Parser, list[argparse.Action]]:
     option("--no-config", action="store_true", help="without the defaults of config.toml (sandbox config shows them)")
     option("--no-plan-cache", action="store_true", help="compile this launch anew, and do not store it")
     option("--explain", action="store_true", help="print the plan and run nothing")
-    option("-v", "--verbose", action="store_true", help="say what is being done")
+    option("-v", "--verbose", action="store_true", help="say what is being done, each step when it is done")
     return parser, actions
 
 
@@ -352,7 +352,7 @@ def main(argv: list[bytes]) -> int:
             print(line)
         return 0
     hint = complain if args.verbose or os.isatty(2) else _silent
-    environ, calling = callers_environment(), preparing.Calling()
+    environ, calling = callers_environment(), preparing.Calling(verbose=args.verbose)
     if _may_be_stored(args):
         from sandbox import stored
 

@@ -1,0 +1,84 @@
+"""What is said: steps with -v as they happen, tracebacks with --debug only, no colours where they are not wanted."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.jobs import Terminal, spare_python
+
+
+def test_steps_as_they_happen(launch):
+    """All of them, in order, when the launch succeeds; up to the one that fails, when one does."""
+    explained = launch("--explain", "--", "true", check=True).stdout.splitlines()
+    steps = [line[6:] for line in explained if re.match(r" *\d+  ", line)]
+    done = launch("-v", "--", "true", check=True)
+    lines = [line.removeprefix("sandbox: ") for line in done.stderr.splitlines()]
+    at = next(number for number, line in enumerate(lines) if line.startswith("mode ")) + 1
+    # Whose job it is is another uid each time.
+    plain = [[re.sub(r"\d+", "N", line) for line in found] for found in (lines[at:], steps)]
+    assert plain[0] == plain[1]
+    failing = launch("-v", "--nofile", "2147483648", "--", "true")
+    assert failing.returncode == 125
+    told = failing.stderr.splitlines()
+    assert len(told) > len(steps)
+    assert "open files to 2147483648" in told[-1]
+    assert launch("--", "true", check=True).stderr == ""
+
+
+def test_they_come_while_the_launch_goes_on(launch):
+    """Not when all is over."""
+    spare_python(launch)
+    process = launch("-v", "--", "cat", popen=True, stdin=-1, stderr=-1, stdout=-1)
+    told = ""
+    while "seccomp filter" not in told:
+        line = process.stderr.readline()
+        assert line, told
+        told += line
+    process.communicate(timeout=30)
+
+
+def test_a_traceback_only_with_debug(run_sandbox, who):
+    plain = run_sandbox(["run", "-s", "no-such", "--", "true"], as_user=who.as_user)
+    debug = run_sandbox(["--debug", "run", "-s", "no-such", "--", "true"], as_user=who.as_user)
+    assert plain.stderr.count("\n") == 1
+    assert debug.stderr.startswith("Traceback (most recent call last):")
+    assert debug.stderr.endswith(plain.stderr)
+    assert (plain.returncode, debug.returncode) == (125, 125)
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_a_bug_is_one_line_too(debug):
+    """Whatever a command raises."""
+    script = "from sandbox.cli import main, run\nrun.main = lambda words: 1 // 0\nmain.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *debug, "run", "true"], capture_output=True, text=True, env={**os.environ}
+    )
+    assert done.returncode == 125
+    assert ("Traceback" in done.stderr) == bool(debug)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("sandbox: internal error: ZeroDivisionError: ")
+    assert debug or done.stderr.count("\n") == 1
+
+
+def test_no_colour_where_none_is_wanted(run_sandbox, who):
+    """NO_COLOR, https://no-color.org; and no colour ever where there is no terminal."""
+    for env, wanted in (({"NO_COLOR": "1"}, False), ({}, None)):
+        with Terminal() as terminal:
+            options = terminal.popen_options()
+            process = run_sandbox.popen(["doctor"], as_user=who.as_user, env={"TERM": "xterm", **env}, **options)
+            process.wait(60)
+            os.set_blocking(terminal.main, False)
+            shown = b"".join(iter(lambda t=terminal: _read(t.main), b""))
+        assert shown
+        assert wanted is None or (re.search(rb"\x1b\[[0-9;]*3[0-9]m", shown) is not None) == wanted
+    assert "\x1b" not in run_sandbox(["doctor"], as_user=who.as_user, env={"TERM": "xterm"}).stdout
+
+
+def _read(fd):
+    try:
+        return os.read(fd, 65536)
+    except OSError:
+        return b""
