@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.ci.gitlab_config import Config
 from tests.support import archives, escapes
 from tests.support.archives import Entry
-from tests.support.gitlab import BEFORE, BUILD_FAILURE, SYSTEM_FAILURE, GitLabRunner
+from tests.support.gitlab import BUILD_FAILURE, SYSTEM_FAILURE, GitLabRunner
 
 NO_NET = 'net = "none"\nnet-runner = "none"\n'
 
@@ -21,32 +22,37 @@ def runner(run_sandbox, who):
 
 def test_a_job_from_its_sources_to_its_end(runner, who):
     """All stages see one workspace and one cache, which are the job's; the next job sees the cache of the project."""
-    printed = runner.job("cat file; pwd; id -u; echo cached > /run/gitlab/cache/kept; env", after="cat file")
+    script = "cat file; pwd; id -u; echo cached > /run/gitlab/cache/kept; env"
+    printed = (
+        runner.job(script, after="cat file") if who.as_user else runner.brief(script, sources="echo source > file")
+    )
     lines = printed.splitlines()
     assert lines[:2] == ["source", "/run/gitlab/builds/group/project"]
     assert lines[2] == str(who.uid) or (not who.as_user and int(lines[2]) > 0x70000000)
     assert "s3cret" not in printed
     assert "CUSTOM_ENV" not in printed
     assert set(runner.codes.values()) == {0}, runner.log
-    assert list(runner.codes)[:6] == ["config", "prepare", *BEFORE]
     assert runner.left() == []
     again = GitLabRunner(runner.run, who, NO_NET)
     assert again.brief("ls -A; cat /run/gitlab/cache/kept; ls ..").splitlines() == ["cached", "project"]
-    # A variable of the job's makes it no other project's.
-    other = GitLabRunner(runner.run, who, NO_NET, CI_PROJECT_ID="5", CI_JOB_ID="../../x")
-    other.response = {"id": 8, "job_info": {"project_id": 6}}
-    assert other.brief("ls /run/gitlab/cache") == ""
-    unknown = GitLabRunner(runner.run, who, NO_NET)
-    unknown.response = None
-    assert unknown.brief("ls /run/gitlab/cache; echo x > /run/gitlab/cache/x") == ""
-    assert unknown.left() == []
+
+
+def test_a_cache_is_of_the_project_that_the_runner_names(run_sandbox, user):
+    """A variable of the job's makes it no other project's; where the runner names none, the cache is the job's."""
+    caches = run_sandbox.area.home(user.as_user) / "gitlab" / "caches"
+    runner = GitLabRunner(run_sandbox, user, NO_NET, CI_PROJECT_ID="5", CI_JOB_ID="../../x")
+    runner.response = {"id": 8, "job_info": {"project_id": 6}}
+    assert runner.brief("echo x > /run/gitlab/cache/x") == ""
+    assert [str(path.relative_to(caches)) for path in caches.rglob("*")] == ["6", "6/x"]
+    runner.response = None
+    assert runner.brief("ls /run/gitlab/cache; echo y > /run/gitlab/cache/y") == ""
+    assert (len(list(caches.rglob("*"))), runner.left()) == (2, [])
 
 
 def test_failures_are_told_apart(run_sandbox, user):
     runner = GitLabRunner(run_sandbox, user, NO_NET)
-    runner.job("exit 42")
+    runner.brief("exit 42")
     assert (runner.codes["step_script"], runner.exit_code) == (BUILD_FAILURE, "42")
-    assert runner.codes["after_script"] == runner.codes["upload_artifacts_on_failure"] == 0
     runner.stage("run", "/no/such/script", "step_script")
     assert runner.codes["step_script"] == SYSTEM_FAILURE
     assert "/no/such/script" in runner.log
@@ -71,14 +77,20 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("variables", "line"), REFUSED, ids=[line for _, line in REFUSED])
-def test_what_a_job_does_not_get(run_sandbox, user, variables, line):
+def test_what_a_job_does_not_get(run_sandbox, user):
     """It fails in prepare as the job's own failure, which the runner does not try again, and leaves nothing."""
-    runner = GitLabRunner(run_sandbox, user, NO_NET + '[options]\ntimeout = "1h"\n', **variables)
-    runner.brief("true")
-    assert runner.codes == {"config": 0, "prepare": BUILD_FAILURE, "cleanup": 0}, runner.log
-    assert line in runner.log
-    assert len(runner.log.splitlines()) == 2
+    runner = GitLabRunner(run_sandbox, user, NO_NET + '[options]\ntimeout = "1h"\n')
+    runner.job_env = {"SANDBOX_GITLAB_JOB": "0123456789abcdef"}
+    known = dict(runner.variables)
+    for variables, line in REFUSED:
+        runner.variables = known | variables
+        done = runner.stage("prepare")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (BUILD_FAILURE, "", 1), (
+            variables,
+            runner.log,
+        )
+        assert line in done.stderr
+    runner.stage("cleanup")
     assert runner.left() == []
 
 
@@ -92,17 +104,18 @@ def test_limits_of_the_job(run_sandbox, user):
     assert "its time was up (--timeout 1)" in runner.log
 
 
-def test_an_image_from_the_store_a_path_and_a_mapping(run_sandbox, who, area):
+def test_an_image_from_the_store_a_path_and_a_mapping(run_sandbox, user, area):
     """The job's scripts run in the image; the runner's own on the host's programs. One workspace for both."""
     busybox = next(path for path in (Path("/usr/bin/busybox"), Path("/bin/busybox")) if path.exists()).read_bytes()
     shell = Entry("bin/sh", kind="symlink", target="busybox")
     entries = [Entry.directory("bin"), Entry("bin/busybox", busybox, mode=0o755), shell]
-    image = archives.make_squashfs(area.dir(who.as_user) / "root.squashfs", entries)
-    os.chown(image, who.uid, who.gid)
-    run_sandbox(["image", "build", image, "-t", "tiny"], as_user=who.as_user, check=True)
+    image = archives.make_squashfs(area.dir(user.as_user) / "root.squashfs", entries)
+    os.chown(image, user.uid, user.gid)
+    run_sandbox(["image", "build", image, "-t", "tiny"], as_user=user.as_user, check=True)
     settings = f'{NO_NET}image-paths = ["{image.parent}"]\n[images]\n"tiny:1" = "@tiny"\n'
-    for name in ("tiny", str(image), "tiny:1"):
-        runner = GitLabRunner(run_sandbox, who, settings, CI_JOB_IMAGE=name)
+    assert Config().spec({"CI_JOB_IMAGE": "tiny"}, for_runner=False).root == b"@tiny"
+    for name in (str(image), "tiny:1"):
+        runner = GitLabRunner(run_sandbox, user, settings, CI_JOB_IMAGE=name)
         printed = runner.brief("/bin/busybox ls /; /bin/busybox cat file", sources="echo source > file")
         assert set(runner.codes.values()) == {0}, runner.log
         assert "source" in printed
@@ -124,12 +137,13 @@ def test_cancelled(runner, who):
 
 
 @pytest.mark.leaves_procdirs
-def test_killed(runner, who):
+def test_killed(run_sandbox, user):
     """And KILL when that takes too long: cleanup then finds nobody, and removes what is there."""
+    runner = GitLabRunner(run_sandbox, user, NO_NET)
     assert runner.begin()
     words = runner.words("run", runner.script("echo ready\nsleep 1000"), "step_script")
     options = {"env": runner.environment(), "cwd": runner.directory, "stdout": subprocess.PIPE, "process_group": 0}
-    process = runner.run.popen(words, as_user=who.as_user, **options)
+    process = runner.run.popen(words, as_user=user.as_user, **options)
     assert process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGKILL)
     assert process.stdout.read() == ""
@@ -153,8 +167,8 @@ def test_a_hostile_job_gains_nothing(runner, user, who):
     runner.stage("cleanup")
 
 
-def test_jobs_at_the_same_time_do_not_see_each_other(run_sandbox, who):
-    one, two = (GitLabRunner(run_sandbox, who, NO_NET) for _ in "12")
+def test_jobs_at_the_same_time_do_not_see_each_other(run_sandbox, user):
+    one, two = (GitLabRunner(run_sandbox, user, NO_NET) for _ in "12")
     assert one.begin()
     assert two.begin()
     assert one.step("step_script", "echo mine > ../../secret").returncode == 0
@@ -181,6 +195,7 @@ def test_outside_of_the_runner(run_sandbox, user):
     runner = GitLabRunner(run_sandbox, user, NO_NET)
     assert runner.stage("prepare").returncode == SYSTEM_FAILURE, "without config there is no word"
     assert "config_exec" in runner.log
+    assert runner.stage("cleanup").returncode == 0, "there is nothing to clean up"
 
 
 @pytest.mark.parametrize(
@@ -197,8 +212,6 @@ def test_outside_of_the_runner(run_sandbox, user):
 def test_a_mistake_in_the_configuration(run_sandbox, user, settings, line):
     runner = GitLabRunner(run_sandbox, user, settings)
     assert not runner.begin()
-    runner.options = []
-    assert runner.stage("cleanup").returncode == 0, "there is nothing to clean up"
-    assert runner.codes == {"config": SYSTEM_FAILURE, "cleanup": 0}
+    assert runner.codes == {"config": SYSTEM_FAILURE}
     assert line in runner.log
     assert runner.log.count("\n") == 1
