@@ -16,10 +16,12 @@ import prctl
 
 from sandbox.engine import Result
 from sandbox.engine import syscalls as sys
+from sandbox.level_steps import Terminal
 
 if TYPE_CHECKING:
     from sandbox.engine.steps import Child
     from sandbox.level_steps import Init
+    from sandbox.plan import Plan
 
 FORWARDED = {
     signal.SIGTERM,
@@ -83,6 +85,12 @@ def enter(child: "Child", step: "Init") -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+def forwarded(plan: "Plan") -> set[signal.Signals]:
+    """What is passed on. The size of a terminal of its own changes a moment later, and the kernel tells."""
+    has_terminal = any(isinstance(step, Terminal) for step in plan.steps)
+    return FORWARDED - {signal.SIGWINCH} if has_terminal else FORWARDED
+
+
 def tell_start(status: int, pid: int) -> None:
     """From now on this process stands for the command."""
     os.write(status, _MESSAGE.pack(_STARTED, pid))
@@ -109,17 +117,17 @@ def _be_init(child: "Child", command: int) -> NoReturn:
         die_with_supervisor(child.status)
         os.closerange(3, child.status)
         os.closerange(child.status + 1, 65536)
-        _serve(child.status, command)
+        _serve(child.status, command, forwarded(child.plan))
     finally:
         os._exit(125)
 
 
-def _serve(status: int, command: int) -> None:
+def _serve(status: int, command: int, passed_on: set[signal.Signals]) -> None:
     while True:
         info = signal.sigwaitinfo(signal.valid_signals())
         if info.si_signo == signal.SIGCHLD:
             _reap(status, command)
-        elif info.si_signo in FORWARDED and info.si_pid == 0:
+        elif info.si_signo in passed_on and info.si_pid == 0:
             # What the terminal sends is for the whole group; its stop would be ignored, as no shell is in that session.
             number = signal.SIGSTOP if info.si_signo == signal.SIGTSTP else info.si_signo
             group = info.si_code == SI_KERNEL or number in (signal.SIGSTOP, signal.SIGCONT)

@@ -63,6 +63,7 @@ def supervise(
 ) -> Result:
     """Wait for the command, with all signals blocked by the caller, and pass signals on. Reaps orphans as well."""
     clock = _Clock(timeout, account.cgroup)
+    forwarded = init.forwarded(account.plan)
     # A job that stops stops its supervisor, and must not stop the clock by that.
     with contextlib.nullcontext() if clock.deadline is None else sys.continued_at(clock.deadline):
         while True:
@@ -80,7 +81,7 @@ def supervise(
                     _end_namespace(command, account)
                 if result is not None or (result := _reap(command, account, may_stop=not clock.is_up)) is not None:
                     return result.replace(timed_out=clock.is_up)
-            elif info.si_signo in init.FORWARDED and _is_for_command(info, command):
+            elif info.si_signo in forwarded and _is_for_command(info, command):
                 account.asked_to_end |= info.si_signo in _ENDING
                 _send(command, info.si_signo)
 

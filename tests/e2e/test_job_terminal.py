@@ -38,6 +38,17 @@ def test_a_terminal_of_its_own(launch, terminal):
     assert terminal.mode() == before
 
 
+def test_one_signal_tells_of_a_new_size(launch, terminal):
+    """When it comes, the size is the new one: what the caller's terminal says to the launcher is not passed on."""
+    terminal.resize(33, 101)
+    script = "trap 'echo told $(stty size); exit 9' WINCH; echo rea''dy; while :; do sleep 0.1; done"
+    process = launch("-t", "--", "bash", "-c", script, popen=True, **terminal.popen_options())
+    terminal.expect("ready")
+    terminal.resize(44, 99)
+    terminal.expect("told 44 99")
+    assert process.wait(30) == 9
+
+
 def test_an_interpreter_and_an_editor(launch, terminal, area):
     """python -i with its prompt; vi draws its screen, and what it writes is kept."""
     env = {"TERM": "xterm", "PYTHON_HISTORY": "/dev/null"}

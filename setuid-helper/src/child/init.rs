@@ -53,7 +53,7 @@ impl Child<'_> {
         // Again: a change of ids cleared it.
         die_with_supervisor(status).doing("set the death signal", b"")?;
         sys::keep_only(&[status.as_fd()]);
-        serve(status, command)
+        serve(status, command, self.prepared.plan.has_terminal())
     }
 }
 
@@ -68,13 +68,14 @@ pub fn die_with_supervisor(status: &OwnedFd) -> Result<(), Errno> {
     Ok(())
 }
 
-fn serve(status: &OwnedFd, command: Pid) -> ! {
+fn serve(status: &OwnedFd, command: Pid, has_terminal: bool) -> ! {
     let mut signals = [libc::SIGCHLD; FORWARDED.len() + 1];
     signals[1..].copy_from_slice(&FORWARDED);
     let mask = Mask::of(&signals);
     loop {
         match sys::wait(mask, None) {
             Some(arrived) if arrived.signal == libc::SIGCHLD => reap(status, command),
+            Some(arrived) if has_terminal && arrived.signal == libc::SIGWINCH => {}
             // Who is outside has no number in here.
             Some(arrived) if arrived.sender == 0 => forward(command, arrived.signal, arrived.from_kernel),
             _ => {}

@@ -401,6 +401,11 @@ pub struct Plan<'a> {
 }
 
 impl Plan<'_> {
+    /// Whether the command has a terminal of its own.
+    pub fn has_terminal(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Terminal))
+    }
+
     /// Whether one of the first `before` steps makes a pid namespace.
     pub fn has_init(&self, before: usize) -> bool {
         self.steps[..before].iter().any(|step| matches!(step, Step::Init { .. }))

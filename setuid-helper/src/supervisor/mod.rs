@@ -63,7 +63,7 @@ pub fn launch(
 /// Wait for a process that joined a run by way of `first`, pass signals on to it, and end what it left here.
 pub fn attend(first: Pid, reports: &Reports) -> Ending {
     let mut usage = Usage::default();
-    let end = wait::for_command(first, Some(reports), None, &mut Clock::endless(), &mut usage);
+    let end = wait::for_command(first, Some(reports), None, &mut Clock::endless(), &mut usage, false);
     leftovers::end(&mut usage);
     end
 }
@@ -168,7 +168,8 @@ fn supervise(
     drop((writer, environment, devices, id_maps, user_namespaces, status, changes));
     // While the child sets up, on another processor: nothing that it needs is in the way.
     stale::clean(&home, &record.name);
-    let end = wait::for_command(command, reports.as_ref(), progress, &mut clock, &mut account.usage);
+    let end =
+        wait::for_command(command, reports.as_ref(), progress, &mut clock, &mut account.usage, plan.has_terminal());
     account.ended(end, marks.as_ref(), plan);
     account.timed_out = clock.is_up;
     let failure = read_failure(&report);

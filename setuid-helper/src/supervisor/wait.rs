@@ -28,6 +28,7 @@ pub fn for_command(
     mut progress: Option<Progress>,
     clock: &mut Clock,
     usage: &mut Usage,
+    has_terminal: bool,
 ) -> Ending {
     let mut signals = [libc::SIGCHLD; FORWARDED.len() + 2];
     signals[1] = libc::SIGIO;
@@ -52,6 +53,8 @@ pub fn for_command(
                     return end;
                 }
             }
+            // The size of a terminal of its own changes a moment later, and the kernel tells.
+            Some(arrived) if has_terminal && arrived.signal == libc::SIGWINCH => {}
             Some(arrived) if is_for(command, &arrived) => drop(sys::send(command, arrived.signal)),
             _ => {}
         }
