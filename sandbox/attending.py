@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
@@ -17,7 +18,7 @@ from sandbox.engine import Launch, Result
 from sandbox.engine.attendance import ENDED, LISTENER, LONGEST_ANSWER, ROOT, TERMINAL
 from sandbox.errors import EXIT_LAUNCHER_FAILED, TIMED_OUT, SandboxError, note, reason, warn
 from sandbox.keeping import Destination, Kept
-from sandbox.level_steps import Identity, UserNamespace, mapped
+from sandbox.level_steps import Identity, Timeout, UserNamespace, mapped
 from sandbox.plan import Plan
 from sandbox.record import Record
 
@@ -98,12 +99,18 @@ class Attendant:
         elif data == TERMINAL:
             from sandbox import terminal
 
-            self.relay = terminal.Relay(fds[0], None if self.capture is None else self.capture.log.write)
+            log = None if self.capture is None else self.capture.log.write
+            self.relay = terminal.Relay(fds[0], log, self._latest_end())
             self.end.send(b"\0")
         elif data[:1] == ENDED:
             self._conclude(started=data[1:] == b"\1")
             self.end.send(self._text())
         return data != b""
+
+    def _latest_end(self) -> float | None:
+        """When the job, which starts now, has used up its time and its grace."""
+        allowed = next((step for step in self.plan.steps if isinstance(step, Timeout)), None)
+        return None if allowed is None else time.monotonic() + (allowed.limit_ns + allowed.kill_after_ns) / 1e9
 
     def _conclude(self, *, started: bool) -> None:
         self._let_go_of_terminal()

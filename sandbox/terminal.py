@@ -8,12 +8,15 @@ import fcntl
 import os
 import select
 import termios
+import time
 import tty
 from collections.abc import Callable
 
 from sandbox.errors import UsageError
 
 _CHUNK = 1 << 16
+# How long, in seconds, a caller that takes nothing may keep the end of a job waiting.
+_PATIENCE = 10.0
 _SIZE = b"\0" * 8  # struct winsize
 
 
@@ -26,10 +29,12 @@ def check() -> None:
 class Relay:
     """Between the caller's terminal, descriptors 0 and 1, and the one that the job has."""
 
-    def __init__(self, main: int, log: Callable[[bytes], None] | None = None) -> None:
-        self.main, self.log = main, log
+    def __init__(self, main: int, log: Callable[[bytes], None] | None = None, until: float | None = None) -> None:
+        """`until` is when the job will have ended at the latest (CLOCK_MONOTONIC, seconds), if that is known."""
+        self.main, self.log, self.until = main, log, until
         self.size = b""
-        self.typed = b""
+        self.typed = self.printed = b""
+        self.out = _without_waiting(1)
         self.mute = self.ended = False
         self.before = termios.tcgetattr(0)
         os.set_blocking(main, False)
@@ -46,48 +51,80 @@ class Relay:
 
     def wants(self) -> dict[int, int]:
         """Events to wait for, by descriptor: nothing is read that could not be passed on."""
+        wanted = {self.out: select.POLLOUT} if self.printed else {}
         if self.ended:
-            return {}
-        if self.typed:
-            return {self.main: select.POLLIN | select.POLLOUT}
-        return {self.main: select.POLLIN} | ({} if self.mute else {0: select.POLLIN})
+            return wanted
+        events = (0 if self.printed else select.POLLIN) | (select.POLLOUT if self.typed else 0)
+        if not self.typed and not self.mute:
+            wanted[0] = select.POLLIN
+        return wanted | {self.main: events} if events else wanted
 
     def serve(self, fd: int) -> None:
         """Something can be read or written at `fd`."""
-        if fd == 0:
+        if fd == self.out:
+            self._print()
+        elif fd == 0:
             with contextlib.suppress(OSError):
                 self.typed = os.read(0, 4096)
             self.mute = self.typed == b""
-            return
+        else:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        """With the job: what was typed goes in, and what it printed comes out, unless something is to be passed on."""
         try:
             if self.typed:
                 with contextlib.suppress(BlockingIOError):
                     self.typed = self.typed[os.write(self.main, self.typed) :]
-            data = os.read(self.main, _CHUNK)
+            if self.printed:
+                return
+            self.printed = os.read(self.main, _CHUNK)
         except BlockingIOError:
             return
         except OSError:  # EIO: nobody has the other end open
-            data = b""
-        self.ended = data == b""
+            self.printed = b""
+        self.ended = self.printed == b""
         if self.log is not None:
-            self.log(data)
-        _write_all(data)
+            self.log(self.printed)
+        self._print()
+
+    def _print(self) -> None:
+        """As much as the caller takes now; who does not listen any more gets none of it."""
+        try:
+            self.printed = self.printed[os.write(self.out, self.printed) :] if self.printed else b""
+        except BlockingIOError:
+            return
+        except OSError:
+            self.printed = b""
 
     def finish(self) -> None:
-        """The rest of what the job wrote, and the caller's terminal as it was."""
+        """The rest of what the job wrote, if somebody takes it, and the caller's terminal as it was."""
         self.typed = b""
-        while not self.ended and select.select([self.main], [], [], 0)[0]:
-            self.serve(self.main)
-        termios.tcsetattr(0, termios.TCSADRAIN, self.before)
+        left = _PATIENCE if self.until is None else self.until - time.monotonic()
+        while self._rest(min(max(left, 0.0), _PATIENCE)):
+            pass
+        termios.tcsetattr(0, termios.TCSANOW if self.printed else termios.TCSADRAIN, self.before)
         os.close(self.main)
+        if self.out != 1:
+            os.close(self.out)
+
+    def _rest(self, patience: float) -> bool:
+        """Pass on a piece of what is left; False when nothing is, or nobody has taken any for so many seconds."""
+        if self.printed:
+            ready = bool(select.select([], [self.out], [], patience)[1])
+        else:
+            ready = not self.ended and bool(select.select([self.main], [], [], 0)[0])
+        if ready:
+            self.serve(self.out if self.printed else self.main)
+        return ready
 
 
-def _write_all(data: bytes) -> None:
-    """To the caller; who does not listen gets no more of it."""
-    while data:
-        try:
-            data = data[os.write(1, data) :]
-        except BlockingIOError:
-            select.select([], [1], [])
-        except OSError:
-            return
+def _without_waiting(fd: int) -> int:
+    """The same terminal or pipe, opened once more so that writing never waits: whoever shares `fd` goes on as before.
+
+    `fd` itself, where that cannot be.
+    """
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_APPEND | os.O_CLOEXEC)
+    except OSError:
+        return fd

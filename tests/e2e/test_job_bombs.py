@@ -1,9 +1,28 @@
 """Jobs that take what they get: each ends within its limits, with the cause in the report, and leaves nothing."""
 
+import os
+
 import pytest
 
 from tests.support import jobs, reports
 
+# Each prints what it got before it was refused.
+_FORKS = """
+import os, time
+born = 0
+try:
+    while born < 300:
+        if os.fork() == 0:
+            os.setsid()
+            time.sleep(1000)
+        born += 1
+except BlockingIOError:
+    print(born < 60)
+"""
+_HOG = """
+try: x = b"x" * (1 << 30)
+except MemoryError: print(True)
+"""
 _LOOP = "while :; do sleep 1; done"
 _SOON = ("--timeout", "1", "--kill-after", "0.3s")
 # Options, script, and how it ends: exit code, and cause with the limit.
@@ -34,3 +53,23 @@ def test_output_that_nobody_reads(launch, area):
     process = launch(*words, popen=True, stdout=-1)
     assert process.wait(60) == 124
     assert reports.read(area.dir(launch.as_user) / "r.json")["cause"] == "timeout"
+
+
+@pytest.mark.parametrize("bomb", [_FORKS, _HOG], ids=["forks", "memory"])
+def test_without_a_cgroup(launch, area, bomb):
+    """With limits of each process or user instead, where there is no cgroup, as --limits best-effort has it."""
+    words = ["--limits", "best-effort", "--pids", "60", "--memory", "256M", "--timeout", "30", "--report", "r.json"]
+    done = launch(*words, "--", "/usr/bin/python3", "-c", bomb)
+    told = reports.read(area.dir(launch.as_user) / "r.json")
+    assert (done.stdout, done.returncode, told["cause"]) == ("True\n", 0, "exited"), done.stderr
+
+
+def test_a_terminal_that_nobody_reads(launch, area):
+    """The caller takes nothing of what the job prints: its end comes all the same."""
+    jobs.spare_python(launch)
+    with jobs.Terminal() as terminal:
+        os.fchown(terminal.own, area.dir(launch.as_user).stat().st_uid, -1)  # as login(1) does
+        options = {**terminal.popen_options(), "stderr": -3}  # what sandbox itself says is not in question
+        process = launch(*_SOON, "-t", "--", "sh", "-c", "trap '' TERM; yes", popen=True, **options)
+        code = process.wait(60)
+    assert code == 124
