@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import select
+import stat
 import termios
 import time
 import tty
@@ -122,9 +123,11 @@ class Relay:
 def _without_waiting(fd: int) -> int:
     """The same terminal or pipe, opened once more so that writing never waits: whoever shares `fd` goes on as before.
 
-    `fd` itself, where that cannot be.
+    `fd` itself, where that cannot be, and for a file, where nothing waits.
     """
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
     try:
-        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_APPEND | os.O_CLOEXEC)
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
         return fd
