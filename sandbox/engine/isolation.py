@@ -278,12 +278,8 @@ def _swap(one: int, other: int) -> bytes:
 
 def keep_descriptors(_: "Child", step: KeepDescriptors) -> None:
     """All of our own are close-on-exec: one that is not was inherited. A directory would lead all over the host."""
-    for fd in (0, 1, 2, *sorted(step.fds)):
-        if _is_directory(fd):
-            raise StepError(
-                f"descriptor {fd} is a directory, which would lead out of the sandbox",
-                hint="give the command a file there, or show it the directory: --bind DIR",
-            )
+    for fd in (0, 1, 2):
+        _no_directory(fd)
     start = 3
     for fd in sorted(step.fds):
         try:
@@ -292,17 +288,20 @@ def keep_descriptors(_: "Child", step: KeepDescriptors) -> None:
             inherited = False
         if not inherited:
             raise StepError(f"descriptor {fd} is not open", hint="open it for sandbox: --pass-fd 3 3<FILE")
+        _no_directory(fd)
         if fd > start:
             sys.close_on_exec(start, fd - 1)
         start = max(start, fd + 1)
     sys.close_on_exec(start, 0xFFFFFFFF)
 
 
-def _is_directory(fd: int) -> bool:
-    try:
-        return stat.S_ISDIR(os.fstat(fd).st_mode)
-    except OSError:
-        return False
+def _no_directory(fd: int) -> None:
+    with contextlib.suppress(OSError):  # 0 to 2 may be closed
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise StepError(
+                f"descriptor {fd} is a directory, which would lead out of the sandbox",
+                hint="give the command a file there, or show it the directory: --bind DIR",
+            )
 
 
 def seccomp(child: "Child", step: Seccomp) -> None:

@@ -44,19 +44,16 @@ impl Child<'_> {
     /// All of our own descriptors are close-on-exec: one that is not was inherited. Below a directory of the host's,
     /// all of the host can be reached, as it was mounted there.
     pub fn keep_descriptors(&self, fds: Slots) -> Outcome<()> {
+        (0..3).try_for_each(no_directory)?;
         let mut kept: Vec<u32> = fds.iter().collect();
         kept.sort_unstable();
-        let mut all = (0..3).chain(kept.iter().copied().filter_map(|fd| i32::try_from(fd).ok()));
-        if let Some(fd) = all.find(|&fd| sys::is_directory(fd)) {
-            let failure = Failure::new(format!("descriptor {fd} is a directory, which would lead out of the sandbox"));
-            return Err(failure.hint("give the command a file there, or show it the directory: --bind DIR"));
-        }
         let mut start = 3;
         for fd in kept {
             if !sys::is_inherited(fd) {
                 let failure = Failure::new(format!("descriptor {fd} is not open"));
                 return Err(failure.hint("open it for sandbox: --pass-fd 3 3<FILE"));
             }
+            no_directory(fd)?;
             if fd > start {
                 sys::close_on_exec(start, fd - 1).doing("close descriptors", b"")?;
             }
@@ -164,6 +161,14 @@ fn swap((one, other): (u32, u32)) -> String {
     ];
     let lines = ranges.iter().filter(|(_, _, count)| *count > 0);
     lines.map(|(inside, outside, count)| format!("{inside} {outside} {count}\n")).collect()
+}
+
+fn no_directory(fd: u32) -> Outcome<()> {
+    if !sys::is_directory(fd) {
+        return Ok(());
+    }
+    let failure = Failure::new(format!("descriptor {fd} is a directory, which would lead out of the sandbox"));
+    Err(failure.hint("give the command a file there, or show it the directory: --bind DIR"))
 }
 
 #[cfg(test)]

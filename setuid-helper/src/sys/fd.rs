@@ -89,10 +89,8 @@ pub fn is_inherited(raw: u32) -> bool {
 }
 
 /// Whether this number is open, and a directory.
-pub fn is_directory(raw: i32) -> bool {
-    if raw < 0 {
-        return false;
-    }
+pub fn is_directory(raw: u32) -> bool {
+    let Ok(raw) = i32::try_from(raw) else { return false };
     // SAFETY: not -1, and only looked at; what is not open is EBADF.
     let status = fstat(unsafe { BorrowedFd::borrow_raw(raw) });
     status.is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::Directory)
