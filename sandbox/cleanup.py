@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 
-from sandbox import fsops, home
+from sandbox import fsops, records
 from sandbox.engine import syscalls as sys
 from sandbox.errors import printable, reason
 from sandbox.home import Home
@@ -43,13 +43,13 @@ def _runs(where: Home, *, dry: bool) -> Iterator[Finding]:
             continue
         shown, failure = "", ""
         try:
-            with home.dead_record(where, name) as facts:
+            with records.dead_record(where, name) as facts:
                 if facts is None:
                     continue
                 words = facts.get("command")
                 shown = " ".join(map(str, words)) if isinstance(words, list) else "damaged record"
                 if not dry:
-                    home.clean_after(where, name, facts)
+                    records.clean_after(where, name, facts)
         except FileNotFoundError:
             # Somebody else cleaned it.
             continue
@@ -66,7 +66,7 @@ def _procdirs(where: Home, *, dry: bool) -> Iterator[Finding]:
         failure = ""
         try:
             if not dry:
-                home.remove_orphan(where, name)
+                records.remove_orphan(where, name)
         except FileExistsError:
             # A new run took the name just now.
             continue

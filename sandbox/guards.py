@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sandbox import fsops, home
+from sandbox import fsops, records
 from sandbox.engine import syscalls as sys
 from sandbox.errors import HostError, UsageError, printable, reason
 from sandbox.home import Home
@@ -195,7 +195,7 @@ def _set(index: Index, real: bytes, kind: str | None, fd: int, directory: int) -
     status = os.fstat(fd)
     failure: OSError | None = None
     for one in KINDS if kind is None else (kind,):
-        guard = Guard(real, one, status.st_dev, status.st_ino, home.boot_id())
+        guard = Guard(real, one, status.st_dev, status.st_ino, records.boot_id())
         index.put(guard)
         try:
             if one == "bind":
@@ -238,7 +238,7 @@ def _stands(guard: Guard, fd: int, mounted: int | None) -> bool:
     if (status.st_dev, status.st_ino) != (guard.dev, guard.ino):
         return False
     if guard.kind == "bind":
-        return mounted is not None and guard.boot_id == home.boot_id() and _is_its_mount(guard, fd, mounted)
+        return mounted is not None and guard.boot_id == records.boot_id() and _is_its_mount(guard, fd, mounted)
     with fsops.closing(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)) as directory:
         return mounted is None and fsops.is_immutable(directory)
 
@@ -264,7 +264,7 @@ def clear(index: Index, path: bytes, *, dry: bool) -> tuple[bool, str]:
         if (status.st_dev, status.st_ino) != (guard.dev, guard.ino):
             covered = mounted is not None
             return False, "is covered by a mount: kept" if covered else "is another directory now: kept"
-        gone = guard.kind == "bind" and (mounted is None or guard.boot_id != home.boot_id())
+        gone = guard.kind == "bind" and (mounted is None or guard.boot_id != records.boot_id())
         if not gone and mounted is not None and not (guard.kind == "bind" and _is_its_mount(guard, fd, mounted)):
             return False, "is covered by a mount: kept"
         if dry:

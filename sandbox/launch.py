@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sandbox import home, sources, versions
+from sandbox import records, sources, versions
 from sandbox.engine import Launch, Result
 from sandbox.errors import HostError, UsageError, printable, reason
 from sandbox.home import Home
@@ -98,7 +98,7 @@ def _run(
         if spec.name is not None:
             # A dead run gives its name back at once.
             with contextlib.suppress(OSError):
-                home.clean_one(prepared.home, spec.name)
+                records.clean_one(prepared.home, spec.name)
         say(f"mode {plan.mode.name.lower()}, engine {engine}, {len(plan.steps)} steps")
         if engine == "native":
             run_engine = _native(spec, plan, prepared, calling.keeper, environ)
@@ -143,7 +143,7 @@ def _python(
 ) -> "Callable[[Launch], Result]":
     from sandbox.engine import python
 
-    home.clean_stale(prepared.home, say=say)
+    records.clean_stale(prepared.home, say=say)
 
     def run_engine(launch: Launch) -> Result:
         try:
@@ -196,7 +196,7 @@ def _start_reaper(spec: Spec, where: Home) -> None:
     if spec.cache:
         from sandbox.images import reaper
 
-        reaper.maybe_start(where.fd, clean_records=home.clean_at)
+        reaper.maybe_start(where.fd, clean_records=records.clean_at)
 
 
 def explain(spec: Spec, environ: dict[bytes, bytes], *, say: Say) -> list[str]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sandbox import ending, fsops, home, processes
+from sandbox import ending, fsops, processes, records
 from sandbox.errors import HostError, UsageError, printable
 from sandbox.home import Home
 from sandbox.plan import Plan
@@ -123,14 +123,14 @@ def _is_locked(fd: int) -> bool:
 
 
 def _read(fd: int, name: bytes, where: bytes) -> Running | None:
-    line, plan = home.read_record(fd)
-    facts = home.parse_record(line)
+    line, plan = records.read_record(fd)
+    facts = records.parse_record(line)
     return Running(name, where, os.fstat(fd).st_uid, 0, facts, plan) if facts.get("id") else None
 
 
 def _here() -> tuple[str, int]:
     """This boot, and this pid namespace: what the pids in a record are numbers of."""
-    return home.boot_id(), os.stat("/proc/self/ns/pid").st_ino
+    return records.boot_id(), os.stat("/proc/self/ns/pid").st_ino
 
 
 def _believed(facts: dict[str, Any], here: tuple[str, int], everybody: Mapping[int, Process] = _UNKNOWN) -> int:
@@ -215,7 +215,7 @@ def usage(runs: list[Running], everybody: dict[int, Process]) -> dict[str, Usage
     """What each run uses, by its id: the processes below its supervisor."""
     children = processes.by_parent((process.pid, process.parent) for process in everybody.values())
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
-    boot = home.boot_id()
+    boot = records.boot_id()
     return {run.id: _used(run, everybody, children, now, boot) for run in runs}
 
 

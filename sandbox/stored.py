@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import prctl
 
-from sandbox import config, environment, fsops, home, sources
+from sandbox import config, environment, fsops, records, sources
 from sandbox.codec import encode
 from sandbox.home import Home
 from sandbox.plan import Fuse, Plan
@@ -246,7 +246,7 @@ def _machine(spec: Spec, plan: Plan) -> list[bytes]:
     ids = struct.pack(f"<{len(groups) + 2}I", os.getuid(), os.getgid(), *groups)
     found = [
         b"\6" + struct.pack("<I", len(groups) + 2) + ids,
-        b"\7" + _text(home.boot_id().encode()),
+        b"\7" + _text(records.boot_id().encode()),
         struct.pack("<BBB", 8, bool(prctl.cap_effective.sys_admin), prctl.get_no_new_privs()),
         struct.pack("<BQ", 9, int(time.time()) + _LIFETIME),
         _file_at(os.fsencode(__file__)),

@@ -44,11 +44,11 @@ def _run(spec: "Spec", calling: "Calling") -> None:
 
 
 def _reap() -> None:
-    from sandbox import home
+    from sandbox import home, records
     from sandbox.images import reaper
 
     with home.open_home(dict(os.environb), say=_silent) as where:
-        reaper.maybe_start(where.fd, clean_records=home.clean_at)
+        reaper.maybe_start(where.fd, clean_records=records.clean_at)
 
 
 def _silent(_: str) -> None:

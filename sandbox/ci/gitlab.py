@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sandbox import __version__, fsops, home, isolation, running
+from sandbox import __version__, fsops, home, isolation, records, running
 from sandbox.ci import summary
 from sandbox.ci.gitlab_config import Config, RefusedError
 from sandbox.ci.running import GRACE
@@ -188,7 +188,7 @@ def cleanup(environ: Mapping[str, str]) -> None:
         for one in running.mine(where):
             if one.called == job.name:
                 running.kill(one, kill_after=GRACE)
-        home.clean_stale(where, say=lambda _: None)
+        records.clean_stale(where, say=lambda _: None)
         with contextlib.ExitStack() as stack:
             held = where.fd
             for name in (b"gitlab", b"jobs"):

@@ -8,9 +8,10 @@ import time
 from typing import Any
 
 from sandbox.errors import UsageError, printable
-from sandbox.home import Home, clean_at
+from sandbox.home import Home
 from sandbox.images import catalog, names, reaper
 from sandbox.images.store import Store
+from sandbox.records import clean_at
 
 
 def register(subparsers: Any) -> None:

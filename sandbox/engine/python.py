@@ -12,15 +12,16 @@ if TYPE_CHECKING:
     from sandbox import cgroups
     from sandbox.engine.progress import Progress
 
-from sandbox import fsops, home
+from sandbox import fsops, records
 from sandbox.engine import Launch, Result, attendance, changes, command, init, ranges, steps, supervisor
 from sandbox.engine.account import Account
 from sandbox.engine.steps import Child
 from sandbox.errors import CommandError, SandboxError, SourceError, StepError, note, printable, reason
-from sandbox.home import Home, RunRecord
+from sandbox.home import Home
 from sandbox.level_steps import Cgroup, Network, Timeout
 from sandbox.plan import Plan, Scratch
 from sandbox.plan_types import PlanFlag, Source, SourceKind
+from sandbox.records import RunRecord
 
 # How long taking down a private network may take.
 _NETWORK_SECONDS = 10.0
@@ -38,7 +39,7 @@ def run(plan: Plan, launch: Launch, where: Home) -> Result:
         # The cgroup comes last.
         cgroup = next((step for step in plan.steps if isinstance(step, Cgroup)), None)
         paths = [source.path for source in (*parents, *([plan.sources[cgroup.source]] if cgroup else ()))]
-        record = home.new_record(where, launch.command, plan, paths)
+        record = records.new_record(where, launch.command, plan, paths)
         inherited = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         account = Account(plan, wanted=launch.report is not None)
         stack.callback(account.close)
@@ -91,7 +92,7 @@ def _leave_keeper(record: RunRecord) -> None:
             os.dup2(null, fd)
         os.chdir("/")
         prctl.set_name("sandbox-keeper")
-        home.wait_for_holders(record.id)
+        records.wait_for_holders(record.id)
         record.remove()
     finally:
         os._exit(0)

@@ -14,7 +14,7 @@ from sandbox.engine import Launch, fence, isolation, loop, newroot, overlays, rl
 from sandbox.engine import syscalls as sys
 from sandbox.engine.account import Account
 from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, StepError, printable, reason
-from sandbox.home import Home, RunRecord
+from sandbox.home import Home
 from sandbox.level_steps import Cgroup, Identity, Label, Limit, Name, Nice, Timeout
 from sandbox.plan import (
     Attach,
@@ -41,6 +41,7 @@ from sandbox.plan import (
     Unshare,
 )
 from sandbox.plan_types import Base, Place, Propagation, SourceKind
+from sandbox.records import RunRecord
 
 _SAFE = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV
 _BUILDER_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}

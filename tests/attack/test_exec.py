@@ -232,7 +232,7 @@ class holding:  # noqa: N801
 @pytest.mark.leaves_procdirs
 def test_a_record_that_means_a_process_outside(run_sandbox, who, area):
     """A forged record whose supervisor is an ordinary shell: its child has no namespaces to join, and nothing runs."""
-    from sandbox import home
+    from sandbox import records
 
     live = Living(run_sandbox, "native", "root" if not who.as_user else "userns")
     process = live.start("--name", "real", "--isolation", "job")
@@ -241,7 +241,7 @@ def test_a_record_that_means_a_process_outside(run_sandbox, who, area):
     outer = subprocess.Popen(["sh", "-c", "sleep 1000; true"], **who.popen_options())
     wait_for(lambda: processes.below(outer.pid))
     facts |= {"name": "forged", "id": "cd" * 16, "pid": outer.pid, "start_time": processes.start_of(outer.pid)}
-    facts["boot_id"] = home.boot_id()
+    facts["boot_id"] = records.boot_id()
     path = area.home(who.as_user) / "records" / "forged"
     path.write_bytes(json.dumps(facts).encode() + b"\n" + record.partition(b"\n")[2])
     os.chown(path, who.uid, who.gid)

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from sandbox import fsops, home
+from sandbox import fsops, home, records
 from sandbox.images import catalog, formats, reaper
 from sandbox.images import store as image_store
 from sandbox.plan import Plan
@@ -77,7 +77,9 @@ class Store:
     def repair(self):
         """What the next run does, an hour or two later."""
         later = time.time() + 7200
-        assert reaper.run_once(self.home_fd, now=later, max_age_days=0, max_bytes=None, clean_records=home.clean_at).ran
+        assert reaper.run_once(
+            self.home_fd, now=later, max_age_days=0, max_bytes=None, clean_records=records.clean_at
+        ).ran
         left = [path for path in self.home.rglob("*") if path.name.startswith(".tmp-")]
         left += [*self.home.glob("records/*"), *self.home.glob("procdirs/*"), *self.where.glob("sandbox-*")]
         keys = {name.partition(".")[0] for name in self.visible() if name.endswith((".sfs", ".tree"))}
@@ -130,14 +132,14 @@ def remove_tree(store):
 
 def reap(store):
     now = time.time() + 100 * 86400
-    reaper.run_once(store.home_fd, now=now, max_age_days=1, max_bytes=None, clean_records=home.clean_at)
+    reaper.run_once(store.home_fd, now=now, max_age_days=1, max_bytes=None, clean_records=records.clean_at)
 
 
 def record(store):
     with home.open_home({b"SANDBOX_HOME": os.fsencode(store.home)}, say=lambda _: None) as opened:
         plan = Plan(Mode.ROOT, PlanFlag(0), os.getuid(), os.getgid(), opened.source(), (), ())
-        made = home.new_record(opened, (b"true",), plan, [os.fsencode(store.where)])
-        home.clean_stale(opened, say=lambda _: None)
+        made = records.new_record(opened, (b"true",), plan, [os.fsencode(store.where)])
+        records.clean_stale(opened, say=lambda _: None)
         made.remove()
 
 

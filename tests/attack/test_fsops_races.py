@@ -20,7 +20,7 @@ import traceback
 import prctl
 import pytest
 
-from sandbox import fsops, home
+from sandbox import fsops, records
 from sandbox.images import archive, catalog, reaper, sinks
 from sandbox.images.store import Store
 from tests.support import no_tmpfile
@@ -115,7 +115,7 @@ def unpack(fd):
 
 
 def reap(fd):
-    reaper.run_once(fd, now=4e9, max_age_days=1, max_bytes=None, clean_records=home.clean_at)
+    reaper.run_once(fd, now=4e9, max_age_days=1, max_bytes=None, clean_records=records.clean_at)
 
 
 def reap_begin(fd):
@@ -141,7 +141,7 @@ def a_kept_tree(fd):
 
 
 def scratch(fd):
-    home.remove_scratch(os.readlink(b"/proc/self/fd/%d" % fd) + b"/sandbox-" + KEY[:32], KEY[:32].decode())
+    records.remove_scratch(os.readlink(b"/proc/self/fd/%d" % fd) + b"/sandbox-" + KEY[:32], KEY[:32].decode())
 
 
 CASES = {

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import fsops, home, launch, spec
+from sandbox import fsops, launch, records, spec
 from sandbox.errors import SandboxError
 from sandbox.images import building, catalog, listing, names, reaper, transfer
 from sandbox.images import store as image_store
@@ -59,7 +59,9 @@ class Store:
         """What the dead had started may take a moment to end, and holds its drafts until then."""
         for _ in range(200):
             later = time.time() + 7200
-            assert reaper.run_once(self.fd, now=later, max_age_days=0, max_bytes=None, clean_records=home.clean_at).ran
+            assert reaper.run_once(
+                self.fd, now=later, max_age_days=0, max_bytes=None, clean_records=records.clean_at
+            ).ran
             if not (left := self.left()):
                 return
             time.sleep(0.05)

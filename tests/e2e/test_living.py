@@ -158,12 +158,12 @@ def forge(area, who, pid, **facts):
 @pytest.mark.leaves_procdirs
 def test_a_forged_record_ends_nobody_else(run_sandbox, identities, area):
     """A user's record that means a process of root's: root who kills it must not kill that."""
-    from sandbox import home, processes
+    from sandbox import processes, records
 
     run_sandbox(["run", "true"], as_user=True, check=True)
     victim = subprocess.Popen(["sleep", "1000"])
     told = {
-        "boot_id": home.boot_id(),
+        "boot_id": records.boot_id(),
         "pid_namespace": os.stat("/proc/self/ns/pid").st_ino,
         "start_time": processes.start_of(victim.pid),
     }
@@ -183,11 +183,11 @@ def test_a_forged_record_ends_nobody_else(run_sandbox, identities, area):
 @pytest.mark.leaves_procdirs
 def test_a_number_that_was_given_out_again_is_not_hit(run_sandbox, who, area):
     """A record whose pid is another process now: start time and boot say so."""
-    from sandbox import home, processes
+    from sandbox import processes, records
 
     run_sandbox(["run", "true"], as_user=who.as_user, check=True)
     victim = subprocess.Popen(["sleep", "1000"], **who.popen_options())
-    told = {"boot_id": home.boot_id(), "pid_namespace": os.stat("/proc/self/ns/pid").st_ino}
+    told = {"boot_id": records.boot_id(), "pid_namespace": os.stat("/proc/self/ns/pid").st_ino}
     holder, number = forge(area, who, victim.pid, **told, start_time=processes.start_of(victim.pid) - 1)
     try:
         assert run_sandbox(["kill", number], as_user=who.as_user).returncode == 125
