@@ -141,11 +141,11 @@ def _userns_mode(private: trials.Trial) -> Check:
 
 
 def _userns_remedy(number: int) -> str:
-    if number == errno.ENOSPC or _sysctl("user/max_user_namespaces") == "0":
+    if number == errno.ENOSPC or sysctl_value("user/max_user_namespaces") == "0":
         return sysctl("user.max_user_namespaces", "15000")
-    if _sysctl("kernel/unprivileged_userns_clone") == "0":
+    if sysctl_value("kernel/unprivileged_userns_clone") == "0":
         return sysctl("kernel.unprivileged_userns_clone", "1")
-    if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
+    if sysctl_value("kernel/apparmor_restrict_unprivileged_userns") == "1":
         return sysctl("kernel.apparmor_restrict_unprivileged_userns", "0")
     if number == errno.EINVAL:
         return "boot a kernel with CONFIG_USER_NS=y"
@@ -161,7 +161,7 @@ def _forbidders(private: trials.Trial) -> list[Check]:
         ("kernel.unprivileged_userns_clone", "0", "1"),
         ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
     ):
-        value = _sysctl(name.replace(".", "/"))
+        value = sysctl_value(name.replace(".", "/"))
         if value:
             fine = value != bad
             checks.append(Check(name, fine, value, "" if fine else sysctl(name, better)))
@@ -172,7 +172,8 @@ def _forbidders(private: trials.Trial) -> list[Check]:
     return checks
 
 
-def _sysctl(path: str) -> str:
+def sysctl_value(path: str) -> str:
+    """What /proc/sys holds; empty where this kernel does not know it."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys", path).read_text().strip()
     return ""

@@ -4,14 +4,15 @@ import os
 import sys
 from pathlib import Path
 
-from sandbox import cgroups, network
-from sandbox.doctor import Check
+from sandbox import cgroups, network, subordinate
+from sandbox.doctor import Check, sysctl_value
 from sandbox.engine import syscalls
 from sandbox.errors import HostError, SandboxError
 from sandbox.plan_types import Mode
-from sandbox.remedies import Family, install, run_as_root
+from sandbox.remedies import Family, install, run_as_root, sysctl
 
 _LANDLOCK_NEWEST_USED = 6
+_ONE_IS_ENOUGH = "one of slirp4netns, pasta and (as root) nft is enough"
 _CONTROLLERS = ("memory", "pids", "cpu")
 _LIBRARIES = {
     "pyroute2": "--net private as root",
@@ -26,9 +27,12 @@ def examine(family: Family) -> list[Check]:
     return [
         _landlock(),
         _filter(family),
+        _namespaces(),
         *_limits(),
+        *(_program(name, "for --as-root of ordinary users", family) for name in subordinate.PROGRAMS),
+        _subordinate_ids(family),
         _private_network(family),
-        *(_program(name, family) for name in (network.SLIRP, network.PASTA, network.NFT)),
+        *(_program(name, _ONE_IS_ENOUGH, family) for name in (network.SLIRP, network.PASTA, network.NFT)),
         _terminal(),
         *_front(),
         *(_python_library(name, what) for name, what in _LIBRARIES.items()),
@@ -80,13 +84,55 @@ def _private_network(family: Family) -> Check:
     return Check("--net private", True, f"by {os.path.basename(os.fsdecode(found.program))}")
 
 
-def _program(name: str, family: Family) -> Check:
+def _program(name: str, what: str, family: Family) -> Check:
     from sandbox.host import find_program
 
     found = find_program(name)
     if found:
         return Check(name, True, os.fsdecode(found))
-    return Check(name, False, "not found; one of slirp4netns, pasta and (as root) nft is enough", install(name, family))
+    return Check(name, False, f"not found; {what}", install(name, family))
+
+
+def _namespaces() -> Check:
+    """Those that only the levels need; a limit of 0 forbids them also where the kernel has them (namespaces(7))."""
+    name, kinds = "namespaces of the levels", ("pid", "net", "ipc", "uts", "cgroup")
+    absent = [kind for kind in kinds if not os.path.exists(f"/proc/self/ns/{kind}")]
+    if absent:
+        remedy = "boot your distribution's own kernel; until then only level none"
+        return Check(name, False, f"this kernel has no {', '.join(absent)} namespaces", remedy)
+    forbidden = [f"user.max_{kind}_namespaces" for kind in kinds if sysctl_value(f"user/max_{kind}_namespaces") == "0"]
+    if forbidden:
+        return Check(name, False, f"{', '.join(forbidden)} is 0", sysctl(forbidden[0], "15000"))
+    return Check(name, True, ", ".join(kinds))
+
+
+def _subordinate_ids(family: Family) -> Check:
+    """What --as-root has beside root; without any, root inside is the only id there."""
+    name = "ids for --as-root"
+    found = subordinate.look(Mode.ROOT if os.geteuid() == 0 else Mode.USERNS)
+    if isinstance(found, str):
+        return Check(name, False, f"{found}; --as-root has no other id than root", _ids_remedy(family))
+    count = min(found.uids[1], found.gids[1])
+    return Check(name, True, f"{count} beside root, of /etc/subuid and /etc/subgid" if count else "root needs none")
+
+
+def _ids_remedy(family: Family) -> str:
+    import pwd
+
+    from sandbox.host import find_program
+
+    if missing := next((name for name in subordinate.PROGRAMS if not find_program(name)), None):
+        return install(missing, family)
+    if os.geteuid() == 0:
+        return "start it in the host's own user namespace, with all capabilities"
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return "give this uid a name: useradd -u UID NAME"
+    if not subordinate.is_listed(user):
+        numbers = "{}-{}".format(*subordinate.free_range())
+        return run_as_root(f"usermod --add-subuids {numbers} --add-subgids {numbers} {user}")
+    return "as root, mend what is wrong there: chmod u+s newuidmap newgidmap, or ranges that are nobody else's"
 
 
 def _terminal() -> Check:

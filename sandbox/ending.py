@@ -15,8 +15,9 @@ LOOK = 0.05
 def ask(supervisor: int) -> None:
     """SIGTERM through this pidfd; the supervisor passes it on. Raises ProcessLookupError and PermissionError."""
     signal.pidfd_send_signal(supervisor, signal.SIGTERM)
-    # A stopped one passes nothing on.
-    signal.pidfd_send_signal(supervisor, signal.SIGCONT)
+    # A stopped one passes nothing on. One that has ended of the first signal by now was asked all the same.
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(supervisor, signal.SIGCONT)
 
 
 def kill_below(pid: int) -> None:

@@ -36,6 +36,8 @@ _PACKAGES = {
     "slirp4netns": ("slirp4netns", "slirp4netns", "slirp4netns"),
     "pasta": ("passt", "passt", "passt"),
     "nft": ("nftables", "nftables", "nftables"),
+    "newuidmap": ("uidmap", "shadow-utils", "shadow"),
+    "newgidmap": ("uidmap", "shadow-utils", "shadow"),
 }
 _CONTAINER_OPTIONS = ("--security-opt seccomp=unconfined", "--security-opt apparmor=unconfined", "--cap-add SYS_ADMIN")
 _ORDER = (Family.DEBIAN, Family.FEDORA, Family.ARCH)

@@ -15,9 +15,11 @@ MOST = 65_535
 # Above the uids that root's jobs have (isolation.FIRST_UID and its lanes); jobs share a block only if their uids differ
 # by a multiple of a prime, so not those of one process.
 FIRST_BLOCK, BLOCKS = 0xED000000, 4861
-_PROGRAMS = ("newuidmap", "newgidmap")
+PROGRAMS = ("newuidmap", "newgidmap")
 _FILES = (("/etc/subuid", "/etc/passwd"), ("/etc/subgid", "/etc/group"))
 _ALL_IDS = 0xFFFFFFFF
+# Where ranges start on a host of users with ordinary ids: SUB_UID_MIN of login.defs(5).
+_FIRST_USUAL = 100_000
 # What making a map of ranges takes, and looking at the process that it is made for.
 _NEEDED = ("setuid", "setgid", "sys_ptrace")
 
@@ -56,8 +58,8 @@ def look(mode: Mode) -> Subordinates | str:
         if not all(getattr(prctl.cap_effective, name) for name in _NEEDED):
             return "root may not map ids here (CAP_SETUID, CAP_SETGID, CAP_SYS_PTRACE)"
         return Subordinates((0, 0), (0, 0))
-    programs = [find_program(name) for name in _PROGRAMS]
-    for name, program in zip(_PROGRAMS, programs, strict=True):
+    programs = [find_program(name) for name in PROGRAMS]
+    for name, program in zip(PROGRAMS, programs, strict=True):
         if why := _obstacle(name, program):
             return why
     import pwd
@@ -67,7 +69,7 @@ def look(mode: Mode) -> Subordinates | str:
     except KeyError:
         return f"uid {os.getuid()} has no name"
     if entry.pw_gid != os.getgid():
-        return f"{_PROGRAMS[0]} wants the user's own group"
+        return f"{PROGRAMS[0]} wants the user's own group"
     ranges = []
     for kind, (file, accounts) in zip(("uid", "gid"), _FILES, strict=True):
         if isinstance(found := _range(kind, file, accounts, entry.pw_name), str):
@@ -104,6 +106,19 @@ def _range(kind: str, file: str, accounts: str, user: str) -> tuple[int, int] | 
     if not _is_mapped(kind, first, count):
         return f"the range of {user} in {file} is not in this user namespace"
     return first, count
+
+
+def is_listed(user: str) -> bool:
+    """Whether the user has ranges of both kinds, usable or not."""
+    names = (user, str(os.getuid()))
+    return all(any(entry[0] in names for entry in _entries(file)) for file, _ in _FILES)
+
+
+def free_range() -> tuple[int, int]:
+    """First and last of ids that are in no range of either file, as many as distributions give a user."""
+    ends = [first + count for file, _ in _FILES for _, first, count in _entries(file)]
+    first = max([_FIRST_USUAL, *ends])
+    return first, first + MOST
 
 
 def _entries(file: str) -> list[tuple[str, int, int]]:

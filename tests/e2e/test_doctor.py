@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import modes
+from tests.support import modes, users
 
 
 def test_says_which_modes_work(run_sandbox, who):
@@ -87,6 +87,8 @@ FEATURES = (
     "landlock",
     "system call filter",
     *(f"limit --{name}" for name in ("memory", "pids", "cpus")),
+    "namespaces of the levels",
+    *("newuidmap", "newgidmap", "ids for --as-root"),
     "--net private",
     "slirp4netns",
     "pasta",
@@ -104,6 +106,21 @@ def test_every_feature_is_looked_at_and_nothing_is_changed(run_sandbox, who):
     assert set(FEATURES) <= found.keys()
     assert all(found[name]["remedy"] or found[name]["ok"] for name in FEATURES)
     assert [path.read_text() for path in Path("/sys/fs/cgroup").glob("**/cgroup.subtree_control")] == before
+
+
+def test_ids_for_as_root(run_sandbox, who, identities):
+    """The check says what `-v` says of them, and the remedy names this user."""
+    report = json.loads(run_sandbox(["doctor", "--json"], as_user=who.as_user).stdout)
+    check = next(check for check in report["checks"] if check["name"] == "ids for --as-root")
+    if not who.as_user:
+        assert check["ok"], check
+        return
+    user = identities[True]
+    if why := users.no_subordinates(user):
+        assert why in check["detail"]
+        assert "uidmap" in check["remedy"] or f" {user.name}" in check["remedy"]
+    else:
+        assert check["ok"], check
 
 
 def test_plans_that_are_not_stored_are_a_cross(run_sandbox):

@@ -35,7 +35,7 @@ def test_distribution_without_the_file(tmp_path):
     assert remedies.distribution(str(tmp_path / "absent")) is Family.OTHER
 
 
-@pytest.mark.parametrize("what", ["squashfuse_ll", "tar2sqfs", "sqfs2tar", "libarchive.so.13", "python-prctl"])
+@pytest.mark.parametrize("what", sorted(remedies._PACKAGES))
 @pytest.mark.parametrize("family", list(Family))
 def test_every_package_has_a_command(what, family):
     text = remedies.install(what, family)
@@ -83,7 +83,7 @@ def test_kernel_baseline(monkeypatch, release, ok):
     ],
 )
 def test_remedy_names_what_forbids_user_namespaces(monkeypatch, number, sysctls, expected):
-    monkeypatch.setattr(doctor, "_sysctl", lambda path: sysctls.get(path, ""))
+    monkeypatch.setattr(doctor, "sysctl_value", lambda path: sysctls.get(path, ""))
     check = doctor._userns_mode({"namespaces": (number, "no")})
     assert not check.ok
     assert expected in check.remedy

@@ -43,6 +43,19 @@ def test_a_range_of_another_user_namespace(ranges):
     assert "not in this user namespace" in ranges(["me:4294967290:10"])
 
 
+def test_what_could_be_given_to_somebody_who_has_none(tmp_path, monkeypatch):
+    files = [tmp_path / "subuid", tmp_path / "subgid"]
+    monkeypatch.setattr(subordinate, "_FILES", [(str(file), "") for file in files])
+    assert subordinate.free_range() == (100_000, 165_535)
+    files[0].write_text("me:100000:65536\nother:300000:1000\n")
+    assert subordinate.free_range() == (301_000, 366_535)
+    assert not subordinate.is_listed("me")
+    files[1].write_text("me:400000:65536\n")
+    assert subordinate.free_range() == (465_536, 531_071)
+    assert subordinate.is_listed("me")
+    assert not subordinate.is_listed("other")
+
+
 def test_blocks_of_root_s_jobs():
     """Nobody else's uids, jobs of one process in blocks of their own, and never over the last id."""
     assert FIRST_UID + LANES * _PIDS <= FIRST_BLOCK
