@@ -85,7 +85,7 @@ def facts_of_the_command(live: Living) -> str:
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_it_is_what_the_command_is(live, level, client):
-    options = ["--name", "one", "-e", "MINE=1", "--nofile", "77", "--nice", "3"]
+    options = ["--name", "one", "-e", "MINE=1", "--nofile", "77", "--nice", "19"]
     options += ["--isolation", level] if level != "none" else []
     process = live.start(*options, script=f"umask 027; ({FACTS}) > {live.area}/facts 2>&1")
     umask = os.umask(0o77)

@@ -3,8 +3,8 @@
 from hypothesis import strategies as st
 
 from sandbox import level_steps, plan, plan_types
-from sandbox.codec import AFTER_PIVOT, MAX_HOSTNAME
 from sandbox.plan import Plan
+from sandbox.plan_check import AFTER_PIVOT, MAX_HOSTNAME
 from sandbox.plan_types import Attr, Base, Mode, OverlayOption, Place, PlanFlag, Resource, Source, SourceKind
 from sandbox.versions import SINCE
 
