@@ -239,11 +239,13 @@ def _working_directory() -> bytes:
 
 
 def _filter(spec: Spec, where: Home) -> tuple[int, ...]:
-    from sandbox import seccomp
+    from sandbox import seccomp, setid
 
     if spec.seccomp == b"default":
-        return seccomp.kept_filter(where.fd, spec.allow_syscalls)
-    return () if spec.seccomp == b"none" else seccomp.read_filter(spec.seccomp)
+        found = seccomp.kept_filter(where.fd, spec.allow_syscalls)
+    else:
+        found = () if spec.seccomp == b"none" else seccomp.read_filter(spec.seccomp)
+    return setid.before(spec, where.fd, found) if setid.applies(spec) else found
 
 
 def _surroundings(

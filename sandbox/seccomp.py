@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from sandbox import fsops
@@ -88,7 +89,7 @@ def compile_filter(allowed: tuple[bytes, ...]) -> tuple[int, ...]:
     for name in _DENIED.split():
         if name not in extra and name != "personality":
             _add(rules, library.ERRNO(errno.EPERM), name)
-    return _export(rules)
+    return instructions(rules)
 
 
 def bindings() -> Any:
@@ -104,19 +105,26 @@ def bindings() -> Any:
 
 
 def kept_filter(home: int, allowed: tuple[bytes, ...]) -> tuple[int, ...]:
-    """The same, from the file of the home that an earlier launch left: compiling takes longer than a launch."""
+    """The same, from the file of the home that an earlier launch left."""
+    return kept(
+        home, ["tree", *sorted(map(os.fsdecode, allowed)), "", _ALLOWED, _DENIED], lambda: compile_filter(allowed)
+    )
+
+
+def kept(home: int, words: list[str], compiled: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+    """What comes of these words, kept in the home: compiling takes longer than a launch."""
     from sandbox import __version__
 
-    words = ["tree", __version__, os.uname().machine, *sorted(map(os.fsdecode, allowed)), "", _ALLOWED, _DENIED]
-    name = b"seccomp-%016x" % int.from_bytes(hashlib.sha256(" ".join(words).encode()).digest()[:8], "big")
+    text = " ".join([__version__, os.uname().machine, *words])
+    name = b"seccomp-%016x" % int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     with contextlib.suppress(OSError):
         data = fsops.read_file(home, name)
         if data and len(data) % _INSTRUCTION_BYTES == 0:
-            return _instructions(data)
-    instructions = compile_filter(allowed)
+            return _words(data)
+    made = compiled()
     with contextlib.suppress(OSError):  # a full disk costs time, not the launch
-        fsops.replace_file(home, name, struct.pack(f"<{len(instructions)}Q", *instructions))
-    return instructions
+        fsops.replace_file(home, name, struct.pack(f"<{len(made)}Q", *made))
+    return made
 
 
 def _allow_by_user(library: Any, rules: Any, name: str) -> None:
@@ -168,11 +176,12 @@ def _allow_other_ioctls(library: Any, rules: Any) -> None:
             _add(rules, library.ALLOW, "ioctl", library.Arg(1, library.MASKED_EQ, bits, value))
 
 
-def _export(rules: Any) -> tuple[int, ...]:
+def instructions(rules: Any) -> tuple[int, ...]:
+    """Rules of libseccomp's as a plan carries them."""
     with open(os.memfd_create("sandbox-filter", os.MFD_CLOEXEC), "w+b") as file:
         rules.export_bpf(file)
         file.seek(0)
-        return _instructions(file.read())
+        return _words(file.read())
 
 
 def read_filter(path: bytes) -> tuple[int, ...]:
@@ -187,8 +196,8 @@ def read_filter(path: bytes) -> tuple[int, ...]:
             f"--seccomp: {printable(path)} is not a filter of 1 to 4096 instructions",
             hint="classic BPF, as seccomp_export_bpf(3) writes it",
         )
-    return _instructions(data)
+    return _words(data)
 
 
-def _instructions(data: bytes) -> tuple[int, ...]:
+def _words(data: bytes) -> tuple[int, ...]:
     return struct.unpack(f"<{len(data) // _INSTRUCTION_BYTES}Q", data)
