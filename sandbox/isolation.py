@@ -36,7 +36,7 @@ from sandbox.record import Record
 from sandbox.spec import Spec, TreeKind
 
 if TYPE_CHECKING:
-    from sandbox.compiler import _Builder
+    from sandbox.builder import Builder
     from sandbox.newroot import HostRoot
     from sandbox.sources import Opened
     from sandbox.subordinate import Subordinates
@@ -202,7 +202,7 @@ def can_be_workspace(path: bytes, where: Surroundings) -> bool:
     return path != b"" and not any(_is_below(top, path) for top in covered)
 
 
-def level(builder: "_Builder", where: Surroundings) -> "Level":
+def level(builder: "Builder", where: Surroundings) -> "Level":
     """What adds the steps of the level that these surroundings are for."""
     if where.root is None:
         return Level(builder, where)
@@ -214,7 +214,7 @@ def level(builder: "_Builder", where: Surroundings) -> "Level":
 class Level:
     """Adds the steps of an isolating level to a builder's."""
 
-    def __init__(self, builder: "_Builder", where: Surroundings) -> None:
+    def __init__(self, builder: "Builder", where: Surroundings) -> None:
         self.builder, self.where, self.spec = builder, where, builder.spec
         self.add = builder.steps.append
         if where.subordinates is not None:

@@ -14,7 +14,7 @@ from sandbox.plan_types import Base, Mode, Place
 from sandbox.spec import OUR_VARIABLES, Spec
 
 if TYPE_CHECKING:
-    from sandbox.compiler import _Builder
+    from sandbox.builder import Builder
 
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 1 << 1, 1 << 2, 1 << 3
 _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
@@ -86,14 +86,14 @@ def steps(spec: Spec, own: list[tuple[Place, int]], cwd: bytes, abi: int) -> lis
     return [NoNewPrivs(), *known, Landlock(rights, _SCOPES if abi >= 6 else 0)]
 
 
-def compile_alone(builder: "_Builder", cwd: bytes) -> None:
+def compile_alone(builder: "Builder", cwd: bytes) -> None:
     """The plan of mode landlock: no namespace and no mount, so no private directory either."""
     builder.steps += [UnsetEnv(name) for name in OUR_VARIABLES]
     builder.command([], cwd, covered=[])
     builder.last()
 
 
-def own_places(builder: "_Builder") -> list[tuple[Place, int]]:
+def own_places(builder: "Builder") -> list[tuple[Place, int]]:
     """What was made for this run, and may be used as if there were no fence.
 
     A rule is for everything beneath, mounts too: a private place that the working directory lies in is not among them.

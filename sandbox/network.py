@@ -17,7 +17,7 @@ from sandbox.plan_types import Attr, Base, Mode, Place, Source, SourceKind
 from sandbox.record import Record
 
 if TYPE_CHECKING:
-    from sandbox.compiler import _Builder
+    from sandbox.builder import Builder
 
 RESOLV_CONF = b"/etc/resolv.conf"
 # The first of these that the host has no route into. In each .100 is the run, .2 its gateway and .3 its name server.
@@ -127,7 +127,7 @@ def start(private: Private) -> Private:
     return private.replace(socket=ours.detach())
 
 
-def attach(builder: "_Builder", private: Private) -> None:
+def attach(builder: "Builder", private: Private) -> None:
     """The step that asks for it. Before a pid namespace is made: processes inside have no number outside."""
     builder.sources.append(Source(SourceKind.MEMORY, b""))
     if private.socket >= 0:
@@ -135,7 +135,7 @@ def attach(builder: "_Builder", private: Private) -> None:
     builder.steps.append(Network(len(builder.sources) - 1))
 
 
-def resolve(builder: "_Builder", private: Private) -> None:
+def resolve(builder: "Builder", private: Private) -> None:
     """What the command's resolver reads, once all that covers it is mounted."""
     place = Place(Base.ROOT, private.resolv_conf)
     text = Text(builder.slot(), 0o644, b"nameserver %s\n" % private.resolver.encode())

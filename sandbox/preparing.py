@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from sandbox import compiler, environment, fsops, home, host, sources
-from sandbox.compiler import Compiled, Programs
+from sandbox import builder, compiler, environment, fsops, home, host, sources
+from sandbox.builder import Programs
+from sandbox.compiler import Compiled
 from sandbox.engine import Launch
 from sandbox.errors import HostError, UsageError, printable, reason, warn
 from sandbox.home import Home
@@ -146,7 +147,7 @@ def prepare(
     if wanted is not None and surroundings is not None:
         # As the filter would decide by itself: the one in the plan asks.
         words = surroundings.filter if spec.audit else ()
-        wanted = wanted.replace(words=words, limit=compiler.tmpfs_size(spec, machine))
+        wanted = wanted.replace(words=words, limit=builder.tmpfs_size(spec, machine))
     launch = Launch(spec.command, command_env, compiled.fds)
     changes: saving.Draft | saving.HandedOut | None = draft
     if spec.saves and draft is None:

@@ -20,7 +20,7 @@ from sandbox.record import Record
 from sandbox.spec import Refinement, Spec, parse_size
 
 if TYPE_CHECKING:
-    from sandbox.compiler import _Builder
+    from sandbox.builder import Builder
     from sandbox.isolation import Surroundings
 
 _SAFE = Attr.NOSUID | Attr.NODEV
@@ -171,7 +171,7 @@ def _host_target(change: Change) -> Place:
 class Refiner:
     """Adds the steps to a builder's: sources are cloned before anything of the host is covered."""
 
-    def __init__(self, builder: "_Builder", changes: tuple[Opened, ...]) -> None:
+    def __init__(self, builder: "Builder", changes: tuple[Opened, ...]) -> None:
         self.builder, self.changes = builder, changes
         self.slots: dict[int, int] = {}
 

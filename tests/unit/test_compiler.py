@@ -6,8 +6,9 @@ import stat
 
 import pytest
 
-from sandbox import codec, compiler, plan, plan_types
-from sandbox.compiler import Programs, compile_plan
+from sandbox import builder, codec, plan, plan_types
+from sandbox.builder import Programs
+from sandbox.compiler import compile_plan
 from sandbox.engine.syscalls import CLONE_NEWNS, CLONE_NEWUSER
 from sandbox.errors import UsageError
 from sandbox.host import Host
@@ -167,4 +168,4 @@ def test_a_policy_for_no_tree_is_refused():
 def test_the_default_cap_is_half_of_memory():
     assert only(build(Spec((b"x",)), []), plan.Tmpfs)[0].size == 4 << 30
     assert only(build(Spec((b"x",), tmpfs_size=5), []), plan.Tmpfs)[0].size == 5
-    assert compiler.TMPDIR == b"tmp"
+    assert builder.TMPDIR == b"tmp"
