@@ -17,7 +17,7 @@ _MEMORY_MIB = 3072
 _KVM_TRIAL_S = 20
 _KVM = ("-accel", "kvm", "-cpu", "host")
 # "max" has five-level page tables, which an emulated processor pays for at every walk.
-_EMULATED = ("-accel", "tcg,thread=multi", "-cpu", os.environ.get("XCPU", "max,la57=off"))
+_EMULATED = ("-accel", "tcg,thread=multi", "-cpu", "max,la57=off")
 _BARE = ("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35")
 _CMDLINE = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on"
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 # Name of a kernel here: the suite whose linux-image-amd64 it is.
 KERNELS = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "newest": "sid"}
-MODULES = ("loop", "squashfs", "overlay", "fuse")
+MODULES = ("loop", "squashfs", "overlay", "fuse", "erofs")
 MODES = ("root", "setuid", "userns")
 # `sandbox setuid install`, in `Variant.fails`.
 INSTALL = "install"
@@ -31,9 +31,26 @@ EXPECTATIONS = (
     Session("expectations-setuid", (_LINES, "-k", "setuid or install"), lane=1),
 )
 _CASES = "tree.sfs or own or killed"
-_SETUID = (
-    Session("setuid-trees", ("tests/conformance", "-k", "setuid and (static or dynamic)"), lane=1),
-    Session("setuid-others", ("tests/conformance", "-k", "setuid and not (static or dynamic)")),
+_SETUID = Session("setuid", ("tests/conformance", "-k", f"setuid and ({_CASES})"))
+_WITHOUT_NAMESPACES = (
+    Session("setuid", ("tests/conformance", "-k", "native-setuid")),
+    Session("root", ("tests/conformance", "-k", "native-root"), lane=1),
+)
+# Where kernels differ most: what is mounted from a file, layers of an overlay, other users' ids. "root:" is a case's.
+_IMAGES = "erofs or stack or root: or level or log"
+_LAYERS = tuple(
+    Session(name, ("tests/conformance", "-k", f"({modes}) and ({_IMAGES})"), lane=lane)
+    for lane, (name, modes) in enumerate(
+        (("images", "native-root or native-userns"), ("images-setuid", "native-setuid or python-root"))
+    )
+)
+_LIMITS = "tests/e2e/test_cgroups.py"
+_CGROUPS = (
+    Session("limits", (_LIMITS, "-k", "native")),
+    Session("limits-user", (_LIMITS, "-k", "userns"), as_user=True),
+    Session("limits-python", (_LIMITS, "-k", "python"), lane=1),
+    Session("attacks", ("tests/attack/test_setuid_cgroups.py",), lane=1),
+    Session("bombs", ("tests/e2e/test_job_bombs.py", "-k", "native"), lane=1),
 )
 _USER = Session("user", ("tests/conformance", "-k", f"userns and ({_CASES})"), as_user=True)
 _ATTACKS = (
@@ -60,7 +77,7 @@ _CORE = (
             "native and (hog or detached or masked or sandbox_in)",
         ),
     ),
-    Session("e2e-user", ("tests/e2e/test_cgroups.py", "-k", "native and (hog or processors)"), as_user=True),
+    Session("e2e-user", ("tests/e2e/test_cgroups.py", "-k", "native-userns and (hog or processors)"), as_user=True),
 )
 
 
@@ -149,7 +166,7 @@ _PROVEN = (
         "user namespaces off, by their number",
         sysctls={"user.max_user_namespaces": "0"},
         fails={"userns": "user.max_user_namespaces=15000"},
-        sessions=(*EXPECTATIONS, *_SETUID),
+        sessions=(*EXPECTATIONS, _SETUID),
     ),
 )
 # Asked for by name: `make test-vm VM='systemd no-loop'`. Their expectations have not been seen to hold yet.
@@ -160,6 +177,16 @@ _BY_NAME = (
         sysctls={"kernel.unprivileged_userns_clone": "0"},
         fails={"userns": "kernel.unprivileged_userns_clone=1"},
     ),
+    Variant(
+        "full-userns-max-0",
+        "the whole conformance of root and of the helper, user namespaces off",
+        sysctls={"user.max_user_namespaces": "0"},
+        sessions=_WITHOUT_NAMESPACES,
+        timeout=3600,
+    ),
+    Variant("cgroups", "limits of jobs by cgroup v2: root's, delegated, through the helper", sessions=_CGROUPS),
+    Variant("images-6.1", "layers, erofs, logs and other users' ids on 6.1", sessions=_LAYERS),
+    Variant("images-6.12", "the same on 6.12", kernel="6.12", sessions=_LAYERS),
     Variant("user", "an ordinary user's own session of the suite", sessions=(*EXPECTATIONS, _USER)),
     with_systemd(
         Variant(
