@@ -11,7 +11,7 @@ from sandbox import home
 from sandbox.record import Record
 
 if TYPE_CHECKING:
-    from sandbox.jobfile import Key, Opened, OptionFile
+    from sandbox.option_file import Key, Opened, OptionFile
 
 SITE = b"/etc/sandbox/config.toml"
 TABLE = "run"
@@ -53,7 +53,7 @@ def found(environ: Mapping[bytes, bytes]) -> "Iterator[tuple[Place, Opened]]":
 
 def read(opened: "Opened", known: "dict[str, Key]", limits: Collection[str]) -> "tuple[OptionFile, list[Setting]]":
     """What a file sets. Raises UsageError for its first mistake."""
-    from sandbox.jobfile import OptionFile
+    from sandbox.option_file import OptionFile
 
     file = OptionFile(opened, known, limits)
     for key in file.values:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-from sandbox import jobfile
+from sandbox import option_file
 from sandbox.errors import UsageError, printable
 from sandbox.spec import Spec
 
@@ -103,7 +103,7 @@ def make_spec(options: Mapping[str, Any]) -> Spec:
 
 def words(options: Mapping[str, Any], actions: Sequence[argparse.Action]) -> list[str]:
     """What one would type for these options, of those that a parser knows. Raises UsageError."""
-    known = jobfile.keys(actions)
+    known = option_file.keys(actions)
     return [word for name, value in options.items() for word in _words(name, value, known)]
 
 
@@ -111,14 +111,14 @@ def repeatable() -> frozenset[str]:
     """The keywords that take a list."""
     from sandbox.cli import run
 
-    keys = jobfile.keys(run.make_parser()[1])
+    keys = option_file.keys(run.make_parser()[1])
     return frozenset(name.replace("-", "_") for name, key in keys.items() if key.kind == "list")
 
 
-def _words(name: str, value: Any, known: Mapping[str, jobfile.Key]) -> list[str]:
+def _words(name: str, value: Any, known: Mapping[str, option_file.Key]) -> list[str]:
     key = known.get(name.replace("_", "-"))
     if key is None:
-        raise UsageError(f"{printable(name)}: there is no such option", hint=jobfile.nearest(name, known))
+        raise UsageError(f"{printable(name)}: there is no such option", hint=option_file.nearest(name, known))
     if value is None:
         return []
     if key.kind == "flag":

@@ -5,12 +5,12 @@ import json
 import os
 from typing import Any
 
-from sandbox import config, jobfile
+from sandbox import config, option_file
 from sandbox.cli import run
 from sandbox.cli.job import Actions, count_paths_from
 from sandbox.config import Place, Setting
 from sandbox.errors import UsageError, printable
-from sandbox.jobfile import Opened
+from sandbox.option_file import Opened
 
 
 def register(commands: Any) -> None:
@@ -23,7 +23,7 @@ def main(args: argparse.Namespace) -> int:
     """Show it. Raises UsageError for a file with a mistake."""
     environ = run.callers_environment()
     parser, actions = run.make_parser()
-    known = jobfile.keys(actions)
+    known = option_file.keys(actions)
     read = {place.origin: _read(opened, parser, actions) for place, opened in config.found(environ)}
     last = {setting.name: origin for origin, settings in read.items() for setting in settings}
     lists = {name for name, key in known.items() if key.kind == "list"}
@@ -60,7 +60,7 @@ def _print(files: list[dict[str, Any]], options: list[dict[str, Any]]) -> None:
 
 def _read(opened: Opened, parser: argparse.ArgumentParser, actions: Actions) -> list[Setting]:
     """What a file sets, each value tried. Raises UsageError with the file and the line."""
-    file, settings = config.read(opened, jobfile.keys(actions), run.LIMITS)
+    file, settings = config.read(opened, option_file.keys(actions), run.LIMITS)
     for setting in settings:
         try:
             run.make_spec(parser.parse_args([setting.word]), ())

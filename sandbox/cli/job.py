@@ -8,11 +8,12 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from sandbox import jobfile
+from sandbox import jobfile, option_file
 from sandbox.cli import run
 from sandbox.cli.main import complain
 from sandbox.errors import EXIT_LAUNCHER_FAILED, UsageError, printable
-from sandbox.jobfile import Job, JobFile, Opened
+from sandbox.jobfile import Job, JobFile
+from sandbox.option_file import Opened
 from sandbox.spec import validate
 
 Actions = list[argparse.Action]
@@ -30,7 +31,7 @@ def register(commands: Any) -> None:
 def main(args: argparse.Namespace) -> int:
     opened = jobfile.find() if args.file is None else jobfile.open_named(args.file)
     parser, actions = run.make_parser()
-    file = JobFile(opened, jobfile.keys(actions), run.LIMITS)
+    file = JobFile(opened, option_file.keys(actions), run.LIMITS)
     if args.action == "check":
         for job in file.jobs.values():
             _judge(file, job, parser)
@@ -92,7 +93,7 @@ def with_job(
     if args.job is None:
         raise UsageError("--job-file: which job of it?", hint="--job NAME")
     opened = jobfile.find() if args.job_file is None else jobfile.open_named(args.job_file)
-    file = JobFile(opened, jobfile.keys(actions), run.LIMITS)
+    file = JobFile(opened, option_file.keys(actions), run.LIMITS)
     job = file.job(os.fsencode(args.job).decode("utf-8", "surrogateescape"))
     _judge(file, job, parser)
     file.refuse_problems()

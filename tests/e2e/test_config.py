@@ -10,7 +10,7 @@ import pytest
 from sandbox import config
 from sandbox.cli import run
 from sandbox.errors import UsageError
-from tests.e2e.test_front import PYTHON, Front
+from tests.support.front import PYTHON, Front
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sandbox import jobfile
+from sandbox import option_file
 from sandbox.cli import run
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "job-files.md"
@@ -11,7 +11,7 @@ BEGIN, END = "| key | value | meaning |\n", "\n\n<!-- end of the keys -->"
 
 def table() -> str:
     """The rows, in the order of `sandbox run --help`."""
-    rows = [f"| `{key.name}` | {key.type} | {key.help} |" for key in jobfile.keys(run.make_parser()[1]).values()]
+    rows = [f"| `{key.name}` | {key.type} | {key.help} |" for key in option_file.keys(run.make_parser()[1]).values()]
     return "\n".join(["|---|---|---|", *rows])
 
 

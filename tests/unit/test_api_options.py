@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
-from sandbox import Sandbox, jobfile
+from sandbox import Sandbox, option_file
 from sandbox.api.options import Options, make_spec
 from sandbox.cli import run
 from sandbox.errors import UsageError
 from sandbox.spec import Spec, Tree, TreeKind
 
-KEYS = jobfile.keys(run.make_parser()[1])
+KEYS = option_file.keys(run.make_parser()[1])
 # What an option can be given, by what it takes: one of these must be a value, and not the default.
 SAMPLES = ("job", "x", "/x", "x=y", "7", "1s", "deny", "best-effort", "0.5", "fd:1", "1:1", "none", "python", "root")
 

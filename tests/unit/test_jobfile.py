@@ -12,17 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox import jobfile, toml_lines
+from sandbox import jobfile, option_file, toml_lines
 from sandbox.cli import job as job_command
 from sandbox.cli import run
 from sandbox.errors import UsageError
-from sandbox.jobfile import JobFile, Opened
+from sandbox.jobfile import JobFile
 from sandbox.limits import Limits
+from sandbox.option_file import Opened
 from sandbox.spec import Spec, Tree, TreeKind
 from tests.support import job_keys
 
 ACTIONS = run.make_parser()[1]
-KEYS = jobfile.keys(ACTIONS)
+KEYS = option_file.keys(ACTIONS)
 
 
 def load(text: str) -> JobFile:
@@ -52,8 +53,8 @@ def parsed(here, text: str, *argv: str) -> Spec:
 
 def test_every_option_is_a_key_or_has_a_reason_not_to_be():
     options = {max(action.option_strings, key=len)[2:] for action in ACTIONS}
-    assert options == KEYS.keys() | jobfile.NOT_KEYS.keys()
-    assert not KEYS.keys() & jobfile.NOT_KEYS.keys()
+    assert options == KEYS.keys() | option_file.NOT_KEYS.keys()
+    assert not KEYS.keys() & option_file.NOT_KEYS.keys()
     # "limits" may be an option as well, with a string; a table is then the limits.
     assert not KEYS.keys() & (set(jobfile.OWN_KEYS) - {"limits"})
 
