@@ -11,6 +11,7 @@ from manual import roff
 from sandbox import __version__
 from sandbox.cli.main import COMMANDS
 from sandbox.cli.whole import whole_parser
+from sandbox.errors import LOG_FORMATS
 
 _ROOT = Path(__file__).resolve().parents[1]
 # The section of docs/setuid.md that is about the policy file.
@@ -58,12 +59,14 @@ def _overview(whole: argparse.ArgumentParser, names: list[str]) -> str:
     """The page of `sandbox` lists the commands; each has its own."""
     short = argparse.ArgumentParser(
         prog="sandbox",
-        usage="sandbox [-h] [-V] COMMAND ...",
+        usage="sandbox [-h] [-V] [--debug] [--log-format FORMAT] COMMAND ...",
         description=whole.description,
         add_help=False,
     )
     short.add_argument("-h", "--help", action="store_true", help="list the commands")
     short.add_argument("-V", "--version", action="store_true", help="print the version")
+    short.add_argument("--debug", action="store_true", help="a traceback of what fails")
+    short.add_argument("--log-format", choices=LOG_FORMATS, help="what sandbox itself says, as lines of JSON or not")
     rows = [f"| `{name}` | {text} |" for name, text in COMMANDS.items()]
     table = roff.render("\n".join(["| command | meaning |", "|---|---|", *rows]))
     sections = {"commands": table, **{title: roff.render(text) for title, text in _COMMON}}

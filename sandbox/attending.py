@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sandbox.engine import Launch, Result
 from sandbox.engine.attendance import ENDED, LISTENER, LONGEST_ANSWER, ROOT, TERMINAL
-from sandbox.errors import EXIT_LAUNCHER_FAILED, TIMED_OUT, SandboxError, note, reason, warn
+from sandbox.errors import EXIT_LAUNCHER_FAILED, TIMED_OUT, SandboxError, complain, note, reason, warn
 from sandbox.keeping import Destination, Kept
 from sandbox.level_steps import Identity, Timeout, UserNamespace, mapped
 from sandbox.plan import Plan
@@ -247,10 +247,10 @@ def _become_engine(
             signal.pthread_sigmask(signal.SIG_SETMASK, inherited)
             result = engine()
             if result.timed_out:
-                note(TIMED_OUT)
+                complain(TIMED_OUT)
             supervisor.end_like(result)
     except SandboxError as error:
-        note(str(error))
+        complain(error)
         code = error.exit_code
     finally:
         os._exit(code)

@@ -1,13 +1,18 @@
-"""The error tree: every message says what was being done, to which thing, why it failed, and what to do."""
+"""The error tree: every message says what was being done, to which thing, why it failed, and what to do.
+
+And the one way to say it: lines for a person, or JSON objects for a program (`--log-format json`, docs/living.md).
+The native programs say the same in the same shape (setuid-helper/src/messages.rs).
+"""
 
 import contextlib
 import os
+from typing import Final
 
 EXIT_TIMED_OUT = 124
 EXIT_LAUNCHER_FAILED = 125
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
-TIMED_OUT = "the command was ended: its time was up (--timeout)"
+LOG_FORMATS = ("text", "json")
 
 
 def printable(raw: bytes | str) -> str:
@@ -65,17 +70,61 @@ class CommandError(SandboxError):
         self.exit_code = exit_code
 
 
+TIMED_OUT: Final = CommandError("the command was ended: its time was up", hint="--timeout", exit_code=EXIT_TIMED_OUT)
+
+
 def reason(error: OSError) -> str:
     """The kernel's word for an errno, as in "No space left on device"."""
     return os.strerror(error.errno) if error.errno else str(error)
 
 
+_as_json = False
+
+
+def speak(log_format: str) -> None:
+    """How this process says things from here on: one of LOG_FORMATS."""
+    global _as_json  # noqa: PLW0603 (a process has one standard error)
+    _as_json = log_format == "json"
+
+
+def speaks_json() -> bool:
+    """Whether what is said is for a program."""
+    return _as_json
+
+
+def complain(error: SandboxError, *, trace: str = "") -> None:
+    """One line on stderr about what cannot go on, and what can be done about it; below `trace`, for who debugs."""
+    if trace and not _as_json:
+        _put(trace)
+    extra = {"traceback": trace} if trace else {}
+    _put(line("error", error.message, hint=error.hint, exit_code=error.exit_code, **extra))
+
+
 def warn(text: str) -> None:
     """One line on stderr about what the user must know and what stops nothing."""
-    note(f"warning: {text}")
+    _put(line("warning", text))
 
 
 def note(text: str) -> None:
     """One line on stderr about how it went."""
+    _put(line("info", text))
+
+
+def line(level: str, text: str, *, hint: str = "", exit_code: int | None = None, **extra: str) -> str:
+    """A line as it is said, with its end."""
+    message, hint = (printable(" ".join(part.split("\n"))) for part in (text, hint))
+    if not _as_json:
+        warning = "warning: " if level == "warning" else ""
+        return f"sandbox: {warning}{message}{f' ({hint})' if hint else ''}\n"
+    import json
+    from datetime import UTC, datetime
+
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    facts = {"time": now, "level": level, "message": message, "hint": hint or None, "exit_code": exit_code}
+    return json.dumps({**facts, **extra}) + "\n"
+
+
+def _put(text: str) -> None:
+    """In one write, so that lines of parallel launches do not mix."""
     with contextlib.suppress(OSError):
-        os.write(2, f"sandbox: {printable(text)}\n".encode("utf-8", "backslashreplace"))
+        os.write(2, text.encode("utf-8", "backslashreplace"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sandbox import records, sources, versions
 from sandbox.engine import Launch, Result
-from sandbox.errors import HostError, UsageError, printable, reason
+from sandbox.errors import HostError, UsageError, printable, reason, speak
 from sandbox.home import Home
 from sandbox.images import formats
 from sandbox.materials import Say
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from sandbox.capturing import Capture
     from sandbox.report import Reporter
-    from sandbox.stored import Keeper
 
 _AS_IT_IS = (None, formats.Kind.SQUASHFS, formats.Kind.EROFS)
 
@@ -35,6 +34,7 @@ def run(
     calling: Calling = Calling(),  # noqa: B008 (frozen)
 ) -> Result:
     """Run the command of a spec. Raises SandboxError when it could not be started."""
+    speak(spec.log_format)
     wanted = (spec.report, spec.trace, spec.status_fd, calling.account)
     if not calling.verbose and all(target is None for target in wanted):
         return _logged(spec, environ, None, calling, say=say, hint=hint)
@@ -91,7 +91,7 @@ def _run(
             if calling.verbose:
                 from sandbox.explain import steps
 
-                reporter.tell_steps([b"sandbox: %s\n" % line.encode() for line in steps(plan)])
+                reporter.tell_steps([line.encode() + b"\n" for line in steps(plan)])
             launch = launch.replace(report=reporter)
             facts = {"mode": plan.mode.name.lower(), "engine": engine, "level": spec.isolation}
             reporter.event("ready", pid=os.getpid(), **facts)
@@ -101,7 +101,7 @@ def _run(
                 records.clean_one(prepared.home, spec.name)
         say(f"mode {plan.mode.name.lower()}, engine {engine}, {len(plan.steps)} steps")
         if engine == "native":
-            run_engine = _native(spec, plan, prepared, calling.keeper, environ)
+            run_engine = _native(spec, plan, prepared, calling, environ)
         else:
             run_engine = _python(spec, plan, prepared, reporter, say)
         if prepared.wanted is not None:
@@ -121,7 +121,7 @@ def _run(
 
 
 def _native(
-    spec: Spec, plan: Plan, prepared: Prepared, keeper: "Keeper | None", environ: dict[bytes, bytes]
+    spec: Spec, plan: Plan, prepared: Prepared, calling: Calling, environ: dict[bytes, bytes]
 ) -> "Callable[[Launch], Result]":
     """What becomes the native engine. Raises SandboxError when an installed helper cannot take the plan."""
     from sandbox.engine import native
@@ -131,11 +131,22 @@ def _native(
     if plan.mode is Mode.SETUID:
         from sandbox import setuid
 
-        plan, version = setuid.acceptable(plan, prepared.home.fd, saves=bool(spec.saves))
+        beside = beside_the_plan(spec) + ["-v"] * calling.verbose
+        plan, version = setuid.acceptable(plan, prepared.home.fd, beside)
     _start_reaper(spec, prepared.home)
-    if keeper is not None:
-        keeper.keep(spec, prepared, plan, version, environ)
+    if calling.keeper is not None:
+        calling.keeper.keep(spec, prepared, plan, version, environ)
     return lambda launch: native.run(plan, launch, version)
+
+
+def beside_the_plan(spec: Spec) -> list[str]:
+    """The options that a native engine is told of on its command line."""
+    asked = {
+        "--save": spec.saves,
+        "--status-fd": spec.status_fd is not None,
+        "--log-format json": spec.log_format == "json",
+    }
+    return [option for option, is_asked in asked.items() if is_asked]
 
 
 def _python(

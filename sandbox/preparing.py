@@ -148,7 +148,7 @@ def prepare(
         # As the filter would decide by itself: the one in the plan asks.
         words = surroundings.filter if spec.audit else ()
         wanted = wanted.replace(words=words, limit=builder.tmpfs_size(spec, machine))
-    launch = Launch(spec.command, command_env, compiled.fds)
+    launch = Launch(spec.command, command_env, compiled.fds, log_format=spec.log_format)
     changes: saving.Draft | saving.HandedOut | None = draft
     if spec.saves and draft is None:
         handed = changes = saving.HandedOut(compiled.saved.values(), stack)

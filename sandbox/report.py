@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
 from sandbox import __version__, fsops
-from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, printable, reason
+from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, line, printable, reason
 from sandbox.level_steps import Bind, Text
 from sandbox.plan import Attach, Erofs, Extract, Fuse, Image, Overlay, Plan, Scratch, Stack, Tmpfs, Tree
 from sandbox.plan_types import Attr, Base
@@ -100,7 +100,7 @@ class Reporter:
             self.described = description(plan, engine, level, trees, home_fd)
 
     def tell_steps(self, lines: list[bytes]) -> None:
-        """Write these to the standard error, each when its step is done."""
+        """Say these, each when its step is done. They are handed to an engine with their ends."""
         self.steps = lines
         self.targets.append(Target(os.dup(2), b"", Kind.STEPS))
 
@@ -116,7 +116,7 @@ class Reporter:
     def step_done(self, number: int) -> None:
         """The steps count from 0; what is marked before and after them has no line."""
         if 0 <= number < len(self.steps):
-            self._tell(Kind.STEPS, self.steps[number])
+            self._tell(Kind.STEPS, line("step", os.fsdecode(self.steps[number][:-1])).encode())
 
     def _tell(self, kind: Kind, line: bytes) -> None:
         for target in self._of(kind):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import stat
+from collections.abc import Sequence
 
 from sandbox import fsops
 from sandbox.errors import HostError
@@ -90,9 +91,10 @@ def shows_any_image() -> bool:
     return False
 
 
-def acceptable(plan: Plan, home_fd: int, *, saves: bool = False) -> tuple[Plan, int]:
+def acceptable(plan: Plan, home_fd: int, beside: Sequence[str] = ()) -> tuple[Plan, int]:
     """The plan as the installed helper takes it, and the version to encode it in. Raises HostError when it takes none
-    that says the same, or, with `saves`, hands out no trees. Asks the helper once, and again when it is another file.
+    that says the same, or knows nothing of the options in `beside`, which are no part of plans. Asks the helper once,
+    and again when it is another file.
 
     Nothing depends on the memory for safety: the helper itself refuses what it does not know.
     """
@@ -110,7 +112,7 @@ def acceptable(plan: Plan, home_fd: int, *, saves: bool = False) -> tuple[Plan, 
         raise HostError(why, hint=install)
     try:
         plan = versions.lowered(plan, version)
-        feature = "--save" if saves and version < versions.HANDING else None
+        feature = beside[0] if beside and version < versions.BESIDE else None
     except versions.TooNewError as error:
         feature = error.feature
     if feature is not None:

@@ -103,6 +103,8 @@ class Spec(Record):
     status_fd: int | None = None
     log: bytes | None = None
     log_size: int = DEFAULT_LOG_SIZE
+    # What sandbox itself says on the standard error.
+    log_format: str = "text"
     allow_new_privs: bool = False
     saves: tuple[Save, ...] = ()
     allow_read: tuple[bytes, ...] = ()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 DIRECTORY = b"plans"
 _MAGIC = b"SBXFRONT"
-_VERSION = 2
+_VERSION = 3
 _MOST = 1024
 # Long enough to be worth it, short enough for the reaper to be started and images to count as used.
 _LIFETIME = 600
@@ -59,6 +59,7 @@ KNOWN = {
     "allow_syscalls",
     "limits",
     "allow_new_privs",
+    "log_format",
 }
 
 
@@ -123,6 +124,7 @@ class Keeper:
 
             helper = os.fsencode(HELPER)
         head = _MAGIC + struct.pack("<HI", _VERSION, self.command_at) + _text(helper)
+        head += bytes([spec.log_format == "json"])
         return head + recipe + _list(conditions) + numbers + encoded
 
     def _recipe(self, spec: Spec, where: "Surroundings | None") -> bytes | None:

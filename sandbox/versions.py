@@ -106,8 +106,8 @@ SINCE = (
 )
 
 
-# Since which version helpers hand out trees, which no plan asks for.
-HANDING = 2
+# Since which version helpers do what no plan asks for: hand out trees, tell how a launch goes on, speak JSON.
+BESIDE = 2
 
 
 class TooNewError(SandboxError):

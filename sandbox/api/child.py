@@ -17,7 +17,7 @@ def main() -> None:
     with open(int(sys.argv[1]), "rb") as file:
         path, order = pickle.load(file)  # noqa: S301 (the caller's own)
     sys.path[:] = path
-    from sandbox.errors import SandboxError
+    from sandbox.errors import SandboxError, complain
 
     try:
         what, subject, calling = pickle.loads(order)  # noqa: S301 (the caller's own)
@@ -26,20 +26,20 @@ def main() -> None:
         else:
             _run(subject, calling)
     except SandboxError as error:
-        os.write(2, f"sandbox: {error}\n".encode("utf-8", "backslashreplace"))
+        complain(error)
         os._exit(error.exit_code)
 
 
 def _run(spec: "Spec", calling: "Calling") -> None:
     from sandbox import launch
     from sandbox.engine.supervisor import end_like
-    from sandbox.errors import TIMED_OUT
+    from sandbox.errors import TIMED_OUT, complain
 
     assert calling.account is not None
     os.set_inheritable(calling.account, False)
     result = launch.run(spec, dict(os.environb), say=_silent, hint=_silent, calling=calling)
     if result.timed_out:
-        os.write(2, f"sandbox: {TIMED_OUT}\n".encode())
+        complain(TIMED_OUT)
     end_like(result)
 
 

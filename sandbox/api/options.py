@@ -81,6 +81,7 @@ class CommonOptions(TypedDict, total=False):
     status_fd: int
     log: Text
     log_size: Number
+    log_format: Literal["text", "json"]
     allow_new_privs: bool
     name: Text
     require_mount: Texts

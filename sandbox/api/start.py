@@ -124,7 +124,7 @@ class Ready:
 
         version = versions.LAST
         if plan.mode is Mode.SETUID:
-            plan, version = setuid.acceptable(plan, self._prepared.home.fd)
+            plan, version = setuid.acceptable(plan, self._prepared.home.fd, launch.beside_the_plan(self.spec))
         return self._stack.enter_context(fsops.closing(native.memory("sandbox-plan", encode(plan, version))))
 
     def reap(self) -> None:
@@ -149,7 +149,8 @@ class Ready:
             env_fd = start.lend(native.memory("sandbox-env", self._block(environ)))
             mode = self._prepared.compiled.plan.mode
             reports = self._reports(command, start)
-            given = native.command_line(mode, self._plan(start), env_fd, sources, reports)
+            told = self.spec.log_format
+            given = native.command_line(mode, self._plan(start), env_fd, sources, reports, log_format=told)
             start.program, start.argv, start.fds = given[0], [*given[1], *command], given[2]
             start.fds += self.spec.pass_fds
             start.cwd = self.cwd or None

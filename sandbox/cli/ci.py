@@ -5,9 +5,8 @@ import os
 from typing import Any, NoReturn
 
 from sandbox.cli import run as running
-from sandbox.cli.main import complain
 from sandbox.cli.parser import Parser
-from sandbox.errors import SandboxError, UsageError
+from sandbox.errors import SandboxError, UsageError, complain
 
 _RUN = """\
 All options are those of sandbox run, but for the three here, and but for the level: it is job, unless --isolation or a
@@ -57,10 +56,10 @@ def main(args: argparse.Namespace) -> int:
                     return codes["BUILD_FAILURE_EXIT_CODE"]
         return 0
     except gitlab_config.RefusedError as error:
-        complain(str(error))
+        complain(error)
         return codes["BUILD_FAILURE_EXIT_CODE"]
     except (SandboxError, OSError) as error:
-        complain(str(error))
+        complain(error if isinstance(error, SandboxError) else SandboxError(str(error)))
         return codes["SYSTEM_FAILURE_EXIT_CODE"]
 
 

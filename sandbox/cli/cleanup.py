@@ -5,8 +5,7 @@ import json
 from typing import Any
 
 from sandbox import cleanup
-from sandbox.cli.main import complain
-from sandbox.errors import EXIT_LAUNCHER_FAILED
+from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, complain
 from sandbox.home import Home
 
 _DESCRIPTION = """\
@@ -28,7 +27,7 @@ def main(args: argparse.Namespace, home: Home) -> int:
     for finding in cleanup.clean(home, dry=args.dry_run):
         found.append(finding)
         if finding.failure:
-            complain(f"cannot remove the {finding.kind} {finding.name}: {finding.failure}")
+            complain(SandboxError(f"cannot remove the {finding.kind} {finding.name}: {finding.failure}"))
         elif not args.json:
             print(f"{'left' if args.dry_run else 'removed'}: {finding.kind} {finding.name}")
     if args.json:

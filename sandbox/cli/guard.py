@@ -6,8 +6,7 @@ import os
 from typing import Any
 
 from sandbox import guards
-from sandbox.cli.main import complain
-from sandbox.errors import EXIT_LAUNCHER_FAILED, printable
+from sandbox.errors import EXIT_LAUNCHER_FAILED, HostError, complain, printable
 from sandbox.home import Home
 
 _DESCRIPTION = """\
@@ -36,7 +35,8 @@ def main(args: argparse.Namespace, home: Home) -> int:
     """Do it. Raises SandboxError."""
     with guards.opened(home) as index:
         if index.trouble:
-            complain(f"{index.trouble} (look at it; lsattr -d PATH and chattr -i PATH undo a flag by hand)")
+            hint = "look at it; lsattr -d PATH and chattr -i PATH undo a flag by hand"
+            complain(HostError(index.trouble, hint=hint))
         if args.guard_command == "ls":
             return _list(index, as_json=args.json)
         if args.guard_command == "add":

@@ -9,8 +9,7 @@ from typing import Any
 
 from sandbox import fsops
 from sandbox.cli.cache import size
-from sandbox.cli.main import complain
-from sandbox.errors import SandboxError, printable
+from sandbox.errors import SandboxError, note, printable
 from sandbox.home import Home
 from sandbox.images import names
 from sandbox.images.store import IMAGE, Store
@@ -100,7 +99,7 @@ def _build(args: argparse.Namespace, images: Store) -> int:
 
     limit = parse_size(args.max_unpacked, option="--max-unpacked") if args.max_unpacked else DEFAULT_MAX_UNPACKED
     name = None if args.tag is None else _raw(args.tag)
-    say = (lambda _: None) if args.quiet else complain
+    say = (lambda _: None) if args.quiet else note
     built = building.build(
         images.home, _raw(args.source), name=name, compress=args.compress, max_unpacked=limit, say=say
     )
@@ -191,7 +190,7 @@ def _remove(args: argparse.Namespace, images: Store) -> int:
             except catalog.InUseError as error:
                 if text.removeprefix(b"@").startswith(b"sha256:"):
                     raise
-                complain(f"{error.message}; it goes when nobody uses it for long")
+                note(f"{error.message}; it goes when nobody uses it for long")
     return 0
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from sandbox import jobfile, option_file
 from sandbox.cli import run
-from sandbox.cli.main import complain
-from sandbox.errors import EXIT_LAUNCHER_FAILED, UsageError, printable
+from sandbox.errors import EXIT_LAUNCHER_FAILED, UsageError, complain, printable
 from sandbox.jobfile import Job, JobFile
 from sandbox.option_file import Opened
 from sandbox.spec import validate
@@ -61,7 +60,7 @@ def _print_problems(file: JobFile, *, as_json: bool) -> int:
         print(json.dumps({"file": file.name, "jobs": list(file.jobs), "problems": facts}, indent=2))
     else:
         for problem in problems:
-            complain(str(UsageError(f"{file.name}:{problem.line}: {problem.message}", hint=problem.hint)))
+            complain(UsageError(f"{file.name}:{problem.line}: {problem.message}", hint=problem.hint))
         if not problems:
             count = len(file.jobs)
             print(f"{file.name}: {count} job{'s' if count != 1 else ''}, no mistake found")

@@ -5,9 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from sandbox import limits, running
-from sandbox.cli.main import complain
 from sandbox.cli.ps import visible
-from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError
+from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, complain
 from sandbox.home import Home
 from sandbox.running import Running
 
@@ -48,5 +47,5 @@ def _end(run: Running, patience: float) -> bool:
         print(f"{run.shown}: {running.kill(run, kill_after=patience)}", flush=True)
         return True
     except SandboxError as error:
-        complain(str(error))
+        complain(error)
         return False

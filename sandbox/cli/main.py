@@ -6,8 +6,8 @@ import signal
 import sys
 from typing import NoReturn
 
-from sandbox import __version__
-from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, printable, reason
+from sandbox import __version__, errors
+from sandbox.errors import EXIT_LAUNCHER_FAILED, LOG_FORMATS, SandboxError, UsageError, printable, reason
 
 COMMANDS = {
     "run": "run a command in a sandbox",
@@ -29,21 +29,23 @@ COMMANDS = {
     "completion": "a shell's completion of this command line",
 }
 _USAGE = "usage: sandbox COMMAND ...\n\n" + "".join(f"  {name:10} {text}\n" for name, text in COMMANDS.items())
-_USAGE += "\nsandbox --debug COMMAND ... shows a traceback of what fails.\n"
+_USAGE += """
+sandbox --debug COMMAND ... shows a traceback of what fails, sandbox --log-format json COMMAND ... says what goes wrong
+and how it goes as lines of JSON.
+"""
 
 
 def main() -> NoReturn:
     """Entry point of the `sandbox` command."""
     words = [os.fsencode(word) for word in sys.argv[1:]]
-    debug = words[:1] == [b"--debug"]
+    debug = False
     try:
         _reserve_standard_descriptors()
         _make_streams_safe()
-        code = _dispatch(words[debug:])
+        debug, log_format, words = _own_options(words)
+        code = _dispatch(words, log_format)
     except SandboxError as error:
-        _trace(debug)
-        complain(str(error))
-        code = error.exit_code
+        code = _complain(error, debug)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
@@ -52,23 +54,42 @@ def main() -> NoReturn:
         code = 128 + signal.SIGPIPE
     except OSError as error:
         what = f": {printable(os.fsencode(error.filename))}" if isinstance(error.filename, (str, bytes)) else ""
-        _trace(debug)
-        complain(f"cannot go on{what}: {reason(error)} (sandbox doctor looks for what is wrong with this host)")
-        code = EXIT_LAUNCHER_FAILED
+        hint = "sandbox doctor looks for what is wrong with this host"
+        code = _complain(SandboxError(f"cannot go on{what}: {reason(error)}", hint=hint), debug)
     except Exception as error:  # a bug; still one line
-        _trace(debug)
-        complain(f"internal error: {type(error).__name__}: {error} (report it, with what sandbox --debug ... says)")
-        code = EXIT_LAUNCHER_FAILED
+        hint = "report it, with what sandbox --debug ... says"
+        code = _complain(SandboxError(f"internal error: {type(error).__name__}: {error}", hint=hint), debug)
     _flush()
     os._exit(code)
 
 
-def _trace(debug: bool) -> None:
-    """Where it failed, for who asked for it."""
+def _complain(error: SandboxError, debug: bool) -> int:
+    """Say it, with where it failed for who asked for that; the exit code."""
+    trace = ""
     if debug:
         import traceback
 
-        traceback.print_exc()
+        trace = traceback.format_exc()
+    errors.complain(error, trace=trace)
+    return error.exit_code
+
+
+def _own_options(words: list[bytes]) -> tuple[bool, list[bytes], list[bytes]]:
+    """What stands before the command: --debug, the words of --log-format; and the words from the command on.
+
+    Raises UsageError.
+    """
+    debug, log_format = False, list[bytes]()
+    while words[:1] == [b"--debug"] or (words and words[0].partition(b"=")[0] == b"--log-format"):
+        option, equals, value = words[0].partition(b"=")
+        if option == b"--debug":
+            debug, words = True, words[1:]
+            continue
+        log_format, words = ([option, value], words[1:]) if equals else (words[:2], words[2:])
+        if (wanted := os.fsdecode(b"".join(log_format[1:]))) not in LOG_FORMATS:
+            raise UsageError(f"--log-format: there is no format {wanted!r}", hint=f"one of: {', '.join(LOG_FORMATS)}")
+        errors.speak(wanted)
+    return debug, log_format, words
 
 
 def _reserve_standard_descriptors() -> None:
@@ -95,14 +116,8 @@ def _flush() -> None:
                 stream.flush()
 
 
-def complain(text: str) -> None:
-    """One line on stderr."""
-    line = "sandbox: " + " ".join(text.split("\n")) + "\n"
-    with contextlib.suppress(OSError):
-        os.write(2, line.encode("utf-8", "surrogateescape"))
-
-
-def _dispatch(argv: list[bytes]) -> int:
+def _dispatch(argv: list[bytes], log_format: list[bytes]) -> int:
+    """`log_format` is an option of `sandbox run` too, and what that leaves for the front to start depends on it."""
     name = os.fsdecode(argv[0]) if argv else ""
     if name in ("-h", "--help", "help", ""):
         print(_USAGE, end="")
@@ -113,11 +128,11 @@ def _dispatch(argv: list[bytes]) -> int:
     if name == "run":
         from sandbox.cli import run
 
-        return run.main(argv[1:])
+        return run.main([*log_format, *argv[1:]])
     if name == "ci" and argv[1:2] == [b"run"]:
         from sandbox.cli import ci
 
-        ci.run(argv[2:])
+        ci.run([*log_format, *argv[2:]])
     if name not in COMMANDS:
         raise UsageError(f"there is no command {name!r}", hint=f"one of: {', '.join(COMMANDS)}")
     return _other(name, [os.fsdecode(word) for word in argv[1:]])

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sandbox import launch, preparing
 from sandbox.cli import words
-from sandbox.cli.main import complain
 from sandbox.cli.parser import HelpFormatter, Parser
-from sandbox.errors import TIMED_OUT, SandboxError
+from sandbox.errors import LOG_FORMATS, TIMED_OUT, SandboxError, complain, note, speak
 from sandbox.spec import (
     DEFAULT_LOG_SIZE,
     DEFAULT_MAX_UNPACKED,
@@ -177,6 +176,9 @@ def make_parser() -> tuple[Parser, list[argparse.Action]]:
     option("--no-config", action="store_true", help="without the defaults of config.toml (sandbox config shows them)")
     option("--no-plan-cache", action="store_true", help="compile this launch anew, and do not store it")
     option("--explain", action="store_true", help="print the plan and run nothing")
+    option(
+        "--log-format", choices=LOG_FORMATS, default="text", help="what sandbox itself says, as lines of JSON or not"
+    )
     option("-v", "--verbose", action="store_true", help="say what is being done, each step when it is done")
     return parser, actions
 
@@ -230,6 +232,9 @@ def parse_with(
     """The same with a parser that was added to: `more` are options that are about no spec. Raises UsageError."""
     known = [*actions, *more]
     typed, words_of_command = words.split_command([os.fsdecode(word) for word in argv], known)
+    if (log_format := words.last_value(typed, "--log-format")) in LOG_FORMATS:
+        # What is wrong with the other options is said in it, too.
+        speak(log_format)
     options = words.with_args(typed, known)
     args = parser.parse_args(options)
     command = tuple(map(os.fsencode, words_of_command))
@@ -316,6 +321,7 @@ def make_spec(args: argparse.Namespace, command: tuple[bytes, ...]) -> Spec:
         trace=None if args.trace is None else raw(args.trace),
         status_fd=None if args.status_fd is None else _status_fd(args.status_fd),
         log=None if args.log is None else raw(args.log),
+        log_format=args.log_format,
         log_size=DEFAULT_LOG_SIZE if args.log_size is None else parse_size(args.log_size, option="--log-size"),
         allow_new_privs=args.allow_new_privs,
         allow_read=tuple(map(raw, args.allow_read)),
@@ -346,12 +352,12 @@ def _limits(args: argparse.Namespace) -> "Limits | None":
 def main(argv: list[bytes]) -> int:
     """Run, and end like the command. Returns only for --explain."""
     spec, args = parse(argv)
-    say = complain if args.verbose else _silent
+    say = note if args.verbose else _silent
     if args.explain:
         for line in launch.explain(spec, callers_environment(), say=say):
             print(line)
         return 0
-    hint = complain if args.verbose or os.isatty(2) else _silent
+    hint = note if args.verbose or os.isatty(2) else _silent
     environ, calling = callers_environment(), preparing.Calling(verbose=args.verbose)
     if _may_be_stored(args):
         from sandbox import stored

@@ -1,6 +1,7 @@
 """The words of a command line: where options end and the command begins, and options that come from elsewhere."""
 
 import argparse
+import itertools
 import os
 from collections.abc import Sequence
 
@@ -37,6 +38,13 @@ def _width(word: str, takes_value: dict[str, bool]) -> int:
         if takes_value.get(f"-{letter}", False):
             return 1 + (position == len(word) - 1)
     return 1
+
+
+def last_value(options: Sequence[str], name: str) -> str:
+    """The value of a long option that takes one, where it stands last; empty where it is not there."""
+    found = [after for word, after in itertools.pairwise(options) if word == name]
+    joined = [word.partition("=")[2] for word in options if word.startswith(f"{name}=")]
+    return ([*found, *joined] or [""])[-1]
 
 
 def with_args(options: list[str], actions: Sequence[argparse.Action]) -> list[str]:

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 class Launch(Record):
     """What a plan needs beside itself: the command, its environment, open sources by number, sockets through which the
-    trees of some slots are handed out, who wants a report, and the socket of who attends the run (-1: nobody).
+    trees of some slots are handed out, who wants a report, the socket of who attends the run (-1: nobody), and how a
+    native engine says what it says itself (errors.LOG_FORMATS).
     """
 
     command: tuple[bytes, ...]
@@ -19,6 +20,7 @@ class Launch(Record):
     trees: dict[int, int] = {}  # noqa: RUF012
     report: "Reporter | None" = None
     attend: int = -1
+    log_format: str = "text"
 
 
 class Result(Record):

@@ -25,7 +25,9 @@ def run(plan: Plan, launch: Launch, version: int) -> NoReturn:
     reports = []
     if launch.report is not None:
         reports = [(memory("sandbox-report", data), fd) for data, fd in launch.report.handed_over()]
-    program, argv, given = command_line(plan.mode, plan_fd, env_fd, launch.fds, reports, launch.attend, launch.trees)
+    program, argv, given = command_line(
+        plan.mode, plan_fd, env_fd, launch.fds, reports, launch.attend, launch.trees, launch.log_format
+    )
     for fd in given:
         os.set_inheritable(fd, True)
     privileged = plan.mode is Mode.SETUID
@@ -49,6 +51,7 @@ def command_line(
     reports: list[tuple[int, int]],
     attend: int = -1,
     trees: dict[int, int] = {},  # noqa: B006 (it is only read)
+    log_format: str = "text",
 ) -> tuple[str, list[bytes], list[int]]:
     """The program for a mode, its arguments up to the command's, and the descriptors that it is to inherit."""
     program = PROGRAM
@@ -58,6 +61,7 @@ def command_line(
     pairs += [f"tree={slot},{fd}" for slot, fd in trees.items()]
     pairs += [f"report={meta},{out}" for meta, out in reports]
     pairs += [f"attend={attend}"] if attend >= 0 else []
+    pairs += ["log=json"] if log_format == "json" else []
     words = [program, "run", str(plan_fd), str(env_fd), *pairs, "--"]
     given = [plan_fd, env_fd, *sources.values(), *trees.values(), *(fd for pair in reports for fd in pair)]
     given += [attend] if attend >= 0 else []

@@ -4,6 +4,8 @@ import os
 import time
 from typing import Any
 
+from sandbox import errors
+
 _AFTER = 1.0  # seconds
 _wanted = True
 
@@ -52,6 +54,6 @@ class Progress:
 def on_terminal(what: str, total: int) -> Progress | None:
     """A progress bar, or None when standard error is no terminal, or bars are not wanted."""
     try:
-        return Progress(what, total) if _wanted and os.isatty(2) else None
+        return Progress(what, total) if _wanted and os.isatty(2) and not errors.speaks_json() else None
     except OSError:
         return None

@@ -1,8 +1,9 @@
 //! The command line of both programs: `run PLAN ENV [INDEX=FD ...] [tree=SLOT,FD ...] [report=META,OUT ...] [attend=FD]
-//! -- [argv ...]` and `version`.
+//! [log=json] -- [argv ...]` and `version`.
 
 use crate::environment::Environment;
 use crate::error::{Doing, Failure, LAUNCHER_FAILED, Outcome, printable};
+use crate::messages::{self, complain};
 use crate::plan::{self, FIRST_VERSION, LAST_VERSION, MAX_BYTES, Mode, Plan};
 use crate::prelude::*;
 use crate::report::{self, Account, Ending, Reports};
@@ -15,7 +16,9 @@ use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 
 const USAGE: &str = "usage: run PLAN ENV [INDEX=FD ...] [tree=SLOT,FD ...] [report=META,OUT ...] [attend=FD] \
-    -- [argv ...], or: version";
+    [log=json] -- [argv ...], or: version";
+/// What is said is for a program to read.
+pub const LOG_JSON: &CStr = c"log=json";
 /// The kernel takes at most 6 MiB of arguments and environment together (execve(2)).
 const MAX_ENVIRONMENT: usize = 6 << 20;
 
@@ -44,21 +47,19 @@ pub fn main(program: Program, start: Start) -> ! {
     let rights = setuid::close(program, &start);
     sys::occupy_standard();
     let words: Vec<&CStr> = start.arguments.get(1..).unwrap_or_default().to_vec();
+    if words.iter().take_while(|word| **word != c"--").any(|word| *word == LOG_JSON) {
+        messages::speak_json();
+    }
     let result = rights.and_then(|rights| match words.first().map(|word| word.to_bytes()) {
         Some(b"version") if words.len() == 1 => rights.drop_for_good().and_then(|()| version(program)),
         Some(b"run") => run(&words[1..], start.environment, rights),
         _ => Err(Failure::new(USAGE)),
     });
     let code = result.unwrap_or_else(|failure| {
-        complain(&failure.message);
+        complain(&failure);
         failure.code
     });
     sys::exit_now(code)
-}
-
-/// One line on descriptor 2, in one write, so that lines of parallel launches do not mix.
-pub fn complain(message: &str) {
-    let _ = rustix::io::write(sys::standard(2), format!("sandbox: {message}\n").as_bytes());
 }
 
 fn version(program: Program) -> Outcome<i32> {
@@ -81,7 +82,7 @@ fn run(words: &[&'static CStr], environment: Vec<&'static CStr>, rights: Rights)
             pairs_of_reports.push(report::descriptors(numbers)?);
         } else if let Some(number) = pair.strip_prefix(b"attend=") {
             handed.add_attendant(number)?;
-        } else {
+        } else if pair != LOG_JSON.to_bytes() {
             handed.add(pair)?;
         }
     }
@@ -96,11 +97,11 @@ fn run(words: &[&'static CStr], environment: Vec<&'static CStr>, rights: Rights)
     let ended = prepare(plan_fd, environment_fd, environment, handed, command, rights, wanted);
     if let Err(failure) = &ended {
         account.failed(failure);
-        complain(&failure.message);
+        complain(failure);
         // What is written is the caller's affair, and so are the rights to do it.
         rights.drop_for_good()?;
     }
-    let written = reports.write(&account).map_err(|failure| complain(&failure.message));
+    let written = reports.write(&account).map_err(|failure| complain(&failure));
     match ended {
         _ if written.is_err() => Ok(LAUNCHER_FAILED),
         Ok(Ending::Exited(code)) => Ok(code),

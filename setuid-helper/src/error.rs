@@ -21,6 +21,8 @@ pub struct Failure {
     pub code: i32,
     /// One printable line.
     pub message: String,
+    /// What the user can do about it; empty where nobody knows.
+    pub hint: String,
     /// The kernel's reason, where it was one.
     pub errno: Option<Errno>,
 }
@@ -31,7 +33,7 @@ pub type Outcome<T> = Result<T, Failure>;
 impl Failure {
     /// A failure of the launcher.
     pub fn new(message: impl Into<String>) -> Failure {
-        Failure { code: LAUNCHER_FAILED, message: message.into(), errno: None }
+        Failure { code: LAUNCHER_FAILED, message: message.into(), hint: String::new(), errno: None }
     }
 
     /// `doing` failed on `thing` with `error`.
@@ -39,16 +41,27 @@ impl Failure {
         let thing = printable(thing);
         let separator = if thing.is_empty() { "" } else { " " };
         let message = format!("cannot {doing}{separator}{thing}: {}", error_text(error));
-        Failure { code: LAUNCHER_FAILED, message, errno: Some(error) }
+        Failure { errno: Some(error), ..Failure::new(message) }
     }
 
     /// What the user can do about it. The first hint is the best: nobody looks for another one by the kernel's reason.
     pub fn hint(mut self, hint: &str) -> Failure {
         if !hint.is_empty() {
-            let _ = write!(self.message, " ({hint})");
+            self.hint.push_str(if self.hint.is_empty() { "" } else { "; " });
+            self.hint.push_str(hint);
             self.errno = None;
         }
         self
+    }
+
+    /// Both in one line.
+    pub fn text(&self) -> String {
+        Failure::text_of(&self.message, &self.hint)
+    }
+
+    /// The same of a message and a hint, which may be empty.
+    pub fn text_of(message: &str, hint: &str) -> String {
+        if hint.is_empty() { message.to_owned() } else { format!("{message} ({hint})") }
     }
 
     /// With another exit code.

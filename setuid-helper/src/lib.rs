@@ -17,6 +17,7 @@ pub mod front;
 mod fsops;
 mod home;
 mod json;
+mod messages;
 pub mod plan;
 mod prelude;
 #[cfg(any(test, fuzzing))]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sandbox import apparmor, codec, fsops, host, journal, policy, setuid, setuid_status, versions
+from sandbox import apparmor, codec, fsops, host, journal, launch, policy, setuid, setuid_status, versions
 from sandbox.errors import HostError, UsageError
 from sandbox.level_steps import Timeout
 from sandbox.plan import Plan
@@ -181,13 +181,16 @@ def test_who_is_too_old_is_said_in_one_line(helper, home_fd, said, words):
     assert "\n" not in str(error.value)
 
 
-def test_an_old_helper_hands_out_no_trees(helper, home_fd):
+def test_an_old_helper_does_nothing_beside_the_plan(helper, home_fd):
     takes(helper, "1-1")
     with pytest.raises(HostError, match="--save in setuid mode needs a newer sandbox-helper"):
-        setuid.acceptable(a_plan(), home_fd, saves=True)
+        setuid.acceptable(a_plan(), home_fd, ["--save"])
+    with pytest.raises(HostError, match="--log-format json in setuid mode needs a newer sandbox-helper"):
+        setuid.acceptable(a_plan(), home_fd, launch.beside_the_plan(Spec(log_format="json")))
+    assert setuid.acceptable(a_plan(), home_fd, launch.beside_the_plan(Spec()))[1] == 1
     takes(helper, "1-2")
     os.utime(helper, (1, 1))
-    assert setuid.acceptable(a_plan(), home_fd, saves=True)[1] == 2
+    assert setuid.acceptable(a_plan(), home_fd, ["--save"])[1] == 2
 
 
 def test_an_old_helper_does_without_what_is_optional(helper, home_fd, monkeypatch):

@@ -135,7 +135,7 @@ fn of_process(enter: impl FnOnce() -> Outcome<()>, then: impl FnOnce(Pid) -> Out
 /// A failure as bytes: the kernel's reason, or 0, and the line.
 fn last_words_of(failure: &Failure) -> Vec<u8> {
     let number = failure.errno.map_or(0, Errno::raw_os_error);
-    [&number.to_le_bytes(), failure.message.as_bytes()].concat()
+    [&number.to_le_bytes(), failure.text().as_bytes()].concat()
 }
 
 fn failure_of(said: &[u8]) -> Failure {

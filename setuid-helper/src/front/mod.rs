@@ -7,10 +7,10 @@ mod join;
 mod recipe;
 mod stored;
 
-use crate::cli::complain;
 use crate::environment::Environment;
 use crate::error::{Doing, Failure, LAUNCHER_FAILED, Outcome};
 use crate::fsops::write_all;
+use crate::messages;
 use crate::plan;
 use crate::prelude::*;
 use crate::report::{Account, Ending, Reports};
@@ -22,7 +22,7 @@ use alloc::ffi::CString;
 use core::ffi::CStr;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{CWD, MemfdFlags, memfd_create, readlinkat};
-use stored::Kept;
+use stored::{Kept, Stored};
 
 /// The name under which the program is the engine alone, and not the front.
 const ENGINE: &[u8] = b"sandbox-engine";
@@ -37,7 +37,7 @@ pub fn main(start: Start) -> ! {
     }
     match setuid::close(Program::Engine, &start) {
         Ok(rights) => front(&start, rights),
-        Err(failure) => leave(failure.code, &failure.message),
+        Err(failure) => leave(&failure),
     }
 }
 
@@ -56,11 +56,18 @@ fn front(start: &Start, rights: Rights) -> ! {
     if words.first() == Some(&c"exec") {
         match join::run(words, &start.environment, rights) {
             Some(Ok(ending)) => end_like(ending),
-            Some(Err(failure)) => leave(failure.code, &failure.message),
+            Some(Err(failure)) => leave(&failure),
             None => {}
         }
     }
     become_python(words, &start.environment)
+}
+
+/// Whether an option before the command says so. Only for what goes wrong before Python, which knows the options.
+fn asks_for_json(words: &[&CStr]) -> bool {
+    let end = words.iter().position(|word| *word == c"--").unwrap_or(words.len());
+    words[..end].windows(2).any(|pair| pair == [c"--log-format", c"json"])
+        || words[..end].contains(&c"--log-format=json")
 }
 
 fn end_like(ending: Ending) -> ! {
@@ -73,11 +80,14 @@ fn end_like(ending: Ending) -> ! {
 /// Carry out a stored plan; None when that, or what it is for, is not possible any more.
 fn launch(kept: &Kept, words: &[&'static CStr], environment: Vec<&'static CStr>, rights: Rights) -> Option<Ending> {
     let stored = kept.stored()?;
+    if stored.speaks_json {
+        messages::speak_json();
+    }
     let command = words.get(stored.command_at..)?;
     let environment = recipe::apply(&stored.recipe, environment, words)?;
     let encoded = stored.plan()?;
     if !stored.helper.is_empty() {
-        become_helper(stored.helper, &encoded, &environment, command);
+        become_helper(&stored, &encoded, &environment, command);
         return None;
     }
     let plan = plan::decode(&encoded).ok()?;
@@ -88,19 +98,20 @@ fn launch(kept: &Kept, words: &[&'static CStr], environment: Vec<&'static CStr>,
     match ended {
         Ok(ending) => Some(ending),
         Err(failure) if failure.code == LAUNCHER_FAILED => None,
-        Err(failure) => leave(failure.code, &failure.message),
+        Err(failure) => leave(&failure),
     }
 }
 
 /// Hand plan and environment to the setuid helper, as Python would; returns only when that fails.
-fn become_helper(helper: &[u8], plan: &[u8], environment: &Environment, command: &[&'static CStr]) {
+fn become_helper(stored: &Stored, plan: &[u8], environment: &Environment, command: &[&'static CStr]) {
     let Ok(files) = [plan, &environment.text()].map(memory).into_iter().collect::<Outcome<Vec<_>>>() else {
         return;
     };
-    let Ok(helper) = CString::new(helper) else { return };
+    let Ok(helper) = CString::new(stored.helper) else { return };
     let numbers: Vec<CString> =
         files.iter().map(|fd| CString::new(fd.as_raw_fd().to_string()).unwrap_or_default()).collect();
     let own = [helper.as_c_str(), c"run"].into_iter().chain(numbers.iter().map(|text| text.as_c_str()));
+    let own = own.chain(stored.speaks_json.then_some(cli::LOG_JSON));
     let argv: CStrings = own.chain([c"--"]).chain(command.iter().copied()).collect();
     // The helper is to see nothing of the caller's environment.
     let _ = sys::execute(&helper, &argv, &[].into_iter().collect());
@@ -115,9 +126,12 @@ fn memory(data: &[u8]) -> Outcome<OwnedFd> {
 
 /// The same command in Python, which lies beside this program wherever it was installed.
 fn become_python(words: &[&'static CStr], environment: &[&'static CStr]) -> ! {
+    if asks_for_json(words) {
+        messages::speak_json();
+    }
     if let Some(fd) = (0..3).find(|&fd| sys::is_directory(fd)) {
         let failure = Failure::new(format!("cannot start with a directory as descriptor {fd}"));
-        leave(LAUNCHER_FAILED, &failure.hint("give it a file there, or /dev/null").message);
+        leave(&failure.hint("give it a file there, or /dev/null"));
     }
     let own = readlinkat(CWD, "/proc/self/exe", Vec::new()).unwrap_or_default();
     let directory = own.to_bytes().rsplitn(2, |byte| *byte == b'/').nth(1).unwrap_or_default();
@@ -125,10 +139,10 @@ fn become_python(words: &[&'static CStr], environment: &[&'static CStr]) -> ! {
     let argv: CStrings = [path.as_c_str()].into_iter().chain(words.iter().copied()).collect();
     let error = sys::execute(&path, &argv, &environment.iter().copied().collect());
     let failure = Failure::os("start", path.to_bytes(), error);
-    leave(LAUNCHER_FAILED, &failure.hint("sandbox was not installed completely: install it again").message)
+    leave(&failure.hint("sandbox was not installed completely: install it again"))
 }
 
-fn leave(code: i32, message: &str) -> ! {
-    complain(message);
-    sys::exit_now(code)
+fn leave(failure: &Failure) -> ! {
+    messages::complain(failure);
+    sys::exit_now(failure.code)
 }

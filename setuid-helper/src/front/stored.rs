@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 const MAGIC: &[u8; 8] = b"SBXFRONT";
 /// Of the format; sandbox/stored.py writes the same.
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 const DIRECTORY: &[u8] = b"plans";
 /// Beside a plan there is little more than paths and digests.
 const MAX_STORED: usize = 2 * MAX_BYTES;
@@ -32,6 +32,8 @@ pub struct Stored<'a> {
     pub command_at: usize,
     /// The setuid helper, if it is the one to carry out the plan; else empty.
     pub helper: &'a [u8],
+    /// Whether what is said is for a program.
+    pub speaks_json: bool,
     /// What the command's environment is made of.
     pub recipe: Recipe<'a>,
     /// What must be as it was.
@@ -173,9 +175,10 @@ fn parse(bytes: &[u8]) -> Read<Option<Stored<'_>>> {
     }
     let command_at = reader.u32()? as usize;
     let helper = reader.path()?;
+    let speaks_json = reader.u8()? != 0;
     let recipe = recipe::read(&mut reader)?;
     let conditions = reader.list(1, conditions::read)?;
     let own = OwnNumbers { uid: reader.u32()?, as_number: reader.slots()?, as_digits: reader.slots()? };
     let plan = reader.take(reader.remaining())?;
-    Ok(Some(Stored { command_at, helper, recipe, conditions, own, plan }))
+    Ok(Some(Stored { command_at, helper, speaks_json, recipe, conditions, own, plan }))
 }

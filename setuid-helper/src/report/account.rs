@@ -153,7 +153,7 @@ impl Account {
 
     /// The launch failed.
     pub fn failed(&mut self, failure: &Failure) {
-        self.failure = Some((failure.code, failure.message.clone()));
+        self.failure = Some((failure.code, failure.text()));
     }
 
     /// Why it ended, and the limit where it was one.

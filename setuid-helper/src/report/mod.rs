@@ -6,9 +6,11 @@ mod account;
 mod text;
 
 pub use account::{Account, Ending, Marks, Peaks, Usage};
+pub use text::iso;
 
 use crate::error::{Doing, Failure, Outcome};
 use crate::fsops::{proc_fd, write_all};
+use crate::messages;
 use crate::prelude::*;
 use crate::sys;
 use rustix::fd::OwnedFd;
@@ -81,7 +83,8 @@ impl Reports {
         for report in self.0.iter().filter(|report| report.kind == Kind::Steps) {
             let lines = report.start.split_inclusive(|byte| *byte == b'\n');
             for line in lines.skip(done.saturating_sub(1)).take(count - usize::from(done == 0)) {
-                let _ = write_all(&report.out, line);
+                let text = String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(line));
+                let _ = write_all(&report.out, messages::line("step", &text, "", None).as_bytes());
             }
         }
     }

@@ -102,7 +102,7 @@ fn text_or_null(out: &mut String, value: Option<&[u8]>) {
 }
 
 /// ISO 8601 in UTC, of a time since 1970.
-fn iso(time: Duration) -> String {
+pub fn iso(time: Duration) -> String {
     let (days, second) = (time.as_secs() / 86400, time.as_secs() % 86400);
     let (year, month, day) = date(days);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);

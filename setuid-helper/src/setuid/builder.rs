@@ -56,7 +56,7 @@ pub fn rebuild(image: &OwnedFd, path: &[u8], policy: &Policy, limit: u64, rights
             let done =
                 become_builder(rights, uid, gid, limit).and_then(|()| build_as_init(image, &output, &said, &alive));
             if let Err(failure) = &done {
-                let _ = rustix::io::write(&said, failure.message.as_bytes());
+                let _ = rustix::io::write(&said, failure.text().as_bytes());
             }
             sys::exit_now(done.is_err().into())
         }
@@ -112,7 +112,7 @@ fn build_as_init(image: &OwnedFd, output: &OwnedFd, said: &OwnedFd, alive: &Owne
         Forked::Child => {
             let done = build(image, output, said, alive);
             if let Err(failure) = &done {
-                let _ = rustix::io::write(said, failure.message.as_bytes());
+                let _ = rustix::io::write(said, failure.text().as_bytes());
             }
             sys::exit_now(done.is_err().into())
         }

@@ -24,8 +24,8 @@ pub use rights::{MOUNT, NETWORK, NODE, OVERLAY, Rights};
 pub use rules::judge;
 pub use rules::{Tally, check_plan, check_target, is_proc};
 
-use crate::cli::complain;
 use crate::error::{Doing, Outcome, printable};
+use crate::messages::note;
 use crate::plan::{KEEP_IMAGES, Plan, SourceKind, Step};
 use crate::prelude::*;
 use crate::sources::Sources;
@@ -95,7 +95,7 @@ fn kept(file: BorrowedFd, path: &[u8], policy: &Policy, budget: u64, rights: Rig
         return Ok((image, true));
     }
     store.and_then(|store| store.keep(&name, &image)).map(|image| (image, false)).or_else(|failure| {
-        complain(&format!("{} is not kept, but stays in memory: {}", printable(path), failure.message));
+        note(&format!("{} is not kept, but stays in memory: {}", printable(path), failure.text()));
         Ok((image, true))
     })
 }

@@ -12,10 +12,10 @@ mod wait;
 use crate::attendance;
 use crate::cgroup::Cgroup;
 use crate::child::{self, Bounds, Devices, Prepared};
-use crate::cli::complain;
 use crate::environment::Environment;
 use crate::error::{Doing, Failure, Outcome, TIMED_OUT};
 use crate::home::Home;
+use crate::messages;
 use crate::plan::{ALLOW_NEW_PRIVS, LEAVE_RUNNING, Plan, Step};
 use crate::prelude::*;
 use crate::record::Record;
@@ -176,7 +176,7 @@ fn supervise(
     account.attended = attendance.map(|attendance| attendance.conclude(failure.is_none())).unwrap_or_default();
     account.discarded = changed.filter(|_| failure.is_none()).and_then(|receiver| changes::count(&receiver));
     if let Some(found @ 1..) = account.discarded {
-        complain(&changes::line(found));
+        messages::note(&changes::line(found));
     }
     // A time limit is for everything that the command started.
     if clock.is_up || plan.flags & LEAVE_RUNNING == 0 {
@@ -188,11 +188,11 @@ fn supervise(
     }
     drop(network);
     account.phase("Clean up");
-    if let (Some(message), Ending::Exited(code)) = (failure, end) {
-        return Err(Failure::new(message).code(code));
+    if let (Some(failure), Ending::Exited(code)) = (failure, end) {
+        return Err(failure.code(code));
     }
     if clock.is_up {
-        complain("the command was ended: its time was up (--timeout)");
+        messages::complain(&Failure::new("the command was ended: its time was up").hint("--timeout").code(TIMED_OUT));
         return Ok(Ending::Exited(TIMED_OUT));
     }
     Ok(end)
@@ -251,13 +251,13 @@ impl Inherited {
 
 /// The child's last words, and its end.
 pub fn report_failure(writer: &OwnedFd, failure: &Failure) -> ! {
-    let message = failure.message.as_bytes();
-    let _ = rustix::io::write(writer, &message[..message.len().min(REPORT)]);
+    let words = [failure.message.as_bytes(), failure.hint.as_bytes()].join(&0);
+    let _ = rustix::io::write(writer, &words[..words.len().min(REPORT)]);
     sys::exit_now(failure.code)
 }
 
 /// What the child wrote, if it could not become the command. Its end of the pipe is closed by now.
-pub fn read_failure(report: &OwnedFd) -> Option<String> {
+pub fn read_failure(report: &OwnedFd) -> Option<Failure> {
     let mut message = Vec::new();
     loop {
         message.reserve(4096);
@@ -266,5 +266,7 @@ pub fn read_failure(report: &OwnedFd) -> Option<String> {
             Ok(_) => {}
         }
     }
-    (!message.is_empty()).then(|| String::from_utf8_lossy(&message).into_owned())
+    let text = String::from_utf8_lossy(&message);
+    let (message, hint) = text.split_once('\0').unwrap_or((&text, ""));
+    (!text.is_empty()).then(|| Failure::new(message).hint(hint))
 }

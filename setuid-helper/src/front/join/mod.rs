@@ -77,11 +77,11 @@ fn join(target: &Target, environment: &Environment, command: &[&CStr]) -> Option
         Forked::Parent(first) => {
             drop((writer, status));
             let ending = supervisor::attend(first, &reports);
-            let Some(message) = supervisor::read_failure(&report) else { return Some(Ok(ending)) };
+            let Some(failure) = supervisor::read_failure(&report) else { return Some(Ok(ending)) };
             enter::stay_outside();
             inherited.restore();
             let code = if let Ending::Exited(code) = ending { code } else { LAUNCHER_FAILED };
-            Some(Err(Failure::new(message).code(code)))
+            Some(Err(failure.code(code)))
         }
     }
 }

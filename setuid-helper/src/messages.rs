@@ -1,0 +1,51 @@
+//! What this program says on descriptor 2: lines for a person, or JSON objects for a program (`--log-format json`,
+//! docs/living.md). sandbox/errors.py says the same in the same shape.
+
+use crate::error::Failure;
+use crate::json::quote;
+use crate::prelude::*;
+use crate::report::iso;
+use crate::sys;
+use core::fmt::Write;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+/// The whole program speaks in one way, which is settled before it says anything.
+static AS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// From here on, objects.
+pub fn speak_json() {
+    AS_JSON.store(true, Ordering::Relaxed);
+}
+
+/// What cannot go on: why, what can be done about it, and the exit code that comes of it.
+pub fn complain(failure: &Failure) {
+    put(&line("error", &failure.message, &failure.hint, Some(failure.code)));
+}
+
+/// How it went.
+pub fn note(message: &str) {
+    put(&line("info", message, "", None));
+}
+
+/// A line as `complain` and `note` say it, with its end.
+pub fn line(level: &str, message: &str, hint: &str, code: Option<i32>) -> String {
+    if !AS_JSON.load(Ordering::Relaxed) {
+        return format!("sandbox: {}\n", Failure::text_of(message, hint));
+    }
+    let mut line = format!("{{\"time\": \"{}\", \"level\": \"{level}\", \"message\": ", iso(sys::wall_clock()));
+    quote(&mut line, message.as_bytes());
+    line.push_str(", \"hint\": ");
+    if hint.is_empty() {
+        line.push_str("null")
+    } else {
+        quote(&mut line, hint.as_bytes())
+    }
+    let code = code.map_or("null".to_owned(), |code| code.to_string());
+    let _ = writeln!(line, ", \"exit_code\": {code}}}");
+    line
+}
+
+/// In one write, so that lines of parallel launches do not mix.
+fn put(line: &str) {
+    let _ = rustix::io::write(sys::standard(2), line.as_bytes());
+}
