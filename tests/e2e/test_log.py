@@ -39,12 +39,12 @@ def test_a_reader_that_is_gone(launch):
     assert process.wait(30) == 0
 
 
-@pytest.mark.parametrize("forced", [["--timeout", "0.5"], []], ids=["time", "signal"])
+@pytest.mark.parametrize("forced", [["--timeout", "1.5"], []], ids=["time", "signal"])
 def test_a_reader_that_does_not_read(launch, area, forced):
     """Its pipe is full: the command waits, the other stream goes on, and an end by force comes all the same."""
     spare_python(launch)
     reader, writer = os.pipe()
-    script = "echo begun >&2; yes & trap 'kill %1' TERM; wait; echo asked >&2"
+    script = "yes & trap 'kill %1' TERM; echo begun >&2; wait; echo asked >&2"
     process = launch(*forced, "--log", "log", "--", "bash", "-c", script, popen=True, stdout=writer, stderr=-1)
     os.close(writer)
     assert process.stderr.readline() == "begun\n"

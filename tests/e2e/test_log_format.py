@@ -146,6 +146,6 @@ def test_a_line_is_a_line_whatever_is_in_it():
     script += "    errors.warn('a\\x1b[31m\\udcff\\nb\\u2028')\n"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     text, line = done.stderr.decode().split("\n", 1)
-    assert text == "sandbox: warning: a\\x1b[31m\\xff b\\u2028"
+    assert text == "sandbox: warning: a\\x1b[31m\\xff b\\xe2\\x80\\xa8"
     (found,) = lines(line)
-    assert (found["level"], found["message"]) == ("warning", "a\\x1b[31m\\xff b\\u2028")
+    assert (found["level"], found["message"]) == ("warning", "a\\x1b[31m\\xff b\\xe2\\x80\\xa8")
