@@ -116,7 +116,7 @@ def kept(home: int, words: list[str], compiled: Callable[[], tuple[int, ...]]) -
     from sandbox import __version__
 
     text = " ".join([__version__, os.uname().machine, *words])
-    name = b"seccomp-%016x" % int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    name = b"seccomp-%016x" % int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:8], "big")
     with contextlib.suppress(OSError):
         data = fsops.read_file(home, name)
         if data and len(data) % _INSTRUCTION_BYTES == 0:

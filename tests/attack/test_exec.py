@@ -326,6 +326,26 @@ def test_no_descriptor_comes_along(live, area):
 
 
 @SOME
+def test_no_directory_comes_along(live, client):
+    """Below one that is open lies all of the host, for the command and for the job, which can look at it."""
+    process = live.start("--name", "one", "--isolation", "job")
+    fd = os.open("/", os.O_RDONLY)
+    try:
+        for number, name in enumerate(("stdin", "stdout", "stderr")):
+            others = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            refused = live("exec", "one", "ls", f"/proc/self/fd/{number}/etc/hostname", **{**others, name: fd})
+            # Python itself does not start with one.
+            assert refused.returncode == (125 if client.native else 1)
+            assert "hostname" not in (refused.stdout or "")
+            if client.native and name != "stderr":
+                assert "sandbox: cannot start with a directory as descriptor" in refused.stderr
+    finally:
+        os.close(fd)
+    live("kill", "one")
+    process.wait(20)
+
+
+@SOME
 def test_the_sandbox_cannot_trace_who_joins(live):
     """As long as it is not the command yet: it cannot be dumped. A loop inside looks for one that it may read."""
     watch = (

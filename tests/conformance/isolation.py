@@ -124,4 +124,5 @@ CASES = [
     job("a refused call fails as ever", f"unshare -U true {_DENIED}", "--audit", stdout="denied\n"),
     job("no terminal to pass on", "true", "-t", code=125, stderr="-t: the standard input is not a terminal"),
     job("an unknown system call", "true", "--allow-syscall", "nonsense", code=125, stderr="nonsense"),
+    job("a system call of no text", "true", "--allow-syscall", "\udcff", code=125, stderr="is not a system call here"),
 ]

@@ -16,7 +16,7 @@ use crate::prelude::*;
 use crate::report::Ending;
 use crate::setuid::Rights;
 use crate::supervisor::{self, Inherited, Reports};
-use crate::sys::Forked;
+use crate::sys::{self, Forked};
 use core::ffi::CStr;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{getpid, set_child_subreaper};
@@ -24,7 +24,9 @@ use target::Target;
 
 /// How the command ended; None where it is Python's to find out why it did not start.
 pub fn run(words: &[&'static CStr], environment: &[&'static CStr], rights: Rights) -> Option<Result<Ending, Failure>> {
-    let (id, command) = split(words).filter(|_| !rights.are_lent())?;
+    // A directory among what comes along would lead out of the sandbox: the command, and whoever else is in there.
+    let leads_out = (0..3).any(sys::is_directory);
+    let (id, command) = split(words).filter(|_| !rights.are_lent() && !leads_out)?;
     let run = find::find(id.to_bytes(), environment)?;
     let plan = plan::decode(&run.plan).ok()?;
     let target = Target::look(&run, &plan)?;
