@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sandbox.engine.syscalls import CLONE_NEWNS, CLONE_NEWUSER
-from sandbox.errors import UsageError, printable
+from sandbox.errors import HostError, UsageError, printable
 from sandbox.host import TMPFS_USER_XATTR, Host
 from sandbox.level_steps import Hostname, Label, Name, UserNamespace
 from sandbox.plan import (
@@ -50,11 +50,12 @@ _VARIABLES = {TreeKind.STATIC: b"SANDBOX_STATIC", TreeKind.DYNAMIC: b"SANDBOX_DY
 
 class Programs(Record):
     """What a plan may start: squashfuse_ll by its absolute path, and the argv that unpacks an archive, or copies a
-    directory, for a source's label. `extract` is also told whether the archive is a layer of a stack.
+    directory, for a source's label. `extract` is also told whether the archive is a layer of a stack, and whose the
+    files shall be (uid and gid, for root only).
     """
 
     fuse: bytes
-    extract: Callable[[str, bool], tuple[bytes, ...]]
+    extract: Callable[[str, bool, tuple[int, int] | None], tuple[bytes, ...]]
     copy: Callable[[str], tuple[bytes, ...]]
 
 
@@ -96,6 +97,8 @@ class Builder:
         self.subordinates: Subordinates | None = None
         # What an isolating level does to the mount of a layer.
         self.shift: Callable[[Material, int], None] = lambda _material, _slot: None
+        # Whose an image is, unpacked, where the kernel cannot show it as theirs.
+        self.unpack_for: tuple[int, int] | None = None
 
     def slot(self) -> int:
         self.slots += 1
@@ -202,6 +205,11 @@ class Builder:
         """The top slot of all layers, and whether it is yet to be covered by an overlay."""
         if not material.above:
             return self.layer(material, writable=writable)
+        if writable and not self.covers_stacks(material.tree):
+            raise HostError(
+                f"{material.tree.label}: a writable stack in a user namespace needs Linux 6.6 (user.* in tmpfs)",
+                hint="--scratch DIR on a disk, --mode root or setuid, or a newer kernel",
+            )
         slots = [self.layer(layer, writable=writable)[0] for layer in (material.replace(above=()), *material.above)]
         self.beneath[slots[-1]] = tuple(slots[:-1])
         if not writable:
@@ -218,8 +226,10 @@ class Builder:
 
     def mount(self, material: Material, *, writable: bool) -> tuple[int, bool]:
         source = self.source(material)
-        if material.treatment is Treatment.EXTRACT:
-            return self.copied(source, self.programs.extract(material.tree.label, material.stacked)), False
+        unpacked = material.treatment is Treatment.IMAGE and self.unpack_for is not None
+        if unpacked or material.treatment is Treatment.EXTRACT:
+            owner = self.unpack_for if unpacked else None
+            return self.copied(source, self.programs.extract(material.tree.label, material.stacked, owner)), False
         directory = material.treatment in (Treatment.DIRECTORY, Treatment.KEPT)
         if directory and writable and not self.overlays(material.tree):
             return self.copied(source, self.programs.copy(material.tree.label)), False
@@ -249,6 +259,11 @@ class Builder:
             return self.mode is Mode.ROOT
         foreign = tree.is_directory and tree.status is not None and tree.status.st_uid != self.host.uid
         return not foreign and (self.upper is not None or self.host.kernel >= TMPFS_USER_XATTR)
+
+    def covers_stacks(self, tree: Opened) -> bool:
+        """Whether an overlay can mark what it hides, where there is no copy to fall back on."""
+        marks = self.upper is not None or self.is_saved(tree) or self.host.kernel >= TMPFS_USER_XATTR
+        return self.mode is not Mode.USERNS or marks
 
     def overlay(self, lower: int) -> int:
         lowers = (*self.beneath.get(lower, ()), lower)

@@ -11,6 +11,8 @@ from sandbox.record import Record
 BASELINE = (5, 12)
 # tmpfs holds user.* extended attributes since then, which `userxattr` overlays need (tmpfs(5)).
 TMPFS_USER_XATTR = (6, 6)
+# squashfs can be id-mapped since then (mount_setattr(2)); tmpfs since 6.3.
+SQUASHFS_IDMAP = (6, 2)
 PROGRAM_DIRS = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin")
 
 

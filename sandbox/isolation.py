@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sandbox.engine.syscalls import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWUTS
 from sandbox.errors import UsageError
+from sandbox.host import SQUASHFS_IDMAP
 from sandbox.level_steps import (
     Audit,
     CountChanges,
@@ -29,7 +30,7 @@ from sandbox.level_steps import (
     Terminal,
     Text,
 )
-from sandbox.plan import Attach, Mkdir, NoNewPrivs
+from sandbox.plan import Attach, Extract, Mkdir, NoNewPrivs
 from sandbox.plan import Tree as CloneTree
 from sandbox.plan_types import Attr, Base, Mode, Place, Propagation
 from sandbox.record import Record
@@ -219,6 +220,8 @@ class Level:
         self.add = builder.steps.append
         if where.subordinates is not None:
             builder.subordinates = where.subordinates.of_job(where.ids)
+        if builder.mode is Mode.ROOT and builder.host.kernel < SQUASHFS_IDMAP:
+            builder.unpack_for = where.ids
 
     def compile(
         self,
@@ -279,7 +282,7 @@ class Level:
         """Ranges only where nothing is written through to the host: a job could make files there that are anybody's."""
         is_tree = isinstance(self.builder.steps[-1], CloneTree)
         ranges, ids = self.builder.subordinates, self.where.ids
-        if ids is None or material.source is None:
+        if ids is None or material.source is None or isinstance(self.builder.steps[-1], Extract):
             return
         if ranges is not None and (not is_tree or self.is_root_of_roots(material)):
             self.add(Shift(slot, *ranges.inner(*ids)))

@@ -140,11 +140,11 @@ class Maker:
                 hint="--tmpfs-size gives it more, --cache keeps the tree on disk",
             )
 
-    def extract_argv(self, label: str, stacked: bool) -> tuple[bytes, ...]:
+    def extract_argv(self, label: str, stacked: bool, owner: tuple[int, int] | None) -> tuple[bytes, ...]:
         from sandbox.images import convert
 
         limit = self.spec.max_unpacked
-        return convert.worker_argv(sink="dir", max_unpacked=limit, label=label, whiteouts=stacked)
+        return convert.worker_argv(sink="dir", max_unpacked=limit, label=label, whiteouts=stacked, owner=owner)
 
     def copy_argv(self, label: str) -> tuple[bytes, ...]:
         from sandbox.images import convert

@@ -116,6 +116,7 @@ def prepare(
     surroundings = None
     if spec.isolation != "none":
         surroundings = _surroundings(spec, mode, where, given, cwd, stack, say)
+        surroundings = _without_idmaps(surroundings, spec, mode, machine, (*opened, *opened_roots), say)
         for item in opened_roots:
             surroundings = surroundings.replace(image=maker.material(item))
         command_env |= surroundings.variables(spec)
@@ -276,6 +277,18 @@ def _surroundings(
 
         protected = guarding.protect(fd, cwd, stack)
     return found.replace(workspace=Material(tree, Treatment.DIRECTORY, source, None), protected=protected)
+
+
+def _without_idmaps(
+    where: "Surroundings", spec: Spec, mode: Mode, machine: host.Host, trees: tuple[Opened, ...], say: Say
+) -> "Surroundings":
+    """Where an image has to be unpacked for a job of root's, which gives its files one owner."""
+    old = mode is Mode.ROOT and machine.kernel < host.SQUASHFS_IDMAP
+    images = any(not layer.is_directory or spec.cache for tree in trees for layer in tree.layers)
+    if where.subordinates is None or not (old and images):
+        return where
+    say("--as-root: one id inside, root's: an image cannot show more of them before Linux 6.2")
+    return where.replace(subordinates=None)
 
 
 def _subordinates(spec: Spec, mode: Mode, say: Say) -> "Subordinates | None":

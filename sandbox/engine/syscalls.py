@@ -210,6 +210,14 @@ def unshare(flags: int) -> None:
     _checked(_libc.unshare(ctypes.c_int(flags)))
 
 
+def set_filesystem_ids(uid: int, gid: int) -> None:
+    """setfsuid(2) and setfsgid(2): whose the files are that this thread makes. Only a question tells of a failure."""
+    for call, wanted in ((_libc.setfsgid, gid), (_libc.setfsuid, uid)):
+        call(ctypes.c_uint32(wanted))
+        if ctypes.c_uint32(call(ctypes.c_uint32(0xFFFFFFFF))).value != wanted:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
 def fork_init() -> int:
     """fork(2) into a new pid namespace, as a child of this process's parent."""
     return _fork(CLONE_NEWPID | _CLONE_PARENT)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from sandbox.engine import newroot
 from sandbox.errors import printable, reason
 from sandbox.host import forbidden_remedy, userns_remedy
-from sandbox.level_steps import Allow, File, Loopback, PivotRoot, Proc, Symlink, UserNamespace
+from sandbox.level_steps import Allow, File, Idmap, Loopback, PivotRoot, Proc, Shift, Symlink, UserNamespace
 from sandbox.plan import (
     Attach,
     Chdir,
@@ -53,6 +53,8 @@ def describe(child: "Child", step: Any) -> str:
             return f"cannot {verb} {printable(child.path_of(step.place))}"
         case Allow():
             return f"cannot put up the fence: {printable(child.path_of(step.place))}"
+        case Idmap() | Shift():
+            return "cannot map the ids of a mount"
         case Guard() | Scratch():
             return f"cannot set up {printable(child.procdir_path)}"
         case _:
@@ -76,6 +78,7 @@ _REMEDIES: tuple[tuple[tuple[type, ...], tuple[int, ...], str], ...] = (
         (errno.EINVAL,),
         "/ is not a mount point here, as in a chroot: bind the directory onto itself before the chroot",
     ),
+    ((Idmap, Shift), (errno.EINVAL,), "its filesystem or this kernel cannot: copy it, or use --user"),
     ((Chdir,), (errno.ENOENT,), "name a directory that exists, or NAME/PATH of a mounted tree"),
     ((Allow,), (errno.ENOENT,), "name what is there, in the sandbox: --allow-read, --allow-write"),
     ((Attach,), (errno.ENOENT,), "create the directory, or let --mkdir do it"),

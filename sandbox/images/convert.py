@@ -29,10 +29,19 @@ class NoSpaceError(HostError):
 
 
 def worker_argv(
-    *, sink: str, max_unpacked: int, label: str = DEFAULT_LABEL, whiteouts: bool = False
+    *,
+    sink: str,
+    max_unpacked: int,
+    label: str = DEFAULT_LABEL,
+    whiteouts: bool = False,
+    owner: tuple[int, int] | None = None,
 ) -> tuple[bytes, ...]:
-    """The command that unpacks descriptor 0 into descriptor 3; see worker.py. For the plan's Extract step."""
-    worker = pipeline.worker("unpack", sink=sink, max_unpacked=max_unpacked, label=label, whiteouts=whiteouts)
+    """The command that unpacks descriptor 0 into descriptor 3; see worker.py. For the plan's Extract step.
+
+    `owner`: uid and gid of all that a directory gets, where root unpacks.
+    """
+    ids = {} if owner is None else {"uid": owner[0], "gid": owner[1]}
+    worker = pipeline.worker("unpack", sink=sink, max_unpacked=max_unpacked, label=label, whiteouts=whiteouts, **ids)
     return tuple(os.fsencode(word) for word in worker)
 
 

@@ -121,6 +121,10 @@ def _unpack(options: argparse.Namespace) -> int:
     kind = None if options.job == "pack" else detect(0, options.label)
     if options.sink == "dir" and kind is Kind.ZIP:
         _check_room(options)
+    if options.sink == "dir" and options.uid:
+        # Of this process alone: a program that it starts is root again, and reads the source (setfsuid(2)).
+        os.fchown(options.out, options.uid, options.gid)
+        syscalls.set_filesystem_ids(options.uid, options.gid)
     sink: Sink = (
         sinks.DirSink(options.out, dig_holes=kind is Kind.SQUASHFS)
         if options.sink == "dir"

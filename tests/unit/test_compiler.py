@@ -20,7 +20,9 @@ from sandbox.treatments import Material, Target, Treatment, treatment
 
 HOME = Source(SourceKind.DIRECTORY, b"/h", 1, 2)
 PROGRAMS = Programs(
-    b"/usr/bin/squashfuse_ll", lambda label, _stacked: (b"/worker", label.encode()), lambda label: (b"/copier",)
+    b"/usr/bin/squashfuse_ll",
+    lambda label, _stacked, owner: (b"/worker", label.encode(), *(b"%d" % n for n in owner or ())),
+    lambda label: (b"/copier",),
 )
 
 

@@ -21,6 +21,7 @@ def _found(exit_code: int = 1) -> results.Found:
         "expectations.xml": _JUNIT,
         "kernel": b"6.1.0",
         "booted": b"9.0",
+        "took": b"222 266\n",
     }
     return results.read(files)
 
@@ -63,6 +64,7 @@ def test_the_page():
     assert "- userns-max-0, userns: `sandbox: off`" in page
     assert "| 6.12 | Debian 13's kernel | not run | - | - | - |" in page
     assert "- no|reason" in page
+    assert "| userns-max-0 | yes | 9.0 | 222 | 266 |" in page
 
 
 def test_the_archive_of_the_first_programs():

@@ -84,7 +84,7 @@ def run(variant: Variant, *, verbose: bool) -> int:
     took = f"up in {found.booted} s, {outcome.seconds:.0f} s in all, {outcome.processor:.0f} s of processor time"
     print(f"vm: {variant.name}: {outcome.why or f'Linux {found.kernel}'}, {took}", flush=True)
     if not outcome.why and variant.name != _SELECTION:
-        _keep(variant, outcome.files)
+        _keep(variant, {**outcome.files, "took": f"{outcome.seconds:.0f} {outcome.processor:.0f}\n".encode()})
     return int(bool(outcome.why or failed))
 
 

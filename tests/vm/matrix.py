@@ -144,6 +144,13 @@ _PARSER = (
 _PROFILES = ("sandbox-helper", "sandbox-engine")
 _LOADED = "/sys/kernel/security/apparmor/profiles"
 _APPARMOR = tuple(f"{_PARSER} /srv/sandbox/packaging/apparmor/{name}; grep {name} {_LOADED}" for name in _PROFILES)
+# Of the native programs, whose children inherit it, and not of the sessions themselves.
+_DENIED = (
+    "profile sandbox-denied /srv/sandbox/{.venv/bin/sandbox,sandbox/bin/sandbox-engine} "
+    "flags=(attach_disconnected,mediate_deleted) { allow all, deny userns, }"
+)
+_DENYING = (f"printf 'abi <abi/4.0>,\\n%s\\n' '{_DENIED}' >/run/denied; {_PARSER} /run/denied",)
+_APPARMOR_TOOLS = ("trixie", ("apparmor", "libc6", "libstdc++6", "libgcc-s1", "libapparmor1"))
 
 
 def with_systemd(variant: Variant) -> Variant:
@@ -237,7 +244,16 @@ _BY_NAME = (
         kernel="6.12",
         setup=_APPARMOR,
         features=_MOUNTS,
-        tools=("trixie", ("apparmor", "libc6", "libstdc++6", "libgcc-s1", "libapparmor1")),
+        tools=_APPARMOR_TOOLS,
+    ),
+    Variant(
+        "apparmor-denied",
+        "an AppArmor profile that denies user namespaces",
+        kernel="6.12",
+        setup=_DENYING,
+        fails={"userns": "an AppArmor profile is on"},
+        features=_MOUNTS,
+        tools=_APPARMOR_TOOLS,
     ),
     Variant(
         "homes",

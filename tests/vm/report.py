@@ -40,6 +40,12 @@ _FEATURES_HEAD = """
 Tried, not looked up. The first column of figures is the version that is said to have brought it; a
 kernel that disagrees fails the run.
 """
+_TIMES_HEAD = """
+## Times
+
+Seconds of each machine: until its tests began, in all, and of processor time. Emulated on two processors, of which
+other work on the host took its part; variants that are not part of the default matrix are asked for by name.
+"""
 _SUITES_HEAD = """
 ## Suites
 
@@ -52,7 +58,7 @@ def page(found: Mapping[str, Found]) -> str:
     """Markdown. Variants without a result are named as such."""
     variants = list(matrix.VARIANTS)
     parts = [_modes(variants, found), _homes(found), _containers(found)]
-    return _HEAD + "".join(parts) + _kernels(variants, found) + _suites(variants, found)
+    return _HEAD + "".join(parts) + _kernels(variants, found) + _times(variants, found) + _suites(variants, found)
 
 
 def _row(*cells: str) -> str:
@@ -143,6 +149,15 @@ def _kernels(variants: list[Variant], found: Mapping[str, Found]) -> str:
             cells.append(case.properties.get("kernel feature", "?") if case else "not run")
         rows.append([name, ".".join(map(str, since)), *cells])
     return _FEATURES_HEAD + _table(["feature", "since", *(found[variant.name].kernel for variant in shown)], rows)
+
+
+def _times(variants: list[Variant], found: Mapping[str, Found]) -> str:
+    rows = [
+        [variant.name, "yes" if variant.default else "by name", found[variant.name].booted, *found[variant.name].took]
+        for variant in variants
+        if variant.name in found
+    ]
+    return _TIMES_HEAD + _table(["variant", "default", "until the tests", "in all", "processor"], rows)
 
 
 def _suites(variants: list[Variant], found: Mapping[str, Found]) -> str:

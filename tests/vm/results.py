@@ -34,11 +34,12 @@ class Session(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Everything of one boot."""
+    """Everything of one boot. `took`: seconds in all and of processor time, as text."""
 
     kernel: str
     booted: str
     sessions: tuple[Session, ...]
+    took: tuple[str, str] = ("?", "?")
 
     def expectations(self) -> dict[str, Case]:
         """The cases of tests/vm/expectations.py, by the test's name."""
@@ -57,7 +58,8 @@ def read(files: dict[str, bytes]) -> Found:
     for name in sorted(name.removesuffix(".exit") for name in text if name.endswith(".exit")):
         code, seconds = text[f"{name}.exit"].split()
         sessions.append(Session(name, int(code), float(seconds), _cases(files.get(f"{name}.xml", b""))))
-    return Found(text.get("kernel", "?"), text.get("booted", "?"), tuple(sessions))
+    seconds, processor = text.get("took", "? ?").split()
+    return Found(text.get("kernel", "?"), text.get("booted", "?"), tuple(sessions), (seconds, processor))
 
 
 def _cases(document: bytes) -> tuple[Case, ...]:
