@@ -307,6 +307,8 @@ def _home() -> list[Check]:
         status = existing.stat()
     except OSError as error:
         return [Check("home", False, f"{shown}: {error.strerror}", "set SANDBOX_HOME to a directory of your own")]
+    if os.statvfs(existing).f_flag & os.ST_RDONLY:
+        return [Check("home", False, f"{shown}: its file system is read-only", "set SANDBOX_HOME to another directory")]
     if not os.access(existing, os.W_OK | os.X_OK) or (existing == path and status.st_uid != os.geteuid()):
         why = f"{shown}: not yours to write to (owner uid {status.st_uid})"
         return [Check("home", False, why, "set SANDBOX_HOME to a directory of your own")]

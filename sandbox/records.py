@@ -110,7 +110,7 @@ class RunRecord:
 def new_record(home: Home, command: tuple[bytes, ...], plan: Plan, scratch_parents: list[bytes]) -> RunRecord:
     """A locked record and an empty procdir for this process; the scratch directories have names, but are not made.
 
-    Raises UsageError when a running sandbox has the name that the plan asks for.
+    Raises UsageError when a running sandbox has the name that the plan asks for, HostError for a home that takes none.
     """
     from sandbox.codec import encode
 
@@ -132,7 +132,12 @@ def new_record(home: Home, command: tuple[bytes, ...], plan: Plan, scratch_paren
         "images": [os.fsdecode(image) for image in label.images],
         "plan": len(encoded),
     }
-    return RunRecord(home, facts, scratch_parents, encoded)
+    try:
+        return RunRecord(home, facts, scratch_parents, encoded)
+    except OSError as error:
+        what = f"cannot make a run record in {printable(home.run_path)}: {reason(error)}"
+        hint = "free some space there, or set SANDBOX_HOME to a directory that can be written to"
+        raise HostError(what, hint=hint) from None
 
 
 # -- what the dead leave --------------------------------------------------------------------------------------

@@ -187,10 +187,10 @@ def _remove(args: argparse.Namespace, images: Store) -> int:
             try:
                 catalog.remove(images, name)
                 print(f"removed sha256:{digest.decode()}")
-            except catalog.InUseError as error:
+            except catalog.InUseError:
                 if text.removeprefix(b"@").startswith(b"sha256:"):
                     raise
-                note(f"{error.message}; it goes when nobody uses it for long")
+                note(f"sha256:{digest.decode()[:12]} stays: a sandbox is using it; it goes when nobody did for long")
     return 0
 
 

@@ -76,7 +76,12 @@ class Store:
             except FileNotFoundError:
                 fd = fsops.make_dir(self.home, name)
         except OSError as error:
-            raise HostError(f"cannot use the image store in the sandbox home: {reason(error)}") from None
+            full = error.errno in NO_SPACE
+            why = room(self.home, error) if full else f"{reason(error)} in the sandbox home"
+            hint = "set SANDBOX_HOME to another directory"
+            raise HostError(
+                f"cannot use the image store: {why}", hint=f"free some, or {hint}" if full else hint
+            ) from None
         self._open[name] = fd
         return fd
 
@@ -271,6 +276,8 @@ def room(directory: int, error: OSError | None = None) -> str:
     free = status.f_bavail * status.f_frsize
     if error is not None and error.errno == errno.EDQUOT:
         return f"your disk quota is used up; the file system has {free} bytes free"
+    if status.f_files and not status.f_favail:
+        return "no inode is left for another file in the sandbox home"
     return f"no space left in the sandbox home, {free} bytes are free"
 
 

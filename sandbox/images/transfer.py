@@ -41,7 +41,15 @@ def export(images: Store, fd: int, digest: bytes, target: bytes) -> int:
     except FileExistsError:
         raise SandboxError(f"cannot export to {shown}: it exists", hint="remove it, or give another name") from None
     except OSError as error:
-        raise SandboxError(f"cannot export to {shown}: {reason(error)}") from None
+        raise SandboxError(f"cannot export to {shown}: {_why(error, fd, parent or b'.')}") from None
+
+
+def _why(error: OSError, fd: int, directory: bytes) -> str:
+    if error.errno not in store.NO_SPACE:
+        return reason(error)
+    status = os.statvfs(directory)
+    needed = os.fstat(fd).st_size
+    return f"no space left there: it needs {needed} bytes, {status.f_bavail * status.f_frsize} are free"
 
 
 def _digest(fd: int, shown: str) -> bytes:

@@ -49,9 +49,9 @@ impl<'h> Record<'h> {
         let encoded = encode(plan, LAST_VERSION);
         let mut text = describe(plan, command, &id, &scratch, encoded.len())?.into_bytes();
         text.extend(encoded);
-        let draft = Draft::new(home).doing("make a run record in", plan.home.path)?;
+        let draft = Draft::new(home).map_err(|error| unwritable("make a run record in", plan.home.path, error))?;
         flock(&draft.fd, FlockOperation::LockExclusive).doing("lock a run record in", plan.home.path)?;
-        write_all(&draft.fd, &text).doing("write a run record in", plan.home.path)?;
+        write_all(&draft.fd, &text).map_err(|error| unwritable("write a run record in", plan.home.path, error))?;
         let called = plan.steps.iter().find_map(|step| if let Step::Name { name } = *step { Some(name) } else { None });
         let (name, lock) = match called {
             Some(name) => claim_called(home, draft, plan.home.path, name)?,
@@ -117,6 +117,12 @@ impl<'h> Draft<'h> {
     }
 }
 
+/// The home is full, or read-only.
+fn unwritable(doing: &str, path: &[u8], error: Errno) -> Failure {
+    Failure::os(doing, path, error)
+        .hint("free some space there, or set SANDBOX_HOME to a directory that can be written to")
+}
+
 /// A name that neither a record nor a procdir has. The procdir is made after the record.
 fn claim(home: &Home, mut draft: Draft, path: &[u8]) -> Outcome<(String, OwnedFd)> {
     let pid = rustix::process::getpid();
@@ -125,12 +131,12 @@ fn claim(home: &Home, mut draft: Draft, path: &[u8]) -> Outcome<(String, OwnedFd
         match draft.rename(&name) {
             Ok(()) => {}
             Err(Errno::EXIST) => continue,
-            Err(error) => return Err(undo(&draft, Failure::os("make a run record in", path, error))),
+            Err(error) => return Err(undo(&draft, unwritable("make a run record in", path, error))),
         }
         match take_procdir(home, &name) {
             Ok(()) => return Ok((name, draft.fd)),
             Err(Errno::EXIST) => {}
-            Err(error) => return Err(undo(&draft, Failure::os("make a procdir in", path, error))),
+            Err(error) => return Err(undo(&draft, unwritable("make a procdir in", path, error))),
         }
     }
     Err(undo(&draft, Failure::new("no name is free for the run").hint("remove what is left in procdirs/ and records/")))
@@ -145,13 +151,13 @@ fn claim_called(home: &Home, mut draft: Draft, path: &[u8], name: &[u8]) -> Outc
             let failure = Failure::new(format!("--name: a sandbox called {name} is running"));
             return Err(undo(&draft, failure.hint("another name, or sandbox kill")));
         }
-        Err(error) => return Err(undo(&draft, Failure::os("make a run record in", path, error))),
+        Err(error) => return Err(undo(&draft, unwritable("make a run record in", path, error))),
     }
     // Without a record, a procdir of that name is nobody's.
     let _ = remove_dir(&home.procdirs, name.as_bytes());
     match take_procdir(home, &name) {
         Ok(()) => Ok((name, draft.fd)),
-        Err(error) => Err(undo(&draft, Failure::os("make a procdir in", path, error))),
+        Err(error) => Err(undo(&draft, unwritable("make a procdir in", path, error))),
     }
 }
 

@@ -247,6 +247,28 @@ def test_a_home_that_is_a_dangling_link(run_sandbox, who, area):
 
 
 @ROOT_ONLY
+def test_a_home_that_takes_no_file(run_sandbox, area):
+    """Without an inode left, and read-only: each line says so, and what to do."""
+    home = area.path / "full"
+    home.mkdir(mode=0o700)
+    env = {**run_sandbox.environment(False), "SANDBOX_HOME": str(home)}
+    runs = "".join(f'"$2" run --engine {engine} true 2>&1;' for engine in ENGINES)
+    script = f'''mount -t tmpfs -o mode=700,nr_inodes=3 sbx-tests "$1"; {runs}
+        "$2" image build -q "$3" 2>&1; mount -o remount,ro "$1"; {runs} "$2" doctor 2>&1 | grep -A1 "home "'''
+    (source := area.path / "source").mkdir()
+    command = ["unshare", "-m", "sh", "-c", script, "sh", home, run_sandbox.command, source]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    full, only_read = lines[: len(ENGINES)], lines[len(ENGINES) + 1 : -2]
+    assert all("No space left on device (" in line and "SANDBOX_HOME" in line for line in full), lines
+    assert "no inode is left" in lines[len(ENGINES)]
+    assert len(only_read) == len(ENGINES)
+    assert all("Read-only file system (" in line and "SANDBOX_HOME" in line for line in only_read), lines
+    assert "its file system is read-only" in lines[-2]
+    home.rmdir()
+
+
+@ROOT_ONLY
 def test_a_home_of_somebody_else(run_sandbox, area, user):
     home = area.dir(as_user=True) / "theirs"
     home.mkdir()
