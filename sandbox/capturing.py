@@ -7,6 +7,7 @@ was written in some order is passed on in that order.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -64,7 +65,7 @@ class Log:
         try:
             # Two that turn the file over would each lose what the other wrote.
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._size = os.fstat(fd).st_size
+            self._size = _size_of_only(fd)
         except BaseException:
             os.close(fd)
             raise
@@ -104,6 +105,14 @@ class Log:
                 fsops.delete_file(self._parent, self._name, expected=self._fd)
         os.close(self._fd)
         os.close(self._parent)
+
+
+def _size_of_only(fd: int) -> int:
+    """A command that may write here could give the log's name to a file that it may not write to."""
+    status = os.fstat(fd)
+    if status.st_nlink > 1:
+        raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
+    return status.st_size
 
 
 class _Stream:

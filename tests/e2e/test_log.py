@@ -163,3 +163,15 @@ def test_a_log_that_cannot_go_on(run_sandbox, who, area):
         assert (done.returncode, done.stdout.count("\n")) == (wanted, 5000)
         assert done.stderr == "sandbox: warning: the log log is not complete: Is a directory\n"
         (area.dir(who.as_user) / "log.1").rmdir()
+
+
+def test_a_log_whose_place_the_job_may_write_to(launch, area):
+    """It gives the name of its log to a link, or to another file of the workspace: nothing is written there."""
+    fill = "seq 3000; sleep 0.2; seq 3000"
+    where = area.dir(launch.as_user)
+    for trick in ("ln -s ../victim log", "ln victim log", "mkfifo log"):
+        script = f"echo safe > victim; rm -f log log.1; {trick}; {fill}"
+        done = launch("--workspace", "rw", "--log", "log", "--log-size", "8K", "--", "sh", "-c", script, cwd=where)
+        assert "the log log is not complete" in done.stderr, done.stderr
+        assert (where / "victim").read_text() == "safe\n"
+        (where / "log").unlink()
