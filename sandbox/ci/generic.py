@@ -14,12 +14,14 @@ from sandbox.report import open_target, write_target
 from sandbox.spec import Spec
 
 _READABLE = 0o644
+# Of a command that is a whole script, in characters; the report has all of it.
+_LONGEST_TITLE = 200
 
 
 def run(spec: Spec, environ: dict[bytes, bytes], *, kind: str, title: str | None, junit: bytes | None) -> Ended:
     """Run it, tell of it, and give how it ended. Raises SandboxError when there is no place for a summary."""
     kind = marks.choose(kind, environ)
-    title = title or shlex.join(os.fsdecode(word) for word in spec.command)
+    title = title or _brief(shlex.join(os.fsdecode(word) for word in spec.command))
     with contextlib.ExitStack() as stack:
         target = None
         if junit is not None:
@@ -41,6 +43,10 @@ def run(spec: Spec, environ: dict[bytes, bytes], *, kind: str, title: str | None
         if kind == "github":
             _add_to_summary(environ, summary.markdown(title, ended, why))
         return ended
+
+
+def _brief(text: str) -> str:
+    return text if len(text) <= _LONGEST_TITLE else f"{text[: _LONGEST_TITLE - 3]}..."
 
 
 def _add_to_summary(environ: Mapping[bytes, bytes], line: bytes) -> None:

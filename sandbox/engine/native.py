@@ -4,6 +4,7 @@ import os
 import signal
 from typing import NoReturn
 
+from sandbox import versions
 from sandbox.codec import encode
 from sandbox.engine import Launch
 from sandbox.errors import HostError, reason
@@ -28,9 +29,12 @@ def run(plan: Plan, launch: Launch, version: int) -> NoReturn:
     program, argv, given = command_line(
         plan.mode, plan_fd, env_fd, launch.fds, reports, launch.attend, launch.trees, launch.log_format
     )
+    privileged = plan.mode is Mode.SETUID
+    if privileged and version >= versions.BESIDE and (parent := _parent_to_die_with()) is not None:
+        argv[-1:] = [b"parent=%d" % parent, argv[-1]]
+        given.append(parent)
     for fd in given:
         os.set_inheritable(fd, True)
-    privileged = plan.mode is Mode.SETUID
     # Python ignores these two, and what is ignored stays so across exec.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
@@ -41,6 +45,16 @@ def run(plan: Plan, launch: Launch, version: int) -> NoReturn:
     except OSError as error:
         hint = "use --mode userns" if privileged else "--engine python"
         raise HostError(f"cannot start the native engine {program}: {reason(error)}", hint=hint) from None
+
+
+def _parent_to_die_with() -> int | None:
+    """A pidfd of it, where this process has PR_SET_PDEATHSIG: the kernel forgets that when a setuid program starts."""
+    import prctl
+
+    # 0: it is in another pid namespace.
+    if not prctl.get_pdeathsig() or not (parent := os.getppid()):
+        return None
+    return os.pidfd_open(parent)
 
 
 def command_line(

@@ -1,5 +1,5 @@
 //! The command line of both programs: `run PLAN ENV [INDEX=FD ...] [tree=SLOT,FD ...] [report=META,OUT ...] [attend=FD]
-//! [log=json] -- [argv ...]` and `version`.
+//! [parent=FD] [log=json] -- [argv ...]` and `version`.
 
 use crate::environment::Environment;
 use crate::error::{Doing, Failure, LAUNCHER_FAILED, Outcome, printable};
@@ -16,7 +16,7 @@ use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 
 const USAGE: &str = "usage: run PLAN ENV [INDEX=FD ...] [tree=SLOT,FD ...] [report=META,OUT ...] [attend=FD] \
-    [log=json] -- [argv ...], or: version";
+    [parent=FD] [log=json] -- [argv ...], or: version";
 /// What is said is for a program to read.
 pub const LOG_JSON: &CStr = c"log=json";
 /// The kernel takes at most 6 MiB of arguments and environment together (execve(2)).
@@ -82,6 +82,8 @@ fn run(words: &[&'static CStr], environment: Vec<&'static CStr>, rights: Rights)
             pairs_of_reports.push(report::descriptors(numbers)?);
         } else if let Some(number) = pair.strip_prefix(b"attend=") {
             handed.add_attendant(number)?;
+        } else if let Some(number) = pair.strip_prefix(b"parent=") {
+            handed.add_parent(number)?;
         } else if pair != LOG_JSON.to_bytes() {
             handed.add(pair)?;
         }

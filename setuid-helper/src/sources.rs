@@ -17,6 +17,7 @@ pub struct Handed {
     /// By slot of the tree: where it is handed out.
     trees: Vec<(Slot, i32)>,
     attendant: Option<i32>,
+    parent: Option<i32>,
 }
 
 impl Handed {
@@ -26,6 +27,19 @@ impl Handed {
             None => Ok(()),
             Some(_) => Err(Failure::new("a run has one attendant")),
         }
+    }
+
+    /// `parent=FD`, the number of a pidfd of this program's parent.
+    pub fn add_parent(&mut self, number: &[u8]) -> Outcome<()> {
+        match self.parent.replace(descriptor(number)?) {
+            None => Ok(()),
+            Some(_) => Err(Failure::new("a process has one parent")),
+        }
+    }
+
+    /// That pidfd, where the run is to end with its parent.
+    pub fn parent(&self) -> Outcome<Option<OwnedFd>> {
+        self.parent.map(adopt).transpose()
     }
 
     /// That socket.
@@ -55,7 +69,7 @@ impl Handed {
 
     /// All descriptor numbers.
     pub fn numbers(&self) -> impl Iterator<Item = i32> {
-        self.files.iter().chain(&self.trees).map(|(_, number)| *number).chain(self.attendant)
+        self.files.iter().chain(&self.trees).map(|(_, number)| *number).chain(self.attendant).chain(self.parent)
     }
 
     fn adopt(self, plan: &Plan) -> Outcome<Adopted> {

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 
 from sandbox.engine.syscalls import CLONE_NEWNET, CLONE_NEWUTS
 from sandbox.level_steps import (
@@ -82,6 +83,23 @@ def test_the_attendant_is_the_callers_affair(helper):
     helper.refused(helper.raw(*START), "one attendant", pairs=twice, pass_fds=[fd])
     helper.refused(helper.raw(*START), "not a descriptor number", pairs=["attend=x"])
     os.close(fd)
+
+
+def test_a_parent_is_there_or_nothing_runs(helper):
+    """A pidfd of who ends with the launch; anything else is nobody, and harms the caller alone."""
+    gone = subprocess.Popen(["true"])
+    fds = {"gone": os.pidfd_open(gone.pid), "file": os.open("/dev/null", os.O_RDWR), "here": os.pidfd_open(os.getpid())}
+    gone.wait()
+    for name in ("gone", "file"):
+        fd = fds[name]
+        told = "whoever started this run is gone"
+        helper.refused(helper.raw(*START), told, pairs=[f"parent={fd}"], pass_fds=[fd])
+    fd = fds["here"]
+    assert helper.run(helper.raw(*START), "true", pairs=[f"parent={fd}"], pass_fds=[fd])[0] == 0
+    helper.refused(helper.raw(*START), "one parent", pairs=[f"parent={fd}"] * 2, pass_fds=[fd])
+    helper.refused(helper.raw(*START), "not a descriptor number", pairs=["parent="])
+    for fd in fds.values():
+        os.close(fd)
 
 
 def test_an_attendant_that_does_not_answer_can_be_left(helper):

@@ -45,7 +45,7 @@ BUILDS = {{
     "silent": [step("trap '' TERM; sleep 1000", buildbot_timeout=3)],
     "broken": [step("true", static="no-such.zip")],
     "endless": [step("echo ready; sleep 7654")],
-    "hostile": [steps.ShellCommand(**shell_command(["/usr/bin/python3", "-c", PROBE, *TARGETS], sandbox=SANDBOX))],
+    "hostile": [steps.ShellCommand(**shell_command(PROBING, sandbox=SANDBOX, title="hostile"))],
     "one": [step(WAIT, "one")],
     "two": [step(WAIT, "two")],
 }}
@@ -56,7 +56,8 @@ BUILDS = {{
 def test_a_master_and_a_worker(run_sandbox, user, area, session_area):
     programs = buildbot.install(session_area / "buildbot")
     with escapes.targets(user.home) as words:
-        steps = f"PROBE = {json.dumps(escapes.PROBE)}\nTARGETS = {json.dumps(words)}\n{STEPS.format()}"
+        probing = ["/usr/bin/python3", "-c", escapes.PROBE, *words]
+        steps = f"PROBING = {json.dumps(probing)}\n{STEPS.format()}"
         bot = Buildbot(programs, area.dir(user.as_user), user, run_sandbox.command, steps)
         with bot.running():
             _outcomes(bot, user)

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from tests.support import escapes, users
+from tests.support import escapes
 
 
 def _ci(run_sandbox, who, *words, **options):
@@ -21,6 +21,11 @@ def test_a_job_between_marks(run_sandbox, who):
     lines = done.stdout.splitlines()
     assert (done.returncode, lines[0], lines[2]) == (0, "sandbox: begin: unit tests", "sandbox: end: unit tests")
     assert who.as_user or lines[1] != "0", "the level is job"
+
+
+def test_a_long_command_has_a_short_title(run_sandbox, user):
+    done = _ci(run_sandbox, user, "--", "sh", "-c", f"exit 3 # {'x' * 9000}")
+    assert [len(line) for line in done.stdout.splitlines()] == [16 + 200, 17 + 200 + len(": exit code 3")]
 
 
 LIMITS = [
@@ -128,14 +133,22 @@ def test_a_job_that_will_not_end_is_ended(run_sandbox, who):
 
 
 @pytest.mark.leaves_procdirs
-def test_it_dies_with_who_watches_it(run_sandbox, user):
-    process = run_sandbox.popen(["ci", "run", "--", "sh", "-c", READY], as_user=user.as_user, stdout=subprocess.PIPE)
+@pytest.mark.parametrize("beside", [(), ("--log", "log")], ids=["alone", "logged"])
+@pytest.mark.parametrize("mode", ["root", "userns", "setuid"])
+def test_it_dies_with_who_watches_it(request, run_sandbox, user, mode, beside):
+    """Killed alone, by KILL. Starting a setuid program the kernel forgets who is to die with whom (prctl(2))."""
+    if mode != "userns" and os.geteuid() != 0:
+        pytest.skip("the suite was not started as root")
+    as_user = mode != "root" and user.as_user
+    if mode == "setuid":
+        _as_helper(request, run_sandbox)
+    words = ["ci", "run", "--mode", mode, *beside, "--", "sh", "-c", READY]
+    process = run_sandbox.popen(words, as_user=as_user, stdout=subprocess.PIPE)
     assert [process.stdout.readline() for _ in range(2)][1] == "ready\n"
-    watcher = next(pid for pid, line in users.processes_of(user.uid).items() if "ci run" in line)
-    os.kill(watcher, signal.SIGKILL)
+    process.kill()
     assert process.stdout.read() == "", "the end of the last writer"
-    process.wait(60)
-    _ci(run_sandbox, user, "--", "true")  # which cleans up behind it
+    assert process.wait(60) == -signal.SIGKILL
+    run_sandbox(["ci", "run", "--mode", mode, "--", "true"], as_user=as_user, check=True)  # which cleans up behind it
 
 
 def _as_helper(request, run_sandbox):

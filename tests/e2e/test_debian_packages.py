@@ -185,6 +185,20 @@ def test_package_over_an_installation_by_hand(installed):
     install(installed)
 
 
+def test_ids_that_were_there_before_stay(debian):
+    """An administrator's own group with its members, and a user of the builder's name; also behind a removal."""
+    debian.run("groupadd sandbox; usermod --append --groups sandbox bob; useradd --no-create-home _sandbox")
+    before = debian.run(FILES)
+    for words in ("purge", "remove"):
+        install(debian)
+        assert debian.run("sandbox run --mode setuid -- echo works", user="bob", userns=False) == "works\n"
+        debian.run(f"apt-get {words} -y sandbox sandbox-setuid")
+    install(debian)
+    debian.run("apt-get purge -y sandbox sandbox-setuid")
+    assert set(debian.run(FILES).splitlines()) ^ set(before.splitlines()) == set()
+    debian.run("userdel _sandbox; groupdel sandbox")
+
+
 def test_profiles_where_apparmor_has_rules_for_user_namespaces(installed):
     """The root has no AppArmor: what would be a file of version 4 appears and goes as that package's would."""
     links = "ls /etc/apparmor.d | grep sandbox || :"

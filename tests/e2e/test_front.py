@@ -4,6 +4,7 @@ A copy of the front beside a `sandbox-python` of our own shows who answers: that
 """
 
 import os
+import socket
 
 import pytest
 
@@ -178,6 +179,23 @@ def test_through_the_setuid_helper(run_sandbox, setuid_system, area, identities)
     assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
     run_sandbox.system = None  # where the helper is not installed
     assert front.again(*words).returncode == PYTHON
+
+
+@pytest.mark.leaves_procdirs
+def test_the_setuid_helper_dies_with_the_parent_where_the_front_was_to(run_sandbox, setuid_system, area, identities):
+    run_sandbox.system = setuid_system
+    front = Front(run_sandbox, identities[True], area)
+    words = ["--mode", "setuid", "--", "sh", "-c"]
+    assert front.compile(*words, "true").returncode == 0
+    run_sandbox.command = "sh"
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        shell = ["-c", '"$@" & read wait <&1', "sh", "setpriv", "--pdeathsig", "KILL", front.alone, "run", *words]
+        process = run_sandbox.popen([*shell, "echo ready; read wait <&1"], as_user=front.who.as_user, stdout=theirs)
+        theirs.close()
+        assert ours.recv(99) == b"ready\n"
+        process.kill()
+        assert ours.recv(99) == b"", "nobody has the other end any more"
 
 
 def test_the_store_is_bounded(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ use crate::environment::Environment;
 use crate::error::{Doing, Failure, LAUNCHER_FAILED, Outcome};
 use crate::fsops::write_all;
 use crate::messages;
-use crate::plan;
+use crate::plan::{self, version};
 use crate::prelude::*;
 use crate::report::{Account, Ending, Reports};
 use crate::setuid::{self, Rights};
@@ -22,6 +22,8 @@ use alloc::ffi::CString;
 use core::ffi::CStr;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{CWD, MemfdFlags, memfd_create, readlinkat};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{PidfdFlags, getppid, parent_process_death_signal, pidfd_open};
 use stored::{Kept, Stored};
 
 /// The name under which the program is the engine alone, and not the front.
@@ -110,11 +112,22 @@ fn become_helper(stored: &Stored, plan: &[u8], environment: &Environment, comman
     let Ok(helper) = CString::new(stored.helper) else { return };
     let numbers: Vec<CString> =
         files.iter().map(|fd| CString::new(fd.as_raw_fd().to_string()).unwrap_or_default()).collect();
-    let own = [helper.as_c_str(), c"run"].into_iter().chain(numbers.iter().map(|text| text.as_c_str()));
+    let parent = if version::told(plan) >= version::BESIDE { parent_to_die_with() } else { None };
+    let pair = parent.as_ref().and_then(|fd| CString::new(format!("parent={}", fd.as_raw_fd())).ok());
+    let own = [helper.as_c_str(), c"run"].into_iter().chain(numbers.iter().chain(&pair).map(|text| text.as_c_str()));
     let own = own.chain(stored.speaks_json.then_some(cli::LOG_JSON));
     let argv: CStrings = own.chain([c"--"]).chain(command.iter().copied()).collect();
     // The helper is to see nothing of the caller's environment.
     let _ = sys::execute(&helper, &argv, &[].into_iter().collect());
+}
+
+/// Where this process is to die with its parent, which the helper would not be told: a pidfd of that, which outlives
+/// exec.
+fn parent_to_die_with() -> Option<OwnedFd> {
+    parent_process_death_signal().ok().flatten()?;
+    let fd = pidfd_open(getppid()?, PidfdFlags::empty()).ok()?;
+    fcntl_setfd(&fd, FdFlags::empty()).ok()?;
+    Some(fd)
 }
 
 /// A file in memory that outlives exec.

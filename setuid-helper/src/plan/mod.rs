@@ -6,7 +6,7 @@ mod check;
 mod decode;
 mod encode;
 pub(crate) mod reader;
-mod version;
+pub mod version;
 
 pub use decode::decode;
 pub use encode::encode;

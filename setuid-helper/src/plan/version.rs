@@ -1,6 +1,15 @@
 //! What version 1 of the encoding had not. One line for each addition here, one in `sandbox/versions.py`.
 
-use super::{FIRST_VERSION, LEAVE_RUNNING, Mode, Plan, Step};
+use super::{FIRST_VERSION, LEAVE_RUNNING, MAGIC, Mode, Plan, Step};
+
+/// Since which version helpers do what no plan asks for.
+pub const BESIDE: u16 = 2;
+
+/// The version that an encoded plan says it has; 0 for what is none.
+pub fn told(encoded: &[u8]) -> u16 {
+    let rest = encoded.strip_prefix(MAGIC).unwrap_or_default();
+    rest.first_chunk().map_or(0, |bytes| u16::from_le_bytes(*bytes))
+}
 
 /// The oldest version that has all that the plan says.
 pub fn version_of(plan: &Plan) -> u16 {

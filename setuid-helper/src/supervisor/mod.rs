@@ -81,7 +81,7 @@ fn supervise(
     let tally = policy.as_ref().map(|policy| setuid::check_plan(plan, policy)).transpose()?;
     let rights = rights.lift(plan.flags & ALLOW_NEW_PRIVS != 0)?;
     let home = Home::open(plan)?;
-    let attendance = handed.attendance()?;
+    let (attendance, parent) = (handed.attendance()?, handed.parent()?);
     let mut sources = Sources::open(plan, handed)?;
     if let Some(policy) = &policy {
         // A limit that could not be raised is to be told, not to kill. The command gets the default back.
@@ -118,6 +118,8 @@ fn supervise(
     let mut clock = Clock::start(plan, cgroup.as_ref())?;
     account.note(plan);
     account.phase("Prepare the host side");
+    // Before anything runs; once more behind the fork, when the signal is asked for.
+    parent.as_ref().map_or(Ok(()), parent_is_there)?;
     let command = match child::fork(plan, rights)? {
         Forked::Parent(command) => command,
         Forked::Child => {
@@ -157,7 +159,7 @@ fn supervise(
         }
     };
     // Nothing is supervised with rights of root's. The child goes with its supervisor.
-    if let Err(failure) = rights.drop_for_good().and_then(|()| go_with_taker(&sources)) {
+    if let Err(failure) = rights.drop_for_good().and_then(|()| go_with_parent(&sources, parent.as_ref())) {
         let _ = sys::send(command, libc::SIGKILL);
         return Err(failure);
     }
@@ -198,15 +200,30 @@ fn supervise(
     Ok(end)
 }
 
-/// Without the one who is handed trees, to keep them, the run is for nothing: it ends when he does.
-fn go_with_taker(sources: &Sources) -> Outcome<()> {
-    let Some((_, socket)) = sources.trees().first() else { return Ok(()) };
-    // Every change of ids or capabilities before would have cleared it: prctl(2).
+/// Without the one who is handed trees, to keep them, the run is for nothing; and who had asked to die with the parent
+/// still does. The kernel forgets such a wish when a setuid program is executed, and at every change of ids or
+/// capabilities (prctl(2)): by now they are behind us.
+fn go_with_parent(sources: &Sources, parent: Option<&OwnedFd>) -> Outcome<()> {
+    let taker = sources.trees().first().map(|(_, socket)| socket);
+    if taker.is_none() && parent.is_none() {
+        return Ok(());
+    }
     set_parent_process_death_signal(Some(Signal::KILL)).doing("ask for a signal", b"")?;
-    // He may be gone already.
-    let mut look = [PollFd::new(socket, PollFlags::empty())];
-    poll(&mut look, Some(&Timespec::default())).doing("look at a socket", b"")?;
-    if look[0].revents().is_empty() { Ok(()) } else { Err(Failure::new("nobody takes the trees that are handed out")) }
+    // They may be gone already.
+    if let Some(taker) = taker {
+        still_there(taker, PollFlags::empty(), "nobody takes the trees that are handed out")?;
+    }
+    parent.map_or(Ok(()), parent_is_there)
+}
+
+fn parent_is_there(parent: &OwnedFd) -> Outcome<()> {
+    still_there(parent, PollFlags::IN, "whoever started this run is gone")
+}
+
+fn still_there(fd: &OwnedFd, end: PollFlags, gone: &str) -> Outcome<()> {
+    let mut look = [PollFd::new(fd, end)];
+    poll(&mut look, Some(&Timespec::default())).doing("look at a descriptor", b"")?;
+    if look[0].revents().is_empty() { Ok(()) } else { Err(Failure::new(gone)) }
 }
 
 /// What the launcher was started with, and the command gets.
