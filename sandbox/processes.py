@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 TICKS = os.sysconf("SC_CLK_TCK")
+# Of a stat: 52 numbers and a name.
+_LONGEST = 4096
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -27,16 +29,24 @@ class Process(NamedTuple):
 def parents() -> Iterator[tuple[int, list[bytes], bytes]]:
     """Every process: its pid, the fields of its stat from the third on, and its name. Those that end are left out."""
     for entry in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", "rb", buffering=0) as file:
+        with contextlib.suppress(OSError):
             # The name may hold anything, parentheses and blanks too.
-            head, _, tail = file.read().rpartition(b")")
+            head, _, tail = _stat_of(entry).rpartition(b")")
             yield int(entry), tail.split(), head.partition(b"(")[2]
 
 
 def start_of(pid: int) -> int:
     """Ticks after boot when the process started: field 22 of proc_pid_stat(5). Raises OSError."""
-    with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-        return int(file.read().rpartition(b")")[2].split()[19])
+    return int(_stat_of(pid).rpartition(b")")[2].split()[19])
+
+
+def _stat_of(pid: int | str) -> bytes:
+    """Without a file object, which costs more than the kernel's part. Raises OSError."""
+    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, _LONGEST)
+    finally:
+        os.close(fd)
 
 
 def table() -> dict[int, Process]:

@@ -11,7 +11,7 @@ import select
 import signal
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sandbox import ending, fsops, processes, records
@@ -89,11 +89,15 @@ class Usage(Record):
 def mine(where: Home, everybody: Mapping[int, Process] = _UNKNOWN) -> list[Running]:
     """The live runs of this home, oldest first. Processes of `everybody` are not looked at again."""
     found, here = [], _here()
+
+    def supervisor(facts: dict[str, Any]) -> int:
+        return _believed(facts, here, everybody)
+
     for name in fsops.names(where.records_fd):
         if not name.startswith(fsops.TEMPORARY):
             with contextlib.suppress(OSError), fsops.closing(os.open(name, _READ, dir_fd=where.records_fd)) as fd:
-                if _is_locked(fd) and (run := _read(fd, name, where.run_path)) is not None:
-                    found.append(run.replace(pid=_believed(run.facts, here, everybody)))
+                if _is_locked(fd) and (run := _read(fd, name, where.run_path, supervisor)) is not None:
+                    found.append(run)
     return sorted(found, key=_started)
 
 
@@ -122,10 +126,11 @@ def _is_locked(fd: int) -> bool:
     return False
 
 
-def _read(fd: int, name: bytes, where: bytes) -> Running | None:
+def _read(fd: int, name: bytes, where: bytes, supervisor: Callable[[dict[str, Any]], int]) -> Running | None:
+    """The run of a record; `supervisor` tells from its facts which pid is to be believed."""
     line, plan = records.read_record(fd)
     facts = records.parse_record(line)
-    return Running(name, where, os.fstat(fd).st_uid, 0, facts, plan) if facts.get("id") else None
+    return Running(name, where, os.fstat(fd).st_uid, supervisor(facts), facts, plan) if facts.get("id") else None
 
 
 def _here() -> tuple[str, int]:
@@ -163,6 +168,10 @@ def _held_by(pid: int, here: tuple[str, int]) -> Iterator[Running]:
 
     Nothing of a file system that a user serves (FUSE) is touched: it could keep root waiting for ever.
     """
+
+    def supervisor(facts: dict[str, Any]) -> int:
+        return _believed(facts, here) if facts.get("pid") == pid else 0
+
     with contextlib.suppress(OSError, ValueError):
         owner = os.stat(f"/proc/{pid}").st_uid
         for entry in os.listdir(f"/proc/{pid}/fd"):
@@ -171,11 +180,11 @@ def _held_by(pid: int, here: tuple[str, int]) -> Iterator[Running]:
                 continue
             with fsops.closing(os.open(f"/proc/{pid}/fd/{entry}", _READ & ~os.O_NOFOLLOW)) as fd:
                 status = os.fstat(fd)
-                run = _read(fd, name, os.path.dirname(directory)) if stat.S_ISREG(status.st_mode) else None
+                is_file = stat.S_ISREG(status.st_mode)
+                run = _read(fd, name, os.path.dirname(directory), supervisor) if is_file else None
                 # A process that cannot be traced shows as root's.
                 if run is not None and status.st_nlink and owner in (0, status.st_uid):
-                    is_supervisor = run.facts.get("pid") == pid and _believed(run.facts, here) == pid
-                    yield run.replace(pid=pid if is_supervisor else 0)
+                    yield run
 
 
 def _is_local_and_locked(pid: int, fd: str) -> bool:

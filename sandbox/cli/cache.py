@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+from sandbox.cli.units import age, size
 from sandbox.errors import UsageError, printable
 from sandbox.home import Home
 from sandbox.images import catalog, names, reaper
@@ -70,21 +71,6 @@ def _print_table(images: list[catalog.CachedImage]) -> None:
         table.add_row(*(escape(cell) for cell in _row(image)))
     table.add_row("", "", "", size(sum(image.size for image in images)), "", "in all")
     Console().print(table)
-
-
-def age(seconds: float) -> str:
-    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
-        if seconds < limit:
-            return f"{max(int(seconds // unit), 0)} {name}"
-    return f"{int(seconds // 86400)} days"
-
-
-def size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
 
 
 def _remove(images: Store, args: argparse.Namespace) -> int:

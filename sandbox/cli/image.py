@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sandbox import fsops
-from sandbox.cli.cache import size
+from sandbox.cli.units import size
 from sandbox.errors import SandboxError, note, printable
 from sandbox.home import Home
 from sandbox.images import names

@@ -1,6 +1,7 @@
 """`sandbox ps` and `sandbox top`: the sandboxes that run."""
 
 import argparse
+import functools
 import json
 import os
 import pwd
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sandbox import processes, running
-from sandbox.cli.cache import age, size
+from sandbox.cli.units import age, size
 from sandbox.errors import printable
 from sandbox.home import Home
 from sandbox.processes import Process
@@ -90,6 +91,7 @@ def facts(run: Running, used: Usage) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _user(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
