@@ -58,6 +58,30 @@ def test_examples(run_sandbox, who, area, zig_wheel):
     assert not (where / "docs").exists()
 
 
+def test_the_other_blocks():
+    """What is not run above: those of `make`, whose targets there are, the job file of the examples, and Python."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+    assert {language for language, _ in blocks} == {"", "sh", "toml", "python"}
+    rules = re.findall(r"^([\w -]+):", (README.parent / "Makefile").read_text(), re.MULTILINE)
+    targets = {word for rule in rules for word in rule.split()}
+    for text in (text for language, text in blocks if not language):
+        words = [line.split() for line in text.splitlines()]
+        assert all(line[0] == "make" and line[1] in targets for line in words), text
+
+
+def test_the_example_in_python(tmp_path, monkeypatch):
+    """As it stands there, with an import, of whoever runs this."""
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    monkeypatch.setenv("SANDBOX_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    archives.make_zip(tmp_path / "sdk.zip", [Entry("file", b"x")])
+    (tmp_path / "Makefile").write_text("test:\n\t@cat $$SANDBOX_STATIC/sdk/file; touch built\n")
+    names = {}
+    exec("import sandbox\n" + example, names)
+    assert names["done"].stdout == "x"
+    assert not (tmp_path / "built").exists()
+
+
 TUTORIAL = (README.parent / "docs/tutorial.md").read_text()
 # Each block of commands, and what stands below it.
 STEPS = re.findall(r"```sh\n(.*?)```\n(?:\n```text\n(.*?)```)?", TUTORIAL, re.DOTALL)
