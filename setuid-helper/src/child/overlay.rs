@@ -33,26 +33,42 @@ impl Child<'_> {
             Mode::from_raw_mode(fstat(&self.mount(top)?.root).doing("look at the top layer", b"")?.st_mode & 0o777);
         let parts =
             make_parts(upper_fd.as_fd(), slot, mode, self.owner).doing("make upper and work directories", b"")?;
-        self.attach_for_now(upper)?;
-        self.mount_layers(slot, lowers, Some(&parts), options)
+        self.mount_layers(slot, lowers, Some((upper, &parts)), options)
     }
 
     pub fn stack(&mut self, slot: Slot, lowers: Slots, options: u32) -> Outcome<()> {
         self.mount_layers(slot, lowers, None, options)
     }
 
-    fn mount_layers(&mut self, slot: Slot, lowers: Slots, parts: Option<&[OwnedFd; 2]>, options: u32) -> Outcome<()> {
+    fn mount_layers(
+        &mut self,
+        slot: Slot,
+        lowers: Slots,
+        upper: Option<(Slot, &[OwnedFd; 2])>,
+        options: u32,
+    ) -> Outcome<()> {
         let mut layers = Vec::with_capacity(lowers.len());
         for lower in lowers.iter() {
-            self.attach_for_now(lower)?;
             layers.insert(0, proc_fd(&self.mount(lower)?.root));
         }
-        let root = mount_overlay(&layers, parts, options, self.prepared.rights)?;
+        let (rights, parts) = (self.prepared.rights, upper.map(|(_, parts)| parts));
+        let detached = if self.layers.is_none() { mount_overlay(&layers, parts, options, rights).ok() } else { None };
+        let root = match detached {
+            Some(root) => root,
+            // Kernels before 6.15 refuse detached layers (EINVAL). Whatever else is wrong is told then.
+            None => {
+                for layer in lowers.iter().chain(upper.map(|(slot, _)| slot)) {
+                    self.attach_for_now(layer)?;
+                }
+                mount_overlay(&layers, parts, options, rights)?
+            }
+        };
         self.add_mount(slot, root, attr::NOSUID | attr::NODEV);
         Ok(())
     }
 
-    /// Kernels before 6.13, and all in a user namespace, refuse detached layers. An overlay keeps clones of its own.
+    /// Layers have to be attached while the overlay is made, which keeps clones of its own. To detach them again costs
+    /// more than to make it: the kernel waits for everybody who may still look at them.
     fn attach_for_now(&mut self, slot: Slot) -> Outcome<()> {
         if self.mount(slot)?.attached {
             return Ok(());
