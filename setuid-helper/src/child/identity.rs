@@ -1,16 +1,16 @@
 //! Who the command is and what it may still do: ids, capabilities, descriptors; and the names of its world.
 
+use super::namespaces::join_network;
 use super::ranges::lines;
 use super::{Child, explained};
 use crate::error::{Doing, Failure, Outcome};
 use crate::plan::{Plan, Slot, Slots, Step};
 use crate::prelude::*;
 use crate::setuid::{MOUNT, NETWORK, Rights};
-use crate::sys::{self, Forked};
+use crate::sys;
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::io::{Errno, read, write};
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::io::{Errno, write};
 use rustix::process::Pid;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, Gid, Uid, clear_ambient_capability_set, set_capabilities, set_thread_groups,
@@ -36,9 +36,14 @@ impl Child<'_> {
         raised.and_then(|_raised| rustix::system::sethostname(name)).doing("set the host name to", name)
     }
 
-    pub fn loopback(&self) -> Outcome<()> {
+    pub fn loopback(&mut self) -> Outcome<()> {
+        if let Some(made) = &self.network {
+            join_network(made).doing("make the namespaces", b"")?;
+            self.network = None;
+            return Ok(());
+        }
         let raised = self.prepared.rights.raise(NETWORK);
-        raised.and_then(|_raised| sys::loopback_up()).doing("bring up the loopback device", b"")
+        raised.and_then(|_raised| sys::loopback_up()).map(drop).doing("bring up the loopback device", b"")
     }
 
     /// All of our own descriptors are close-on-exec: one that is not was inherited. Below a directory of the host's,
@@ -117,17 +122,10 @@ pub fn drop_capabilities(rights: Rights) -> Outcome<()> {
 }
 
 /// A user namespace with these maps, for nothing but to be given to a mount. It needs a process while it is
-/// made: one that waits, and that the supervisor reaps.
+/// made: one that the supervisor reaps.
 fn mapping_namespace(uids: &str, gids: &str) -> Result<OwnedFd, Errno> {
-    let (wait, done) = pipe_with(PipeFlags::CLOEXEC)?;
-    match sys::fork_into(libc::CLONE_NEWUSER)? {
-        Forked::Child => {
-            drop(done);
-            let _ = read(&wait, &mut [0u8; 1]);
-            sys::exit_now(0)
-        }
-        Forked::Parent(pid) => write_maps(pid, uids, gids).and_then(|()| open_user_namespace(pid)),
-    }
+    let pid = sys::namesake(libc::CLONE_NEWUSER)?;
+    write_maps(pid, uids, gids).and_then(|()| open_user_namespace(pid))
 }
 
 /// The maps of the user namespace of a process, written by this one.

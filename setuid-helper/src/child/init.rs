@@ -1,7 +1,9 @@
 //! A pid namespace, and its init: reaps, forwards, and reports, as it can neither stop nor die of a signal.
 
 use super::identity::{become_command_ids, drop_capabilities};
+use super::namespaces::make_network;
 use super::{Child, birth};
+use crate::attendance::pair;
 use crate::error::{Doing, LAUNCHER_FAILED, Outcome};
 use crate::setuid::MOUNT;
 use crate::supervisor::{FORWARDED, Report};
@@ -19,6 +21,18 @@ impl Child<'_> {
     /// Go on in a new pid namespace, as the child of its init or as the init, and in a session of its own: `kill(0)`
     /// must not reach the launcher's process group.
     pub fn enter_pid_namespace(&mut self, as_pid_1: bool) -> Outcome<()> {
+        if self.has_init { Ok(()) } else { self.fork_from_init(as_pid_1, None) }
+    }
+
+    /// Do so now, and let the init make the network namespace while this process goes on.
+    pub fn leave_network_to_init(&mut self) -> Outcome<()> {
+        let (here, there) = pair().doing("make a socket", b"")?;
+        self.fork_from_init(false, Some(there))?;
+        self.network = Some(here);
+        Ok(())
+    }
+
+    fn fork_from_init(&mut self, as_pid_1: bool, network: Option<OwnedFd>) -> Outcome<()> {
         let Some(status) = self.prepared.status else { return Err(Errno::BADF).doing("report to the supervisor", b"") };
         sys::block_all();
         if birth(self.prepared.plan).is_none() {
@@ -31,6 +45,10 @@ impl Child<'_> {
         }
         die_with_supervisor(status).doing("set the death signal", b"")?;
         if !as_pid_1 && let Forked::Parent(command) = sys::fork().doing("fork", b"")? {
+            if let Some(socket) = network {
+                // What goes wrong ends the process that waits for it, and tells there.
+                let _ = make_network(&socket);
+            }
             let _ = self.be_init(status, command);
             sys::exit_now(LAUNCHER_FAILED);
         }
@@ -38,6 +56,7 @@ impl Child<'_> {
         // A process outside has no number in here: pid_namespaces(7).
         self.prepared.supervisor = if as_pid_1 { None } else { Some(Pid::INIT) };
         self.prepared.mask.apply();
+        self.has_init = true;
         Ok(())
     }
 

@@ -118,6 +118,10 @@ pub struct Child<'p> {
     /// The minimal /dev.
     dev: Option<OwnedFd>,
     layers: Option<Layers>,
+    /// Where the network namespace comes from that the init makes meanwhile.
+    network: Option<OwnedFd>,
+    /// Whether this process is the init's child already.
+    has_init: bool,
     /// The command's ids where they are not the user's: whose the things are that the run makes.
     owner: Option<(u32, u32)>,
     /// Where the procdir is, once a `Procdir` step has moved it.
@@ -154,6 +158,8 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
         root: None,
         dev: None,
         layers: None,
+        network: None,
+        has_init: false,
         owner: steps
             .iter()
             .find_map(|step| if let Step::Identity { uid, gid } = *step { Some((uid, gid)) } else { None }),
@@ -173,7 +179,7 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
     child.prepared.mark();
     for step in steps {
         if let Err(failure) = child.execute(step) {
-            return explained(step, failure, child.prepared.plan);
+            return explained(child.to_blame(step, steps), failure, child.prepared.plan);
         }
         child.prepared.mark();
     }

@@ -1,32 +1,72 @@
 //! Steps about the process itself: namespaces, ids, propagation, what it may still gain, and when it dies.
 
-use super::Child;
+use super::{Child, birth};
+use crate::attendance::{receive_fd, send_fds};
 use crate::error::{Doing, Failure, LAUNCHER_FAILED, Outcome};
 use crate::fsops::{open_path, read_all};
-use crate::plan::Propagation;
+use crate::plan::{Propagation, Step};
 use crate::prelude::*;
 use crate::setuid::{MOUNT, Rights};
 use crate::sys;
-use rustix::fd::AsFd;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{DumpableBehavior, Pid, Signal, getppid, set_dumpable_behavior, set_parent_process_death_signal};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// An optional field of /proc/PID/mountinfo: proc_pid_mountinfo(5).
 const UNBINDABLE: &[u8] = b" unbindable ";
 
 impl Child<'_> {
     pub fn unshare(&mut self, flags: u64) -> Outcome<()> {
+        let is_apart = flags & NETWORK != 0 && self.has_init_for_network();
         let raised = self.prepared.rights.raise(MOUNT);
-        let done = raised.and_then(|_raised| sys::unshare(flags));
+        let done = raised.and_then(|_raised| sys::unshare(if is_apart { flags & !NETWORK } else { flags }));
         done.doing("make the namespaces", b"")?;
         if flags & libc::CLONE_NEWNS as u64 != 0 {
             // A descriptor from before cannot be mounted onto.
             self.procdirs = None;
             self.procdir = None;
         }
-        Ok(())
+        if is_apart { self.leave_network_to_init() } else { Ok(()) }
+    }
+
+    /// A network namespace takes as long as all mounts together: the init can make it beside them.
+    fn has_init_for_network(&self) -> bool {
+        let steps = &self.prepared.plan.steps;
+        let has_loopback = steps.iter().any(|step| matches!(step, Step::Loopback));
+        let forks = steps.iter().any(|step| matches!(step, Step::Init { as_pid_1: false }));
+        has_loopback && forks && birth(self.prepared.plan).is_some() && !self.prepared.rights.are_lent()
+    }
+
+    /// Whose a failure of this step is: what it waits for may be part of an earlier one.
+    pub fn to_blame<'a>(&self, step: &'a Step<'a>, steps: &'a [Step<'a>]) -> &'a Step<'a> {
+        let makes_network = |step: &&Step| matches!(step, Step::Unshare { flags } if flags & NETWORK != 0);
+        let waits = matches!(step, Step::Loopback) && self.network.is_some();
+        if waits { steps.iter().find(makes_network).unwrap_or(step) } else { step }
+    }
+}
+
+const NETWORK: u64 = libc::CLONE_NEWNET as u64;
+
+/// Make a network namespace with its loopback device up, and hand it over; or the number of the error.
+pub fn make_network(to: &OwnedFd) -> Result<(), Errno> {
+    let made = sys::unshare(NETWORK).and_then(|()| sys::loopback_up()).and_then(|socket| sys::network_of(&socket));
+    match made {
+        Ok(network) => send_fds(to.as_fd(), &[0; 4], &[network.as_fd()]),
+        Err(error) => rustix::io::write(to, &error.raw_os_error().to_ne_bytes()).map(drop),
+    }
+}
+
+/// Enter the network namespace that comes out of here.
+pub fn join_network(from: &OwnedFd) -> Result<(), Errno> {
+    poll(&mut [PollFd::new(from, PollFlags::IN)], None)?;
+    let mut error = [0; 4];
+    match receive_fd(from.as_fd(), &mut error) {
+        Some(network) => move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)),
+        None => Err(Errno::from_raw_os_error(i32::from_ne_bytes(error).max(1))),
     }
 }
 

@@ -31,9 +31,9 @@ pub use filter::{cut_bounding_set, install_filter};
 pub use landlock::{add_rule, forbid_changes, make_ruleset, restrict_self};
 pub use loopdev::{get_free, loop_configure, loop_status};
 pub use mount::{add_attributes, make_device_mount, set_idmap, set_mount, set_propagation, set_read_only, unshare};
-pub use net::loopback_up;
+pub use net::{loopback_up, network_of};
 pub use process::{
-    CStrings, Forked, Waited, all_ids, execute, exit_now, fork, fork_beside, fork_into, now, pid_namespace,
+    CStrings, Forked, Waited, all_ids, execute, exit_now, fork, fork_beside, fork_into, namesake, now, pid_namespace,
     set_file_uid, since_boot, wait_any, wait_for, wall_clock,
 };
 pub use signal::{
