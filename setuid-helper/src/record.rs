@@ -12,8 +12,8 @@ use core::ffi::CStr;
 use core::fmt::Write;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, linkat, mkdirat, openat, renameat_with,
-    unlinkat,
+    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, ftruncate, linkat, mkdirat,
+    openat, renameat_with, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -25,6 +25,9 @@ const MILLISECONDS_PER_TICK: u128 = 10;
 /// Empty directories in the home that are the next runs' procdirs: to move one costs a tenth of making and removing one
 /// where directories have blocks of their own on a disk.
 const SPARE: [&str; 4] = ["spare-0", "spare-1", "spare-2", "spare-3"];
+/// Empty files that are the next runs' records. Without a journal ext4 gives out no inode that was freed in the last
+/// minute: whoever frees one with every launch has each launch search all that the others freed.
+const SPARE_RECORD: [&str; 4] = ["spare-record-0", "spare-record-1", "spare-record-2", "spare-record-3"];
 
 /// This run on the host. Dropping it takes everything away again.
 pub struct Record<'h> {
@@ -50,8 +53,8 @@ impl<'h> Record<'h> {
         let mut text = describe(plan, command, &id, &scratch, encoded.len())?.into_bytes();
         text.extend(encoded);
         let draft = Draft::new(home).map_err(|error| unwritable("make a run record in", plan.home.path, error))?;
-        flock(&draft.fd, FlockOperation::LockExclusive).doing("lock a run record in", plan.home.path)?;
-        write_all(&draft.fd, &text).map_err(|error| unwritable("write a run record in", plan.home.path, error))?;
+        write_all(&draft.fd, &text)
+            .map_err(|error| undo(&draft, unwritable("write a run record in", plan.home.path, error)))?;
         let called = plan.steps.iter().find_map(|step| if let Step::Name { name } = *step { Some(name) } else { None });
         let (name, lock) = match called {
             Some(name) => claim_called(home, draft, plan.home.path, name)?,
@@ -72,11 +75,11 @@ impl Drop for Record<'_> {
         }
         // The record last: what is left behind must stay findable.
         put_procdir(self.home, &self.name);
-        let _ = unlinkat(&self.home.records, &self.name, AtFlags::empty());
+        put_record(self.home, &self.name, &self.lock);
     }
 }
 
-/// A record that nobody can see yet.
+/// A record that nobody can see yet, empty and locked.
 struct Draft<'h> {
     home: &'h Home,
     fd: OwnedFd,
@@ -90,7 +93,10 @@ impl<'h> Draft<'h> {
     fn new(home: &'h Home) -> Result<Draft<'h>, Errno> {
         let mode = Mode::RUSR | Mode::WUSR;
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
-        match openat(&home.records, ".", flags | OFlags::TMPFILE, mode) {
+        if let Some(draft) = Draft::of_spare(home) {
+            return Ok(draft);
+        }
+        let draft = match openat(&home.records, ".", flags | OFlags::TMPFILE, mode) {
             Ok(fd) => Ok(Draft { home, fd, temporary: None, name: None }),
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
                 let name = format!(".{}.{}", rustix::process::getpid(), random_id().map_err(|_| Errno::IO)?);
@@ -98,7 +104,23 @@ impl<'h> Draft<'h> {
                 Ok(Draft { home, fd, temporary: Some(name), name: None })
             }
             Err(error) => Err(error),
+        }?;
+        flock(&draft.fd, FlockOperation::LockExclusive)?;
+        Ok(draft)
+    }
+
+    /// One that a run has left. A name of its own makes it this run's alone; whoever should still look at it for the
+    /// last one has the lock, or sees that it is not empty.
+    fn of_spare(home: &'h Home) -> Option<Draft<'h>> {
+        let records = home.records.as_fd();
+        let name = format!(".{}.{}", rustix::process::getpid(), random_id().ok()?);
+        let take = |spare: &str| renameat_with(&home.fd, spare, records, &name, RenameFlags::NOREPLACE).is_ok();
+        SPARE_RECORD.iter().any(|spare| take(spare)).then_some(())?;
+        let fd = open_spare(home, &name);
+        if fd.is_none() {
+            let _ = unlinkat(records, &name, AtFlags::empty());
         }
+        Some(Draft { home, fd: fd?, temporary: Some(name), name: None })
     }
 
     /// Give it a name, in place of the one that it may have. EEXIST: somebody has it.
@@ -179,6 +201,27 @@ fn put_procdir(home: &Home, name: &str) {
     let put = |spare: &&str| renameat_with(&home.procdirs, name, &home.fd, *spare, RenameFlags::NOREPLACE).is_ok();
     if !SPARE.iter().any(put) {
         let _ = remove_dir(&home.procdirs, name.as_bytes());
+    }
+}
+
+/// Locked, if it is a file of the user's alone that nobody holds.
+fn open_spare(home: &Home, name: &str) -> Option<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let fd = openat(&home.records, name, flags, Mode::empty()).ok()?;
+    flock(&fd, FlockOperation::NonBlockingLockExclusive).ok()?;
+    let status = fstat(&fd).ok()?;
+    let is_file = FileType::from_raw_mode(status.st_mode) == FileType::RegularFile;
+    let is_own = status.st_uid == rustix::process::getuid().as_raw() && status.st_mode & 0o7777 == 0o600;
+    (is_file && is_own && status.st_nlink == 1 && status.st_size == 0).then_some(fd)
+}
+
+/// What it said is nobody's business any more.
+fn put_record(home: &Home, name: &str, lock: &OwnedFd) {
+    let put = |spare: &&str| renameat_with(&home.records, name, &home.fd, *spare, RenameFlags::NOREPLACE).is_ok();
+    if SPARE_RECORD.iter().any(put) {
+        let _ = ftruncate(lock, 0);
+    } else {
+        let _ = unlinkat(&home.records, name, AtFlags::empty());
     }
 }
 

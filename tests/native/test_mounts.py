@@ -144,6 +144,29 @@ def test_spare_procdirs(native):
     assert os.listdir(native.home / "procdirs") == []
 
 
+def test_spare_records(native):
+    """The next run's record is the last one's file, emptied; what is not that is no record, and keeps what it says."""
+    spare, precious = native.home / "spare-record-0", native.area / "precious"
+    native.check(native.plan(), "true", "")
+    first = spare.stat()
+    assert (first.st_size, first.st_nlink) == (0, 1)
+    process = native.start(native.plan(), "sh", "-c", "echo ready; read x", stdin=subprocess.PIPE)
+    process.stdout.readline()
+    (record,) = (native.home / "records").iterdir()
+    assert (record.stat().st_ino, spare.exists()) == (first.st_ino, False)
+    process.communicate("\n")
+    precious.write_text("x" * 99999)
+    with open(spare) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        native.check(native.plan(), "true", "")
+    for odd in (spare.symlink_to, spare.hardlink_to):
+        spare.unlink()
+        odd(precious)
+        native.check(native.plan(), "true", "")
+        assert (precious.read_text(), precious.stat().st_nlink) == ("x" * 99999, 1)
+    assert (os.listdir(native.home / "records"), spare.stat().st_size) == ([], 0)
+
+
 @only("root", "userns", "root-userns")
 def test_names_that_are_taken(native):
     script = 'mkdir "$1/procdirs/$$"; exec "$2" run 9 - -- sh -c "echo \\${T##*/}" 9<"$3"'
