@@ -79,7 +79,10 @@ def supervise(
                     progress.look(command)
                 if result is not None:
                     _end_namespace(command, account)
-                if result is not None or (result := _reap(command, account, may_stop=not clock.is_up)) is not None:
+                elif (result := _reap(command, account, may_stop=not clock.is_up)) is not None and progress is not None:
+                    # It may have gone on, and ended, since that look.
+                    progress.look(command)
+                if result is not None:
                     return result.replace(timed_out=clock.is_up)
             elif info.si_signo in forwarded and _is_for_command(info, command):
                 account.asked_to_end |= info.si_signo in _ENDING

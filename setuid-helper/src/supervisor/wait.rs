@@ -50,6 +50,8 @@ pub fn for_command(
                     return end;
                 }
                 if let Some(end) = reap(command, !clock.is_up, usage) {
+                    // It may have gone on, and ended, since that look.
+                    progress.map(|mut progress| progress.look(command));
                     return end;
                 }
             }
