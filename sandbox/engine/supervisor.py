@@ -72,16 +72,16 @@ def supervise(
             if info is None:
                 continue
             if info.si_signo in (signal.SIGCHLD, signal.SIGIO):
-                # Before anything is reaped: the start of an init is told before the process that started it ends.
                 command, result = _hear(command, reports, may_stop=not clock.is_up)
-                # What has ended was started before.
                 if progress is not None:
                     progress.look(command)
                 if result is not None:
                     _end_namespace(command, account)
-                elif (result := _reap(command, account, may_stop=not clock.is_up)) is not None and progress is not None:
-                    # It may have gone on, and ended, since that look.
-                    progress.look(command)
+                else:
+                    command, result = _reap(command, reports, account, may_stop=not clock.is_up)
+                    if result is not None and progress is not None:
+                        # It may have gone on, and ended, since that look.
+                        progress.look(command)
                 if result is not None:
                     return result.replace(timed_out=clock.is_up)
             elif info.si_signo in forwarded and _is_for_command(info, command):
@@ -126,11 +126,17 @@ def _is_for_command(info: signal.struct_siginfo, command: int) -> bool:
     return False
 
 
-def _reap(command: int, account: Account, *, may_stop: bool) -> Result | None:
-    """Everything that happened to children; the result once the command itself has ended."""
+def _reap(command: int, reports: init.Reports, account: Account, *, may_stop: bool) -> tuple[int, Result | None]:
+    """Everything that happened to children: who stands for the command now, and the result once that has ended."""
     result = None
     while (waited := reap(account, stopped=True)) and waited[0]:
         pid, status = waited
+        # The start of an init is told before the process that started it ends: that is not the command's end.
+        command, heard = _hear(command, reports, may_stop=may_stop)
+        if heard is not None:
+            if pid != command:
+                _end_namespace(command, account)
+            return command, heard
         if pid != command:
             continue
         if os.WIFSTOPPED(status):
@@ -140,7 +146,7 @@ def _reap(command: int, account: Account, *, may_stop: bool) -> Result | None:
             result = Result(os.WEXITSTATUS(status))
         else:
             result = Result(128 + os.WTERMSIG(status), os.WTERMSIG(status))
-    return result
+    return command, result
 
 
 def _stop_too(command: int) -> None:

@@ -1,9 +1,11 @@
 """What is said: steps with -v as they happen, tracebacks with --debug only, no colours where they are not wanted."""
 
+import fcntl
 import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -38,6 +40,20 @@ def test_they_come_while_the_launch_goes_on(launch):
         assert line, told
         told += line
     process.communicate(timeout=30)
+
+
+def test_a_reader_that_is_slow(launch):
+    """The command starts, and ends, while its supervisor cannot write: its end is still the run's."""
+    reader, writer = os.pipe()
+    size = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(writer, bytes(size - 500))
+    process = launch("-v", "--", "sh", "-c", "echo ready; sleep 0.2; exit 7", popen=True, stdout=-1, stderr=writer)
+    os.close(writer)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)  # until it has ended
+    with open(reader) as told:
+        assert "seccomp filter" in told.read()
+    assert process.wait(30) == 7
 
 
 def test_a_traceback_only_with_debug(run_sandbox, who):

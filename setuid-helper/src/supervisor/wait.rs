@@ -39,9 +39,7 @@ pub fn for_command(
         clock.strike();
         match arrived {
             Some(arrived) if arrived.signal == libc::SIGCHLD || arrived.signal == libc::SIGIO => {
-                // Before anything is reaped: the start of an init is told before the process that started it ends.
                 let end = reports.and_then(|reports| hear(reports, &mut command, !clock.is_up));
-                // What has ended was started before.
                 if progress.as_mut().is_some_and(|progress| !progress.look(command)) {
                     progress = None;
                 }
@@ -49,7 +47,7 @@ pub fn for_command(
                     end_namespace(command, usage);
                     return end;
                 }
-                if let Some(end) = reap(command, !clock.is_up, usage) {
+                if let Some(end) = reap(&mut command, reports, !clock.is_up, usage) {
                     // It may have gone on, and ended, since that look.
                     progress.map(|mut progress| progress.look(command));
                     return end;
@@ -94,7 +92,7 @@ fn is_for(command: Pid, arrived: &Arrived) -> bool {
 }
 
 /// Everything that happened to children; the end of the command if that is among it.
-fn reap(command: Pid, may_stop: bool, usage: &mut Usage) -> Option<Ending> {
+fn reap(command: &mut Pid, reports: Option<&Reports>, may_stop: bool, usage: &mut Usage) -> Option<Ending> {
     let mut end = None;
     loop {
         let waited = match sys::wait_any(true) {
@@ -103,12 +101,19 @@ fn reap(command: Pid, may_stop: bool, usage: &mut Usage) -> Option<Ending> {
             Ok(None) | Err(_) => return end,
         };
         count(&waited, usage);
-        if waited.pid != command {
+        // The start of an init is told before the process that started it ends: that is not the command's end.
+        if let Some(heard) = reports.and_then(|reports| hear(reports, command, may_stop)) {
+            if waited.pid != *command {
+                end_namespace(*command, usage);
+            }
+            return Some(heard);
+        }
+        if waited.pid != *command {
             continue;
         }
         if waited.is_stopped() {
             if may_stop {
-                stop_too(command);
+                stop_too(*command);
             }
         } else if let Some(code) = waited.exit_code() {
             end = Some(Ending::Exited(code));
