@@ -76,7 +76,7 @@ def disagreements(data, here, there):
 
 @pytest.mark.parametrize("version", range(FIRST, LAST + 1))
 def test_plans_written_in_python_mean_the_same_in_rust(version):
-    # What an older version has not is drawn and thrown away, which takes ten times as long; it does not change either.
+    # An older version does not change any more: fewer do, and make soak draws many.
     @settings(max_examples=200 if version == LAST else 40 * echo.ROUNDS, deadline=None)
     @given(st.lists(plans(version), min_size=1, max_size=4))
     def check(values):
