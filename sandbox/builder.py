@@ -267,13 +267,12 @@ class Builder:
 
     def overlay(self, lower: int) -> int:
         lowers = (*self.beneath.get(lower, ()), lower)
+        option = OverlayOption.USERXATTR if self.mode is Mode.USERNS else OverlayOption(0)
         if lower in self.static:
-            option = OverlayOption.USERXATTR if self.mode is Mode.USERNS else OverlayOption(0)
             self.steps.append(Stack(slot := self.slot(), lowers, option))
             return slot
         if lower in self.to_save:
             # Without redirects: a directory that was renamed is copied, and the upper says all there is to say.
-            option = OverlayOption.USERXATTR if self.mode is Mode.USERNS else OverlayOption(0)
             assert self.saving_slot is not None
             self.steps.append(Overlay(slot := self.slot(), lowers, self.saving_slot, option))
             self.saved[self.to_save[lower]] = slot
@@ -281,8 +280,8 @@ class Builder:
         if self.upper is None:
             self.upper = self.tmpfs()
         # The kernel forbids redirect_dir together with userxattr: a rename of a lower directory is EXDEV there.
-        redirect = OverlayOption.REDIRECT_DIR if self.host.redirects else OverlayOption(0)
-        option = OverlayOption.USERXATTR if self.mode is Mode.USERNS else redirect
+        if self.host.redirects and self.mode is not Mode.USERNS:
+            option = OverlayOption.REDIRECT_DIR
         self.steps.append(Overlay(slot := self.slot(), lowers, self.upper, option))
         return slot
 

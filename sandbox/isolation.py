@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sandbox.engine.syscalls import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWUTS
 from sandbox.errors import UsageError
-from sandbox.host import SQUASHFS_IDMAP
+from sandbox.host import SQUASHFS_IDMAP, Host
 from sandbox.level_steps import (
     Audit,
     CountChanges,
@@ -203,6 +203,11 @@ def can_be_workspace(path: bytes, where: Surroundings) -> bool:
     return path != b"" and not any(_is_below(top, path) for top in covered)
 
 
+def unpacks_images(mode: Mode, host: Host) -> bool:
+    """Whether the kernel cannot show an image as the files of a job of root's: mount_setattr(2)."""
+    return mode is Mode.ROOT and host.kernel < SQUASHFS_IDMAP
+
+
 def level(builder: "Builder", where: Surroundings) -> "Level":
     """What adds the steps of the level that these surroundings are for."""
     if where.root is None:
@@ -220,7 +225,7 @@ class Level:
         self.add = builder.steps.append
         if where.subordinates is not None:
             builder.subordinates = where.subordinates.of_job(where.ids)
-        if builder.mode is Mode.ROOT and builder.host.kernel < SQUASHFS_IDMAP:
+        if unpacks_images(builder.mode, builder.host):
             builder.unpack_for = where.ids
 
     def compile(

@@ -283,9 +283,10 @@ def _without_idmaps(
     where: "Surroundings", spec: Spec, mode: Mode, machine: host.Host, trees: tuple[Opened, ...], say: Say
 ) -> "Surroundings":
     """Where an image has to be unpacked for a job of root's, which gives its files one owner."""
-    old = mode is Mode.ROOT and machine.kernel < host.SQUASHFS_IDMAP
+    from sandbox import isolation
+
     images = any(not layer.is_directory or spec.cache for tree in trees for layer in tree.layers)
-    if where.subordinates is None or not (old and images):
+    if where.subordinates is None or not (images and isolation.unpacks_images(mode, machine)):
         return where
     say("--as-root: one id inside, root's: an image cannot show more of them before Linux 6.2")
     return where.replace(subordinates=None)
