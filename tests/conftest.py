@@ -20,6 +20,7 @@ import prctl
 import pytest
 
 from tests.support import delegation, helper, install, jobs, leaks, modes, setuid, users, wheels
+from tests.support.front import Front
 from tests.support.helper import Helper
 from tests.support.runner import Area, Runner
 from tests.support.setuid import SetuidSystem
@@ -123,6 +124,13 @@ def run_sandbox(
 def launch(request: pytest.FixtureRequest, run_sandbox: Runner) -> Callable[..., Any]:
     """Starts a job, in each engine and mode: `launch(*words, popen=False, **options)`."""
     return jobs.starter(request, run_sandbox)
+
+
+@pytest.fixture(name="front")
+def _front(run_sandbox: Runner, who: Identity, area: Area) -> Front:
+    """The native front, with no Python behind it that could help."""
+    area.home(who.as_user)
+    return Front(run_sandbox, who, area)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -19,12 +19,6 @@ from tests.support.front import PYTHON, Front
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native programs were not built here (no cargo)")
 
 
-@pytest.fixture(name="front")
-def _front(run_sandbox, who, area):
-    area.home(who.as_user)
-    return Front(run_sandbox, who, area)
-
-
 def test_the_second_time_without_python(front):
     words = ["--env", "A=1", "--unset-env", "LANG", "--", "sh", "-c", 'echo "$A" "$LANG" "$SANDBOX_TMPDIR" "$@"', "-"]
     first = front.compile(*words, "one")

@@ -12,15 +12,9 @@ import pytest
 
 from sandbox import newroot, stored
 from sandbox.engine import native
-from tests.support.front import PYTHON, Front
+from tests.support.front import PYTHON
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native programs were not built here (no cargo)")
-
-
-@pytest.fixture(name="front")
-def _front(run_sandbox, who, area):
-    area.home(who.as_user)
-    return Front(run_sandbox, who, area)
 
 
 def _changes(front):
