@@ -72,13 +72,13 @@ def supervise(
             if info is None:
                 continue
             if info.si_signo in (signal.SIGCHLD, signal.SIGIO):
-                command, result = _hear(command, reports, may_stop=not clock.is_up)
+                command, result = _hear(command, reports, clock)
                 if progress is not None:
                     progress.look(command)
                 if result is not None:
                     _end_namespace(command, account)
                 else:
-                    command, result = _reap(command, reports, account, may_stop=not clock.is_up)
+                    command, result = _reap(command, reports, account, clock)
                     if result is not None and progress is not None:
                         # It may have gone on, and ended, since that look.
                         progress.look(command)
@@ -89,14 +89,13 @@ def supervise(
                 _send(command, info.si_signo)
 
 
-def _hear(command: int, reports: init.Reports, *, may_stop: bool) -> tuple[int, Result | None]:
+def _hear(command: int, reports: init.Reports, clock: _Clock) -> tuple[int, Result | None]:
     """What an init has to say: who stands for the command, and how it ended."""
     for kind, value in reports.read():
         if init.is_start(kind):
             command = value
         elif init.is_stop(kind):
-            if may_stop:
-                _stop_too(command)
+            _stop_too(command, clock)
         elif (result := init.heard(kind, value)) is not None:
             return command, result
     return command, None
@@ -126,13 +125,13 @@ def _is_for_command(info: signal.struct_siginfo, command: int) -> bool:
     return False
 
 
-def _reap(command: int, reports: init.Reports, account: Account, *, may_stop: bool) -> tuple[int, Result | None]:
+def _reap(command: int, reports: init.Reports, account: Account, clock: _Clock) -> tuple[int, Result | None]:
     """Everything that happened to children: who stands for the command now, and the result once that has ended."""
     result = None
     while (waited := reap(account, stopped=True)) and waited[0]:
         pid, status = waited
         # The start of an init is told before the process that started it ends: that is not the command's end.
-        command, heard = _hear(command, reports, may_stop=may_stop)
+        command, heard = _hear(command, reports, clock)
         if heard is not None:
             if pid != command:
                 _end_namespace(command, account)
@@ -140,8 +139,7 @@ def _reap(command: int, reports: init.Reports, account: Account, *, may_stop: bo
         if pid != command:
             continue
         if os.WIFSTOPPED(status):
-            if may_stop:
-                _stop_too(command)
+            _stop_too(command, clock)
         elif os.WIFEXITED(status):
             result = Result(os.WEXITSTATUS(status))
         else:
@@ -149,9 +147,15 @@ def _reap(command: int, reports: init.Reports, account: Account, *, may_stop: bo
     return command, result
 
 
-def _stop_too(command: int) -> None:
-    """A shell sees its job, this process, stop with the command and continues both with one SIGCONT."""
+def _stop_too(command: int, clock: _Clock) -> None:
+    """A shell sees its job, this process, stop with the command and continues both with one SIGCONT. When the time is up
+    nothing stops.
+    """
+    if clock.is_up:
+        return
     os.kill(os.getpid(), signal.SIGSTOP)
+    # Continued because the time is up, the command could come to its end before it is asked for that.
+    clock.strike()
     _send(command, signal.SIGCONT)
 
 

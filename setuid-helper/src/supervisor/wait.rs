@@ -39,7 +39,7 @@ pub fn for_command(
         clock.strike();
         match arrived {
             Some(arrived) if arrived.signal == libc::SIGCHLD || arrived.signal == libc::SIGIO => {
-                let end = reports.and_then(|reports| hear(reports, &mut command, !clock.is_up));
+                let end = reports.and_then(|reports| hear(reports, &mut command, clock));
                 if progress.as_mut().is_some_and(|progress| !progress.look(command)) {
                     progress = None;
                 }
@@ -47,7 +47,7 @@ pub fn for_command(
                     end_namespace(command, usage);
                     return end;
                 }
-                if let Some(end) = reap(&mut command, reports, !clock.is_up, usage) {
+                if let Some(end) = reap(&mut command, reports, clock, usage) {
                     // It may have gone on, and ended, since that look.
                     progress.map(|mut progress| progress.look(command));
                     return end;
@@ -62,12 +62,11 @@ pub fn for_command(
 }
 
 /// What the init of a pid namespace has to say.
-fn hear(reports: &Reports, command: &mut Pid, may_stop: bool) -> Option<Ending> {
+fn hear(reports: &Reports, command: &mut Pid, clock: &mut Clock) -> Option<Ending> {
     while let Some(report) = reports.next() {
         match report {
             Report::Started(init) => *command = init,
-            Report::Stopped if may_stop => stop_too(*command),
-            Report::Stopped => {}
+            Report::Stopped => stop_too(*command, clock),
             Report::Exited(code) => return Some(Ending::Exited(code)),
             Report::Killed(signal) => return Some(Ending::Killed(signal)),
         }
@@ -92,7 +91,7 @@ fn is_for(command: Pid, arrived: &Arrived) -> bool {
 }
 
 /// Everything that happened to children; the end of the command if that is among it.
-fn reap(command: &mut Pid, reports: Option<&Reports>, may_stop: bool, usage: &mut Usage) -> Option<Ending> {
+fn reap(command: &mut Pid, reports: Option<&Reports>, clock: &mut Clock, usage: &mut Usage) -> Option<Ending> {
     let mut end = None;
     loop {
         let waited = match sys::wait_any(true) {
@@ -102,7 +101,7 @@ fn reap(command: &mut Pid, reports: Option<&Reports>, may_stop: bool, usage: &mu
         };
         count(&waited, usage);
         // The start of an init is told before the process that started it ends: that is not the command's end.
-        if let Some(heard) = reports.and_then(|reports| hear(reports, command, may_stop)) {
+        if let Some(heard) = reports.and_then(|reports| hear(reports, command, clock)) {
             if waited.pid != *command {
                 end_namespace(*command, usage);
             }
@@ -112,9 +111,7 @@ fn reap(command: &mut Pid, reports: Option<&Reports>, may_stop: bool, usage: &mu
             continue;
         }
         if waited.is_stopped() {
-            if may_stop {
-                stop_too(*command);
-            }
+            stop_too(*command, clock);
         } else if let Some(code) = waited.exit_code() {
             end = Some(Ending::Exited(code));
         } else if let Some(signal) = waited.signal() {
@@ -131,8 +128,13 @@ pub fn count(waited: &Waited, usage: &mut Usage) {
     }
 }
 
-/// A shell sees its job, this process, stop with the command, and continues it.
-fn stop_too(command: Pid) {
+/// A shell sees its job, this process, stop with the command, and continues it. When the time is up nothing stops.
+fn stop_too(command: Pid, clock: &mut Clock) {
+    if clock.is_up {
+        return;
+    }
     sys::send_to_self(libc::SIGSTOP);
+    // Continued because the time is up, the command could come to its end before it is asked for that.
+    clock.strike();
     let _ = sys::send(command, libc::SIGCONT);
 }
