@@ -13,6 +13,18 @@ BASELINE = (5, 12)
 TMPFS_USER_XATTR = (6, 6)
 # squashfs can be id-mapped since then (mount_setattr(2)); tmpfs since 6.3.
 SQUASHFS_IDMAP = (6, 2)
+# f_type of filesystems that cannot, and the first kernel where they can: statfs(2), linux/magic.h. The programs that
+# serve FUSE would have to know of it.
+_IDMAPS: dict[int, tuple[int, int] | None] = {
+    0x794C7630: None,  # overlay
+    0x65735546: None,  # FUSE
+    0x6969: None,  # NFS
+    0x01021997: None,  # 9p
+    0xFF534D42: None,  # CIFS
+    0xFE534D42: None,  # SMB
+    0x01021994: (6, 3),  # tmpfs
+    0x73717368: SQUASHFS_IDMAP,
+}
 PROGRAM_DIRS = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin")
 
 
@@ -46,6 +58,12 @@ def probe() -> Host:
         )
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Host(os.getuid(), os.getgid(), kernel, bool(prctl.cap_effective.sys_admin), memory)
+
+
+def maps_ids(f_type: int, kernel: tuple[int, int]) -> bool:
+    """Whether files of such a filesystem can be shown as another user's. What is not known of here is tried."""
+    since = _IDMAPS.get(f_type, BASELINE)
+    return since is not None and kernel >= since
 
 
 def choose_mode(wanted: str, host: Host, *, helper: bool = True) -> Mode:

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 
 from sandbox import fsops, host, sources, treatments
-from sandbox.errors import SourceError
+from sandbox.engine.syscalls import statfs_type
+from sandbox.errors import HostError, SourceError
 from sandbox.home import Home
 from sandbox.host import Host
 from sandbox.images import formats
@@ -55,11 +56,7 @@ class Maker:
         return layers[0].replace(above=tuple(layers[1:]))
 
     def layer(self, tree: Opened, *, stacked: bool) -> Material:
-        needs_fuse = self.mode is Mode.USERNS and (tree.format is not None or self.spec.cache)
-        how = treatments.treatment(tree, self.spec, self.mode, fuse=needs_fuse and self.fuse(), stacked=stacked)
-        if how is Treatment.KEPT and os.fstatvfs(self.home.fd).f_flag & os.ST_NOEXEC:
-            # A bind mount of a kept tree would be noexec as well, and programs of an archive could not be started.
-            how = Treatment.EXTRACT
+        how = self.treatment(tree, stacked=stacked)
         if how is Treatment.EMPTY:
             return Material(tree, how, None, None)
         assert tree.status is not None
@@ -68,7 +65,9 @@ class Maker:
         if how is Treatment.EROFS:
             return self.from_descriptor(tree, how, tree.fd)
         if tree.is_directory:
-            return self.cached(tree, how, tree.fd, None)
+            return (
+                self.cached(tree, how, tree.fd, None) if self.spec.cache else self.converted_source(tree, tree.fd, None)
+            )
         if self.spec.cache and tree.format is not formats.Kind.SQUASHFS:
             return self.cached(tree, how, tree.fd, tree.format)
         fd, kind = self.unwrapped(tree)
@@ -79,7 +78,38 @@ class Maker:
             return self.cached(tree, how, fd, kind)
         if kind is formats.Kind.SQUASHFS:
             return self.from_descriptor(tree, how, fd)
-        return self.converted_archive(tree, how, fd, kind)
+        return self.converted_source(tree, fd, kind)
+
+    def workspace(self, tree: Opened) -> Material:
+        """Raises HostError where it cannot be written through to."""
+        assert tree.status is not None
+        shown = not self.needs_image(tree)
+        if shown or not self.build:
+            how = Treatment.DIRECTORY if shown else Treatment.IMAGE
+            return Material(tree, how, sources.describe(tree.path, tree.status), None)
+        if self.spec.workspace == "rw":
+            raise HostError(
+                f"--workspace rw: {tree.label} is on a filesystem that cannot be shown as a job's own",
+                hint="leave --workspace out for a copy, or have a volume of ext4, xfs or btrfs there",
+            )
+        return self.image_in_memory(tree, tree.fd, None)
+
+    def needs_image(self, tree: Opened) -> bool:
+        """Whether the kernel cannot show a directory as the files of a job of root's, but an image of it it can."""
+        if self.mode is not Mode.ROOT or self.spec.isolation == "none" or not tree.is_directory:
+            return False
+        from sandbox import isolation
+
+        foreign = isolation.ids(self.spec, self.mode) is not None
+        return foreign and not host.maps_ids(statfs_type(tree.fd), self.host.kernel)
+
+    def treatment(self, tree: Opened, *, stacked: bool) -> Treatment:
+        needs_fuse = self.mode is Mode.USERNS and (tree.format is not None or self.spec.cache)
+        how = treatments.treatment(tree, self.spec, self.mode, fuse=needs_fuse and self.fuse(), stacked=stacked)
+        if how is Treatment.KEPT and os.fstatvfs(self.home.fd).f_flag & os.ST_NOEXEC:
+            # A bind mount of a kept tree would be noexec as well, and programs of an archive could not be started.
+            return Treatment.EXTRACT
+        return Treatment.IMAGE if how is Treatment.DIRECTORY and self.needs_image(tree) else how
 
     def unwrapped(self, tree: Opened) -> tuple[int, formats.Kind]:
         assert tree.format is not None
@@ -95,10 +125,15 @@ class Maker:
             return Material(tree, how, sources.describe(tree.path, status), fd)
         return Material(tree, how, Source(SourceKind.MEMORY, b""), fd)
 
-    def converted_archive(self, tree: Opened, how: Treatment, fd: int, kind: formats.Kind) -> Material:
+    def converted_source(self, tree: Opened, fd: int, kind: formats.Kind | None) -> Material:
+        started = time.monotonic()
+        made = self.image_in_memory(tree, fd, kind)
+        self.converted.append((tree.label, time.monotonic() - started))
+        return made
+
+    def image_in_memory(self, tree: Opened, fd: int, kind: formats.Kind | None) -> Material:
         from sandbox.images import convert
 
-        started = time.monotonic()
         image = convert.image_in_memory(
             fd,
             kind,
@@ -108,8 +143,7 @@ class Maker:
             gid=self.host.gid,
         )
         self.stack.enter_context(fsops.closing(image))
-        self.converted.append((tree.label, time.monotonic() - started))
-        return Material(tree, how, Source(SourceKind.MEMORY, b""), image)
+        return Material(tree, Treatment.IMAGE, Source(SourceKind.MEMORY, b""), image)
 
     def cached(self, tree: Opened, how: Treatment, fd: int, kind: formats.Kind | None) -> Material:
         """What the cache has or makes of the source. Its descriptor also keeps the reaper away from a tree."""

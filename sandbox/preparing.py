@@ -20,7 +20,7 @@ from sandbox.plan_types import Mode, Source
 from sandbox.record import Record
 from sandbox.sources import Opened
 from sandbox.spec import Spec, Tree, TreeKind, check_name, guards_workspace, needs_attendant, validate
-from sandbox.treatments import Material, Target, Treatment
+from sandbox.treatments import Material, Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,8 +115,8 @@ def prepare(
     materials = [maker.material(item) for item in opened]
     surroundings = None
     if spec.isolation != "none":
-        surroundings = _surroundings(spec, mode, where, given, cwd, stack, say)
-        surroundings = _without_idmaps(surroundings, spec, mode, machine, (*opened, *opened_roots), say)
+        surroundings = _surroundings(spec, mode, maker, given, cwd, stack, say)
+        surroundings = _without_idmaps(surroundings, maker, (*opened, *opened_roots), say)
         for item in opened_roots:
             surroundings = surroundings.replace(image=maker.material(item))
         command_env |= surroundings.variables(spec)
@@ -253,7 +253,7 @@ def _filter(spec: Spec, where: Home) -> tuple[int, ...]:
 def _surroundings(
     spec: Spec,
     mode: Mode,
-    where: Home,
+    maker: Maker,
     environ: Mapping[bytes, bytes],
     cwd: bytes,
     stack: contextlib.ExitStack,
@@ -262,6 +262,7 @@ def _surroundings(
     """What an isolating level needs to know of this host, and the working directory as its workspace."""
     from sandbox import isolation
 
+    where = maker.home
     found = isolation.look(environ, spec, mode, where.path).replace(filter=_filter(spec, where))
     if spec.as_root:
         found = found.replace(subordinates=_subordinates(spec, mode, say))
@@ -270,23 +271,22 @@ def _surroundings(
     fd = stack.enter_context(fsops.closing(os.open(cwd, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
     kind = TreeKind.DYNAMIC if spec.workspace == "overlay" else TreeKind.STATIC
     tree = Opened(kind, cwd, cwd, fd, os.fstat(fd), None)
-    source = sources.describe(cwd, os.fstat(fd))
     protected: tuple[Protect, ...] = ()
     if guards_workspace(spec):
         from sandbox import guarding
 
         protected = guarding.protect(fd, cwd, stack)
-    return found.replace(workspace=Material(tree, Treatment.DIRECTORY, source, None), protected=protected)
+    return found.replace(workspace=maker.workspace(tree), protected=protected)
 
 
-def _without_idmaps(
-    where: "Surroundings", spec: Spec, mode: Mode, machine: host.Host, trees: tuple[Opened, ...], say: Say
-) -> "Surroundings":
+def _without_idmaps(where: "Surroundings", maker: Maker, trees: tuple[Opened, ...], say: Say) -> "Surroundings":
     """Where an image has to be unpacked for a job of root's, which gives its files one owner."""
     from sandbox import isolation
 
-    images = any(not layer.is_directory or spec.cache for tree in trees for layer in tree.layers)
-    if where.subordinates is None or not (images and isolation.unpacks_images(mode, machine)):
+    if where.subordinates is None or not isolation.unpacks_images(maker.mode, maker.host):
+        return where
+    layers = [layer for tree in trees for layer in tree.layers]
+    if not any(not layer.is_directory or maker.spec.cache or maker.needs_image(layer) for layer in layers):
         return where
     say("--as-root: one id inside, root's: an image cannot show more of them before Linux 6.2")
     return where.replace(subordinates=None)

@@ -78,7 +78,7 @@ _REMEDIES: tuple[tuple[tuple[type, ...], tuple[int, ...], str], ...] = (
         (errno.EINVAL,),
         "/ is not a mount point here, as in a chroot: bind the directory onto itself before the chroot",
     ),
-    ((Idmap, Shift), (errno.EINVAL,), "its filesystem or this kernel cannot: copy it, or use --user"),
+    ((Idmap, Shift), (errno.EINVAL,), "its filesystem cannot on this kernel: copy it to another one"),
     ((Chdir,), (errno.ENOENT,), "name a directory that exists, or NAME/PATH of a mounted tree"),
     ((Allow,), (errno.ENOENT,), "name what is there, in the sandbox: --allow-read, --allow-write"),
     ((Attach,), (errno.ENOENT,), "create the directory, or let --mkdir do it"),

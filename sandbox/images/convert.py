@@ -232,14 +232,17 @@ def extract(
 
 def image_in_memory(
     fd: int,
-    kind: Kind,
+    kind: Kind | None,
     *,
     label: str,
     max_unpacked: int,
     uid: int,
     gid: int,
 ) -> int:
-    """The source's image in a sealed memfd, which the caller closes. At most half of the RAM. Raises SandboxError."""
+    """The source's image in a sealed memfd, which the caller closes. At most half of the RAM. Raises SandboxError.
+
+    `kind` None: the source is a directory.
+    """
     limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     memory = os.memfd_create("sandbox-image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -247,7 +250,11 @@ def image_in_memory(
             if kind in (Kind.ELF, Kind.TEXT):
                 fd, kind = formats.unwrap(fd, kind, label, max_unpacked)
                 stack.enter_context(fsops.closing(fd))
-            build_image(Output(memory, label, max_unpacked, uid, gid, max_image=limit), fd, kind)
+            out = Output(memory, label, max_unpacked, uid, gid, max_image=limit)
+            if kind is None:
+                build_image_from_dir(out, fd)
+            else:
+                build_image(out, fd, kind)
         formats.seal(memory)
     except BaseException:
         os.close(memory)

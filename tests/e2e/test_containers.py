@@ -143,6 +143,31 @@ def test_overlays_on_overlays(run, area):
     refused(run(Container(*two), ["-d", "t:/mnt/b/m"]), "twice already")
 
 
+def test_a_job_of_root_s_on_an_overlay(run, area):
+    """The kernel shows no file of an overlay as another user's: the job has a copy, and writes nothing through."""
+    tree = area.dir(False) / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "f").write_text("hello\n")
+    (tree / "f").chmod(0o600)
+    layers = "mount -t tmpfs x /mnt; mkdir /mnt/u /mnt/w"
+    over = f"mount -t overlay -o lowerdir={tree},upperdir=/mnt/u,workdir=/mnt/w x {tree}; cd {tree}"
+    system, job = Container(layers, over), ["--mode", "root", "--isolation", "job"]
+    write = "echo more >>f && cat f"
+    done = run(
+        system,
+        [*job, "-s", f"s:{tree}", "-d", f"d:{tree}"],
+        f'cat "$SANDBOX_STATIC/s/f"; cd "$SANDBOX_DYNAMIC/d"; rmdir sub && {write}',
+    )
+    assert (done.stdout, done.returncode) == ("hello\nhello\nmore\n", 0), done.stderr
+    done = run(system, job, write)
+    assert (done.stdout, done.stderr.splitlines()[1:]) == ("hello\nmore\n", []), done.stderr
+    assert "1 changed file of the working directory was discarded" in done.stderr
+    done = run(system, [*job, "--workspace", "ro"], "cat f; echo x >f")
+    assert (done.stdout, done.returncode) == ("hello\n", 2), done.stderr
+    refused(run(system, [*job, "--workspace", "rw"], "true"), f"--workspace rw: {tree} is on", "ext4, xfs or btrfs")
+    assert (sorted(os.listdir(tree)), (tree / "f").read_text()) == (["f", "sub"], "hello\n")
+
+
 def test_a_directory_on_an_overlay_of_two_filesystems(run, area):
     """Its files have other devices than its directories, and nothing is mounted in it all the same."""
     lower = area.dir(True) / "tree"

@@ -41,6 +41,10 @@ FEATURES = {
     "archive": Feature(("-d", "t:{d}/tree.zip"), _WRITE),
     "directory": Feature(("-d", "t:{d}/tree"), _WRITE),
     "job": Feature(("--isolation", "job", "--workspace", "ro"), "echo hello"),
+    # Of the container's root, which is an overlay: no volume.
+    "job's copy": Feature(
+        ("--isolation", "job", "-d", "t:/etc/skel"), 'rm "$SANDBOX_DYNAMIC/t/.profile" && echo hello'
+    ),
     "sandbox in it": Feature((), "exec {s} run --engine {e} -s t:{d}/tree -- sh -c 'cat \"$SANDBOX_STATIC/t/f\"'"),
 }
 
@@ -55,25 +59,29 @@ class Container(NamedTuple):
     rootfs: str = "/:O"
 
 
+def _jobs(words: str) -> dict[str, str]:
+    return dict.fromkeys(("job", "job's copy"), words)
+
+
 _ADMIN = ("--cap-add", "SYS_ADMIN")
 _LOOP = ("--device", "/dev/loop-control")
 _NET = ("--cap-add", "NET_ADMIN")
 _NODES = ("--cap-add", "MKNOD")
 _UNMASK = ("--security-opt", "unmask=ALL")
 _AS_USER = ("--user", USER, "--env", "HOME=/tmp")
-_NO_LOOP = dict.fromkeys(("image", "archive"), "--device /dev/loop-control")
-_NO_NODE = dict.fromkeys(("image", "archive"), "--cap-add MKNOD")
+_NO_LOOP = dict.fromkeys(("image", "archive", "job's copy"), "--device /dev/loop-control")
+_NO_NODE = dict.fromkeys(("image", "archive", "job's copy"), "--cap-add MKNOD")
 # podman puts a profile on all but privileged containers where AppArmor runs.
 _APPARMOR = "apparmor=unconfined"
 CONTAINERS = {
     "apparmor": Container(
         "podman's default where AppArmor runs",
-        fails={**dict.fromkeys(FEATURES, _APPARMOR), "job": "as an ordinary user"},
+        fails={**dict.fromkeys(FEATURES, _APPARMOR), **_jobs("as an ordinary user")},
     ),
-    "default": Container("podman's default without AppArmor", fails={"job": "as an ordinary user"}),
-    "user": Container("podman's default, as a user", _AS_USER, {"job": "--security-opt unmask=ALL"}),
+    "default": Container("podman's default without AppArmor", fails=_jobs("as an ordinary user")),
+    "user": Container("podman's default, as a user", _AS_USER, _jobs("--security-opt unmask=ALL")),
     "unmasked": Container(
-        "as a user, /proc unmasked", (*_AS_USER, *_UNMASK), {"job": "--security-opt seccomp=unconfined"}
+        "as a user, /proc unmasked", (*_AS_USER, *_UNMASK), _jobs("--security-opt seccomp=unconfined")
     ),
     "open": Container("as a user, /proc unmasked, no filter", (*_AS_USER, *_UNMASK, "--security-opt", _OPEN)),
     "filtered": Container(
@@ -81,7 +89,7 @@ CONTAINERS = {
         (*_AS_USER, "--security-opt", "seccomp={seccomp}"),
         dict.fromkeys(FEATURES, f"--security-opt {_OPEN}"),
     ),
-    "sys-admin": Container("--cap-add SYS_ADMIN", _ADMIN, {**_NO_LOOP, "job": "CAP_NET_ADMIN"}),
+    "sys-admin": Container("--cap-add SYS_ADMIN", _ADMIN, {**_jobs("CAP_NET_ADMIN"), **_NO_LOOP}),
     "net-admin": Container("--cap-add SYS_ADMIN, NET_ADMIN", (*_ADMIN, *_NET), _NO_LOOP),
     "control": Container("loop-control without nodes", (*_ADMIN, *_NET, *_LOOP), _NO_NODE, _REMOVE),
     "nodes": Container("the same and --cap-add MKNOD", (*_ADMIN, *_NET, *_LOOP, *_NODES), before=_REMOVE),

@@ -75,7 +75,7 @@ impl Child<'_> {
         userns
             .map_or(Err(Errno::BADF), |userns| sys::set_idmap(&mount.root, userns))
             .doing("map the ids of a mount", b"")
-            .map_err(|failure| failure.hint("its filesystem or this kernel cannot: copy it, or use --user"))
+            .map_err(|failure| failure.hint("its filesystem cannot on this kernel: copy it to another one"))
     }
 }
 
