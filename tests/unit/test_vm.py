@@ -77,6 +77,9 @@ def test_the_archive_of_the_first_programs():
 
 _TABLES = b"""<testsuites><testsuite name="x"><testcase classname="h" name="test_home[ext4-root]"/>
 <testcase classname="h" name="test_home[xfs-userns]"><failure message="no"/></testcase>
+<testcase classname="h" name="test_job[tmpfs-root]"/><testcase classname="h" name="test_job[tmpfs-setuid]"/>
+<testcase classname="h" name="test_job[tmpfs-userns]"/><testcase classname="h" name="test_job_that_writes[tmpfs]">
+<properties><property name="line" value="sandbox: --workspace rw: /var/tmp/x is"/></properties></testcase>
 <testcase classname="c" name="test_container[user-native]"><properties><property name="scratch" value="works"/>
 <property name="job" value="sandbox: /var/tmp/sbx-tests-0123abcd/0123abcd/x: no"/></properties></testcase>
 </testsuite></testsuites>"""
@@ -87,9 +90,13 @@ def test_the_tables_of_homes_and_containers():
         return results.read({f"{name}.exit": b"0 1.0", f"{name}.xml": _TABLES})
 
     page = report.page({"homes": of("homes"), "containers": of("containers")})
-    assert "| ext4 | works | not run | not run |" in page
-    assert "| xfs | not run | not run | FAILS |" in page
-    assert "| user | podman's default, as a user | works | not run | not run | not run | one line | not run |" in page
+    assert "| ext4 | works | not run | not run | not run | not run |" in page
+    assert "| xfs | not run | not run | FAILS | not run | not run |" in page
+    assert "| tmpfs | not run | not run | not run | works | one line |" in page
+    assert "- tmpfs: `sandbox: --workspace rw: DIR is`" in page
+    assert (
+        "| user | podman's default, as a user | works | not run | not run | not run | one line | one line | not" in page
+    )
     assert "- user, job: `sandbox: DIR/x: no`" in page
 
 

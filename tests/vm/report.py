@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from tests.vm import containers, features, homes, matrix
 from tests.vm.matrix import Variant
-from tests.vm.results import Found
+from tests.vm.results import Case, Found
 
 _STATES = {"passed": "works", "failed": "FAILS"}
 # Directories of the tests, which have another name every time.
@@ -26,7 +26,8 @@ _HOMES_HEAD = """
 ## Homes
 
 Home, cache and sources on a filesystem of its own: an image, an archive and a directory in one launch, read-only and
-writable, programs started from all, then once more with what was kept.
+writable, programs started from all, then once more with what was kept. A job has a directory there as its workspace and
+as two trees, in all modes; with `--workspace rw` root's writes to it.
 """
 _CONTAINERS_HEAD = """
 ## Containers
@@ -112,11 +113,26 @@ def _mode(result: Found, variant: Variant, mode: str) -> tuple[str, list[str]]:
 def _homes(found: Mapping[str, Found]) -> str:
     if not (cases := found["homes"].cases("homes") if "homes" in found else {}):
         return ""
-    rows = []
+    rows: list[list[str]] = []
+    said: dict[str, list[str]] = {}
     for name in homes.FILESYSTEMS:
         got = [cases.get(f"test_home[{name}-{mode}]") for mode in matrix.MODES]
-        rows.append([name, *("not run" if case is None else _STATES.get(case.state, case.state) for case in got)])
-    return _HOMES_HEAD + _table(["filesystem", *matrix.MODES], rows)
+        jobs = [cases.get(f"test_job[{name}-{mode}]") for mode in matrix.MODES]
+        worst = next((case for case in jobs if case is None or case.state != "passed"), jobs[0])
+        writes = cases.get(f"test_job_that_writes[{name}]")
+        refused = writes is not None and writes.state == "passed" and name in homes.COPIED
+        cells = [_state(case) for case in (*got, worst)] + ["one line" if refused else _state(writes)]
+        rows.append([name, *cells])
+        if refused and writes is not None:
+            line = re.sub(r"(?<= rw: )\S+", "DIR", writes.properties.get("line", ""))
+            said.setdefault(line, []).append(name)
+    lines = "".join(f"- {', '.join(names)}: `{line}`\n" for line, names in said.items())
+    table = _table(["filesystem", *matrix.MODES, "a job", "--workspace rw"], rows)
+    return _HOMES_HEAD + table + (f"\n{lines}" if lines else "")
+
+
+def _state(case: Case | None) -> str:
+    return "not run" if case is None else _STATES.get(case.state, case.state)
 
 
 def _containers(found: Mapping[str, Found]) -> str:
