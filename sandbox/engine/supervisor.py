@@ -148,11 +148,9 @@ def _reap(command: int, reports: init.Reports, account: Account, clock: _Clock) 
 
 
 def _stop_too(command: int, clock: _Clock) -> None:
-    """A shell sees its job, this process, stop with the command and continues both with one SIGCONT. When the time is up
-    nothing stops.
-    """
+    """A shell sees its job, this process, stop with the command and continues both with one SIGCONT."""
     if clock.is_up:
-        return
+        return  # nothing stops any more
     os.kill(os.getpid(), signal.SIGSTOP)
     # Continued because the time is up, the command could come to its end before it is asked for that.
     clock.strike()
