@@ -15,7 +15,7 @@ import pytest
 
 from sandbox import processes
 from sandbox.engine import native
-from tests.support import living
+from tests.support import living, modes
 from tests.support.living import Living, wait_for
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be two users")
@@ -63,8 +63,7 @@ def client(request, run_sandbox, area):
 
 @pytest.fixture
 def live(pair, run_sandbox, identities, client):
-    if living.unsupported(*pair, identities):
-        pytest.skip("not supported here")
+    modes.require(*pair, identities[True])
     return Living(run_sandbox, *pair)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.test_conformance import COMBINATIONS, supported
+from tests.conformance.test_conformance import COMBINATIONS
+from tests.support import modes
 
 SCRIPT = Path(__file__).resolve().parents[1] / "support" / "api_cases.py"
 
@@ -15,8 +16,8 @@ SCRIPT = Path(__file__).resolve().parents[1] / "support" / "api_cases.py"
 def test_api(engine, mode, run_sandbox, area, identities, ran, request):
     if mode == "setuid":
         run_sandbox.system = request.getfixturevalue("setuid_system")
-    elif not supported(engine, mode, identities):
-        pytest.skip(f"engine {engine} in mode {mode} is not supported here")
+    else:
+        modes.require(engine, mode, identities[True])
     script = Path(shutil.copy(SCRIPT, area.path))
     wanted = re.findall(r"^def (case_\w+)", script.read_text(), re.MULTILINE)
     run_sandbox.command = run_sandbox.command.parent / "python"

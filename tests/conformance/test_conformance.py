@@ -32,10 +32,6 @@ def inputs(session_area, identities):
     return where
 
 
-def supported(engine: str, mode: str, identities) -> bool:
-    return (engine, mode) in modes.expected(identities[True])
-
-
 def _one_id(case: Case, mode: str, who: users.Identity) -> str:
     """Why there is no more than one id; empty where there are more."""
     if mode == "root" and "--root" in case.options and _KERNEL < host.SQUASHFS_IDMAP:
@@ -54,8 +50,8 @@ def test_case(engine, mode, case: Case, inputs: Path, run_sandbox, area, identit
         pytest.skip(why)
     if mode == "setuid":
         run_sandbox.system = request.getfixturevalue("setuid_system")
-    elif not supported(engine, mode, identities):
-        pytest.skip(f"engine {engine} in mode {mode} is not supported here")
+    else:
+        modes.require(engine, mode, identities[True])
     as_user = mode != "root"
     who = identities[as_user]
     if case.many_ids and (why := _one_id(case, mode, who)):

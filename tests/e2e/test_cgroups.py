@@ -25,8 +25,8 @@ def run(request, delegated, run_sandbox, area, identities):
     engine, mode = request.param
     if mode == "setuid":
         run_sandbox.system = request.getfixturevalue("setuid_system")
-    elif (engine, mode) not in modes.expected(identities[True]):
-        pytest.skip(f"engine {engine} in mode {mode} is not supported here")
+    else:
+        modes.require(engine, mode, identities[True])
 
     def run(options, script):
         args = ["run", "--engine", engine, "--mode", mode, "--report", "r.json", *options, "--", "sh", "-c", script]

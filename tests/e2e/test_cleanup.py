@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import processes
-from tests.support import archives, leaks, living
+from tests.support import archives, leaks, living, modes
 from tests.support.archives import Entry
 from tests.support.living import Living, wait_for
 
@@ -136,8 +136,8 @@ def test_nothing_is_left_after_kills_at_random(engine, mode, run_sandbox, identi
     """Supervisors, inits, builders, reapers and clients of exec are killed; then one sandbox cleanup."""
     if mode == "setuid":
         run_sandbox.system = request.getfixturevalue("setuid_system")
-    elif living.unsupported(engine, mode, identities):
-        pytest.skip(f"engine {engine} in mode {mode} is not supported here")
+    else:
+        modes.require(engine, mode, identities[True])
     as_user = mode != "root"
     seed = random.SystemRandom().getrandbits(32)
     print(f"seed {seed}")
@@ -190,8 +190,7 @@ def test_nothing_is_left_after_kills_at_random(engine, mode, run_sandbox, identi
 
 @pytest.fixture(params=[("python", "userns"), ("native", "root")], ids="-".join)
 def live(request, run_sandbox, identities):
-    if living.unsupported(*request.param, identities):
-        pytest.skip("not supported here")
+    modes.require(*request.param, identities[True])
     return Living(run_sandbox, *request.param)
 
 

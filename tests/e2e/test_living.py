@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.support import living
+from tests.support import living, modes
 from tests.support.living import Living, wait_for
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to look at another user's")
@@ -24,8 +24,8 @@ def live(pair, request, run_sandbox, identities):
     engine, mode = pair
     if mode == "setuid":
         run_sandbox.system = request.getfixturevalue("setuid_system")
-    elif living.unsupported(engine, mode, identities):
-        pytest.skip(f"engine {engine} in mode {mode} is not supported here")
+    else:
+        modes.require(engine, mode, identities[True])
     return Living(run_sandbox, engine, mode)
 
 

@@ -50,8 +50,8 @@ def run(request, run_sandbox, area, identities):
         pytest.skip("mode root is root's, and a user's session is asked by that user")
     if mode == "setuid" and (why := setuid.obstacle()) is not None:
         pytest.skip(f"mode setuid: {why}")
-    if mode != "setuid" and (engine, mode) not in modes.expected(identities[as_user]):
-        pytest.skip(f"engine {engine} in mode {mode} is not supported here")
+    if mode != "setuid":
+        modes.require(engine, mode, identities[as_user])
     if as_user and not os.path.exists(f"/run/user/{os.geteuid()}/bus"):
         pytest.skip("this user has no session of systemd's")
     run_sandbox.system = Undelegated()

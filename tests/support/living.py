@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.support import modes
 from tests.support.runner import Runner
 
 T = TypeVar("T")
@@ -64,7 +63,3 @@ class Living:
         """What `sandbox ps` says of this test's home."""
         home = str(self.run.area.home(self.as_user))
         return [facts for facts in self.json("ps") if facts["home"] == home]
-
-
-def unsupported(engine: str, mode: str, identities: Any) -> bool:
-    return mode != "setuid" and (engine, mode) not in modes.expected(identities[True])

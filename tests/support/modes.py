@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import prctl
+import pytest
 
 import sandbox
 from sandbox import setuid
@@ -37,6 +38,16 @@ def userns_works(who: Identity) -> bool:
             os._exit(0)
         os._exit(1)
     return os.waitpid(pid, 0)[1] == 0
+
+
+def require(engine: str, mode: str, user: Identity) -> None:
+    """Skip the test where there is no such pair, with the reason. Of the setuid helper its fixture says it."""
+    if mode == "root" and os.geteuid() != 0:
+        pytest.skip("mode root is root's: an ordinary user started the suite")
+    if engine == "native" and native_engine() is None:
+        pytest.skip("the native engine was not built")
+    if mode == "userns" and not userns_works(user):
+        pytest.skip("the kernel lets this user make no user namespace")
 
 
 def expected(user: Identity | None) -> set[Pair]:
