@@ -37,7 +37,7 @@ ifneq ($(HAS_CARGO),)
 endif
 	$(BIN)/python -m pytest $(PYTEST)
 
-# The suite on stock kernels, in emulated machines (tests/vm); needs root. VM names variants: make test-vm VM=userns-off
+# The suite on stock kernels, in emulated machines (tests/vm); needs root. VM names variants: make test-vm VM=userns-max-0
 test-vm: setup
 	@bash packaging/setup.sh vm
 	$(BIN)/python -m tests.vm $(VM)

@@ -31,7 +31,8 @@ PROGRAM_DIRS = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin")
 class Host(Record):
     """Facts about this host and this user. `kernel` is (major, minor); `redirects`: overlays may have redirect_dir.
 
-    `landlock` is the ABI of the kernel's Landlock where a fence is wanted, else 0.
+    `landlock` is the ABI of the kernel's Landlock where a fence is wanted, else 0. `id_maps`: whether there are user
+    namespaces to be had for id-mapped mounts.
     """
 
     uid: int
@@ -41,6 +42,7 @@ class Host(Record):
     memory: int
     redirects: bool = True
     landlock: int = 0
+    id_maps: bool = True
 
 
 def probe() -> Host:
@@ -60,10 +62,15 @@ def probe() -> Host:
     return Host(os.getuid(), os.getgid(), kernel, bool(prctl.cap_effective.sys_admin), memory)
 
 
-def maps_ids(f_type: int, kernel: tuple[int, int]) -> bool:
+def may_map_ids() -> bool:
+    """Whether root may make a user namespace, which an id-mapped mount is described by (mount_setattr(2))."""
+    return _sysctl("user/max_user_namespaces") != "0"
+
+
+def maps_ids(f_type: int, host: Host) -> bool:
     """Whether files of such a filesystem can be shown as another user's. What is not known of here is tried."""
     since = _IDMAPS.get(f_type, BASELINE)
-    return since is not None and kernel >= since
+    return host.id_maps and since is not None and host.kernel >= since
 
 
 def choose_mode(wanted: str, host: Host, *, helper: bool = True) -> Mode:

@@ -205,7 +205,7 @@ def can_be_workspace(path: bytes, where: Surroundings) -> bool:
 
 def unpacks_images(mode: Mode, host: Host) -> bool:
     """Whether the kernel cannot show an image as the files of a job of root's: mount_setattr(2)."""
-    return mode is Mode.ROOT and host.kernel < SQUASHFS_IDMAP
+    return mode is Mode.ROOT and not (host.id_maps and host.kernel >= SQUASHFS_IDMAP)
 
 
 def level(builder: "Builder", where: Surroundings) -> "Level":

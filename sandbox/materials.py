@@ -88,9 +88,12 @@ class Maker:
             how = Treatment.DIRECTORY if shown else Treatment.IMAGE
             return Material(tree, how, sources.describe(tree.path, tree.status), None)
         if self.spec.workspace == "rw":
+            why, hint = "it is on a filesystem that cannot be id-mapped", "have a volume of ext4, xfs or btrfs there"
+            if not self.host.id_maps:
+                why, hint = "an id-mapped mount needs a user namespace", "sysctl user.max_user_namespaces=15000"
             raise HostError(
-                f"--workspace rw: {tree.label} is on a filesystem that cannot be shown as a job's own",
-                hint="leave --workspace out for a copy, or have a volume of ext4, xfs or btrfs there",
+                f"--workspace rw: the kernel cannot show {tree.label} as a job's own: {why}",
+                hint=f"leave --workspace out for a copy, or {hint}",
             )
         return self.image_in_memory(tree, tree.fd, None)
 
@@ -101,7 +104,7 @@ class Maker:
         from sandbox import isolation
 
         foreign = isolation.ids(self.spec, self.mode) is not None
-        return foreign and not host.maps_ids(statfs_type(tree.fd), self.host.kernel)
+        return foreign and not host.maps_ids(statfs_type(tree.fd), self.host)
 
     def treatment(self, tree: Opened, *, stacked: bool) -> Treatment:
         needs_fuse = self.mode is Mode.USERNS and (tree.format is not None or self.spec.cache)

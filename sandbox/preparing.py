@@ -89,16 +89,7 @@ def prepare(
             "--allow-new-privs: in a user namespace setuid programs gain nothing",
             hint="leave it out, or use --mode root or setuid",
         )
-    if mode is Mode.SETUID:
-        from sandbox import setuid
-
-        machine = machine.replace(redirects=not setuid.shows_any_image())
-    if spec.allow_read or spec.allow_write or mode is Mode.LANDLOCK:
-        from sandbox import landlock
-
-        machine = machine.replace(landlock=landlock.probe())
-        for remark in landlock.remarks(spec, machine.landlock):
-            hint(remark)
+    machine = _more_facts(machine, spec, mode, hint)
     # Bad input leaves nothing behind, a home neither: it is opened first only where sources are in it.
     roots = [] if spec.root is None else [Tree(TreeKind.DYNAMIC, b"root:" + spec.root)]
     where = _home(environ, stack, say) if any(map(_names_image, (*spec.trees, *roots))) else None
@@ -248,6 +239,23 @@ def _filter(spec: Spec, where: Home) -> tuple[int, ...]:
     else:
         found = () if spec.seccomp == b"none" else seccomp.read_filter(spec.seccomp)
     return setid.before(spec, where.fd, found) if setid.applies(spec) else found
+
+
+def _more_facts(machine: host.Host, spec: Spec, mode: Mode, hint: Say) -> host.Host:
+    """What only some runs need to know of this machine."""
+    if mode is Mode.SETUID:
+        from sandbox import setuid
+
+        machine = machine.replace(redirects=not setuid.shows_any_image())
+    if spec.allow_read or spec.allow_write or mode is Mode.LANDLOCK:
+        from sandbox import landlock
+
+        machine = machine.replace(landlock=landlock.probe())
+        for remark in landlock.remarks(spec, machine.landlock):
+            hint(remark)
+    if mode is Mode.ROOT and spec.isolation != "none":
+        machine = machine.replace(id_maps=host.may_map_ids())
+    return machine
 
 
 def _surroundings(

@@ -34,8 +34,8 @@ def inputs(session_area, identities):
 
 def _one_id(case: Case, mode: str, who: users.Identity) -> str:
     """Why there is no more than one id; empty where there are more."""
-    if mode == "root" and "--root" in case.options and _KERNEL < host.SQUASHFS_IDMAP:
-        return "before Linux 6.2 the files of an image have one owner in a job of root's"
+    if mode == "root" and "--root" in case.options and not (_KERNEL >= host.SQUASHFS_IDMAP and host.may_map_ids()):
+        return "before Linux 6.2, or without user namespaces, the files of an image have one owner in a job of root's"
     return users.no_subordinates(who) if mode == "userns" else ""
 
 

@@ -81,11 +81,14 @@ def run(variant: Variant, *, verbose: bool) -> int:
         print(outcome.console[-8000:], flush=True)
     for session in found.sessions:
         print(f"vm: {variant.name}/{session.name}: {session.summary()}")
+    unexplained = [reason for reason in sorted(found.skipped()) if not matrix.explains(reason)]
+    for reason in unexplained if variant.name != _SELECTION else ():
+        print(f"vm: {variant.name}: skipped, and nobody says why that is right: {reason}")
     took = f"up in {found.booted} s, {outcome.seconds:.0f} s in all, {outcome.processor:.0f} s of processor time"
     print(f"vm: {variant.name}: {outcome.why or f'Linux {found.kernel}'}, {took}", flush=True)
     if not outcome.why and variant.name != _SELECTION:
         _keep(variant, {**outcome.files, "took": f"{outcome.seconds:.0f} {outcome.processor:.0f}\n".encode()})
-    return int(bool(outcome.why or failed))
+    return int(bool(outcome.why or failed or (unexplained and variant.name != _SELECTION)))
 
 
 def _keep(variant: Variant, files: dict[str, bytes]) -> None:

@@ -59,6 +59,21 @@ def test_mode(mode, feature, inputs, run_sandbox, request, record_property):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("mode", matrix.MODES)
+def test_what_serves_an_image(mode, inputs, run_sandbox, request, record_property):
+    """The kernel's squashfs; in mode userns FUSE where /dev/fuse is open to users, else a copy in a tmpfs."""
+    if VARIANT.failure(mode, "static image"):
+        return  # its line was looked at above
+    if mode == "setuid":
+        run_sandbox.system = request.getfixturevalue("setuid_system")
+    script = 'stat -f -c %T "$SANDBOX_STATIC/t"'
+    done = run_sandbox(
+        ["run", "--mode", mode, "-s", f"t:{inputs}/tree.sfs", "--", "sh", "-c", script], as_user=mode != "root"
+    )
+    record_property("served by", done.stdout.strip())
+    assert done.stdout == f"{VARIANT.images if mode == 'userns' else 'squashfs'}\n", done.stderr
+
+
 def test_without_a_helper(run_sandbox, record_property):
     """`--mode auto` of an ordinary user: a user namespace, or the line that names the remedies."""
     done = run_sandbox(["run", "--", "true"], as_user=True)

@@ -117,7 +117,7 @@ def test_job_that_writes(homes, name, run_sandbox, record_property):
     record_property("line", done.stderr.strip())
     if name in COPIED:
         assert (done.returncode, done.stderr.count("\n")) == (125, 1), done.stderr
-        assert f"--workspace rw: {where} is on a filesystem that cannot be shown as a job's own" in done.stderr
+        assert f"cannot show {where} as a job's own: it is on a filesystem that cannot be id-mapped" in done.stderr
         return
     assert (done.stderr, done.returncode) == ("", 0)
     assert ((where / "new").read_text(), (where / "new").stat().st_uid) == ("x\n", 0)

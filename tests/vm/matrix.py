@@ -58,6 +58,24 @@ _ATTACKS = (
     "tests/attack/test_setuid_plans.py",
     "tests/attack/test_job_escapes.py",
 )
+# Words of the reasons for which tests may be skipped in a machine, and why that is right; any other fails the run.
+SKIPS = {
+    "make soak": "the long form of a test that is there in a short one",
+    "a kernel's features are tried": "in the variants of each kernel",
+    "it can be installed here": "for kernels on which `sandbox setuid install` must fail",
+    "mode root is root's": "each session of two: one is root's, one is a user's",
+    "lets this user make no user namespace": "what the variant is for; its line is looked at by expectations.py",
+    "user namespaces are off here": "the same",
+    "have one owner in a job of root's": "README, Limits: id-mapped images need Linux 6.2 and user namespaces",
+    "mount no erofs from a file": "Linux 6.12",
+    "the setuid helper is not installed": "a user's session has none; root's sessions install one",
+    "systemd does not run here": "variant systemd",
+    "systemd makes a scope": "variant systemd: test_systemd_scope.py tries the same there",
+    "root may ": "a user's variant of the test has what root cannot be refused",
+    "root can ": "the same",
+    "only root ": "root's variant of the test",
+    "mode setuid has no --as-root": "README: not in mode setuid",
+}
 # Of every part of the suite what takes no longer than a variant may.
 _CORE = (
     *EXPECTATIONS,
@@ -80,11 +98,38 @@ _CORE = (
     Session("e2e-user", ("tests/e2e/test_cgroups.py", "-k", "native-userns and (hog or processors)"), as_user=True),
 )
 
+# The whole suite, in parts of which each takes long. Unit tests ask nothing of a kernel.
+_WHOLE = {
+    "conformance": (
+        "the whole conformance",
+        (
+            Session("conformance", ("tests/conformance", "-k", "native")),
+            Session("conformance-python", ("tests/conformance", "-k", "python"), lane=1),
+        ),
+    ),
+    "e2e": (
+        "all of tests/e2e and tests/native",
+        (
+            Session("e2e", ("tests/e2e", "-k", "not python-")),
+            Session("e2e-python", ("tests/e2e", "-k", "python-"), lane=1),
+            Session("native", ("tests/native",), lane=1),
+        ),
+    ),
+    "attacks": (
+        "all attacks",
+        (
+            Session("attacks", ("tests/attack", "-k", "not setuid")),
+            Session("attacks-setuid", ("tests/attack", "-k", "setuid"), lane=1),
+        ),
+    ),
+}
+
 
 class Variant(NamedTuple):
     """A machine. `sysctls` are set and `setup` (shell lines) is run by root before the sessions.
 
     `fails`: (mode, feature), a mode alone or INSTALL, and words of the one line that is said; all else must work.
+    `images`: what an ordinary user's images are served by in mode userns, as stat(1) names its filesystem.
     `features`: what is tried in each mode, of those in tests/vm/expectations.py; all of them where it names none.
     `tools`: a suite and packages of it, for /srv/sandbox/tools.
     `timeout`: when the machine counts as hung, in seconds. `default`: part of `make test-vm` without VM=, in half
@@ -99,6 +144,7 @@ class Variant(NamedTuple):
     setup: tuple[str, ...] = ()
     modules: tuple[str, ...] = MODULES
     fails: Mapping[str | tuple[str, str], str] = {}
+    images: str = "tmpfs"
     features: tuple[str, ...] = ()
     tools: tuple[str, tuple[str, ...]] | None = None
     sessions: tuple[Session, ...] = EXPECTATIONS
@@ -160,7 +206,8 @@ def with_systemd(variant: Variant) -> Variant:
         *_INSTALLED,
         f"systemctl start {units} || {{ journalctl -b -n 60 --no-pager; exit 1; }}",
     )
-    return variant._replace(cmdline=f"{variant.cmdline} vm.systemd", setup=setup)
+    # udev opens /dev/fuse to users.
+    return variant._replace(cmdline=f"{variant.cmdline} vm.systemd", setup=setup, images="fuseblk")
 
 
 _PROVEN = (
@@ -185,7 +232,7 @@ _BY_NAME = (
         fails={"userns": "kernel.unprivileged_userns_clone=1"},
     ),
     Variant(
-        "full-userns-max-0",
+        "conformance-userns-max-0",
         "the whole conformance of root and of the helper, user namespaces off",
         sysctls={"user.max_user_namespaces": "0"},
         sessions=_WITHOUT_NAMESPACES,
@@ -212,6 +259,7 @@ _BY_NAME = (
         cmdline="loop.max_loop=1",
         sysctls={"kernel.yama.ptrace_scope": "3"},
         setup=("chmod 666 /dev/fuse",),
+        images="fuseblk",
         features=_MOUNTS,
     ),
     Variant(
@@ -272,20 +320,17 @@ _BY_NAME = (
         ),
     ),
     *(
-        Variant(
-            f"full-{kernel}",
-            f"the whole suite on {kernel}",
-            kernel=kernel,
-            sessions=(
-                Session("suite", ("tests/conformance", "tests/e2e", "tests/native")),
-                Session("attacks", ("tests/attack",), lane=1),
-            ),
-            timeout=7200,
-        )
+        Variant(f"{part}-{kernel}", f"{what} on {kernel}", kernel=kernel, sessions=sessions, timeout=7200)
         for kernel in ("6.1", "6.12", "newest")
+        for part, (what, sessions) in _WHOLE.items()
     ),
 )
 VARIANTS = (*_PROVEN, *(variant._replace(default=False) for variant in _BY_NAME))
+
+
+def explains(reason: str) -> bool:
+    """Whether SKIPS says why it is right that a test was skipped for this reason."""
+    return any(words in reason for words in SKIPS)
 
 
 def by_name(name: str) -> Variant:

@@ -20,8 +20,10 @@ _MODES_HEAD = """
 ## Modes
 
 What an ordinary command line does in each machine: scratch, images, archives and directories, read-only and writable.
-"works" is all that was tried. A number is how many of them work; the lines for the others are below the table.
+"works" is all that was tried. A number is how many of them work; the lines for the others are below the table. The last
+column says how an ordinary user's images come in mode userns, where no kernel lets him mount them.
 """
+_SERVED = {"fuseblk": "by FUSE", "tmpfs": "unpacked"}
 _HOMES_HEAD = """
 ## Homes
 
@@ -51,7 +53,8 @@ _SUITES_HEAD = """
 ## Suites
 
 Passed, failed and skipped; a session named here ran in that machine, some at once. The seconds are those of an
-emulated machine on a host that did other things as well. The reasons of what was skipped follow.
+emulated machine on a host that did other things as well. The reasons of what was skipped follow, with the variants;
+a reason that `SKIPS` in `tests/vm/matrix.py` does not hold fails the run.
 """
 
 
@@ -74,10 +77,10 @@ def _modes(variants: list[Variant], found: Mapping[str, Found]) -> str:
     rows, lines = [], []
     for variant in variants:
         if (result := found.get(variant.name)) is None:
-            rows.append([variant.name, variant.why, "not run", *["-"] * len(matrix.MODES)])
+            rows.append([variant.name, variant.why, "not run", *["-"] * len(matrix.MODES), "-"])
             continue
         if not result.expectations():
-            rows.append([variant.name, variant.why, result.kernel, *["below"] * len(matrix.MODES)])
+            rows.append([variant.name, variant.why, result.kernel, *["below"] * len(matrix.MODES), "-"])
             continue
         states = []
         for mode in matrix.MODES:
@@ -87,8 +90,10 @@ def _modes(variants: list[Variant], found: Mapping[str, Found]) -> str:
         install = result.expectations().get("test_install")
         if install and (line := install.properties.get("line")):
             lines.append(f"- {variant.name}, sandbox setuid install: `{_PLACE.sub('DIR', line)}`\n")
-        rows.append([variant.name, variant.why, result.kernel, *states])
-    table = _table(["variant", "what", "kernel", *matrix.MODES], rows)
+        image = result.expectations().get("test_what_serves_an_image[userns]")
+        served = image.properties.get("served by", "-") if image else "?"
+        rows.append([variant.name, variant.why, result.kernel, *states, _SERVED.get(served, served)])
+    table = _table(["variant", "what", "kernel", *matrix.MODES, "a user's image"], rows)
     return _MODES_HEAD + table + "\nWhat is said where it does not work:\n\n" + "".join(lines)
 
 
@@ -124,7 +129,7 @@ def _homes(found: Mapping[str, Found]) -> str:
         cells = [_state(case) for case in (*got, worst)] + ["one line" if refused else _state(writes)]
         rows.append([name, *cells])
         if refused and writes is not None:
-            line = re.sub(r"(?<= rw: )\S+", "DIR", writes.properties.get("line", ""))
+            line = re.sub(r"(?<= show )\S+", "DIR", writes.properties.get("line", ""))
             said.setdefault(line, []).append(name)
     lines = "".join(f"- {', '.join(names)}: `{line}`\n" for line, names in said.items())
     table = _table(["filesystem", *matrix.MODES, "a job", "--workspace rw"], rows)
@@ -177,13 +182,15 @@ def _times(variants: list[Variant], found: Mapping[str, Found]) -> str:
 
 
 def _suites(variants: list[Variant], found: Mapping[str, Found]) -> str:
-    rows, reasons = [], set()
+    rows: list[list[str]] = []
+    reasons: dict[str, list[str]] = {}
     for variant in variants:
         for session in found[variant.name].sessions if variant.name in found else ():
             counts = [str(session.count(state)) for state in ("passed", "failed", "skipped")]
             rows.append([variant.name, session.name, *counts, f"{session.seconds:.0f}"])
-            reasons |= {case.text for case in session.cases if case.state == "skipped"}
-    skipped = "".join(f"- {reason}\n" for reason in sorted(reasons))
+        for reason in sorted(found[variant.name].skipped()) if variant.name in found else ():
+            reasons.setdefault(reason, []).append(variant.name)
+    skipped = "".join(f"- {reason} ({', '.join(names)})\n" for reason, names in sorted(reasons.items()))
     return (
         _SUITES_HEAD + _table(["variant", "session", "passed", "failed", "skipped", "seconds"], rows) + "\n" + skipped
     )

@@ -45,6 +45,10 @@ class Found(NamedTuple):
         """The cases of tests/vm/expectations.py, by the test's name."""
         return self.cases("expectations")
 
+    def skipped(self) -> set[str]:
+        """The reasons."""
+        return {case.text for session in self.sessions for case in session.cases if case.state == "skipped"}
+
     def cases(self, of: str) -> dict[str, Case]:
         """Those of the sessions whose name begins with this, by the test's name."""
         cases = [case for session in self.sessions if session.name.startswith(of) for case in session.cases]
