@@ -11,6 +11,8 @@ from sandbox.errors import EXIT_LAUNCHER_FAILED
 
 # buildbot.process.results. What is not listed is a failure.
 _SUCCESS, _EXCEPTION = 0, 4
+# What a step ends with whose command failed, in whatever way; the log has its own code.
+_FAILED = 1
 # How long a step that was asked to end has before it is killed; more than `sandbox ci run` waits itself. Seconds.
 _TERM_SECONDS = 20
 
@@ -24,7 +26,9 @@ def shell_command(command: Sequence[Any], *, sandbox: str = "sandbox", **options
     from sandbox.cli import ci
 
     _, actions, own = ci.make_parser()
-    asked = words({"marks": "plain", "workspace": "rw"} | options, [*actions, *own])
+    # A command that ends with the launcher's code is no trouble of the worker's.
+    defaults = {"marks": "plain", "workspace": "rw", "failure_code": str(_FAILED)}
+    asked = words(defaults | options, [*actions, *own])
     return {
         "command": [sandbox, "ci", "run", *asked, "--", *command],
         "decodeRC": {0: _SUCCESS, EXIT_LAUNCHER_FAILED: _EXCEPTION},

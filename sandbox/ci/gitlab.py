@@ -18,8 +18,10 @@ from sandbox.ci.gitlab_config import Config, RefusedError
 from sandbox.ci.running import GRACE
 from sandbox.ci.running import run as run_beside
 from sandbox.engine.native import memory
-from sandbox.errors import SandboxError, UsageError, printable, reason
+from sandbox.errors import SandboxError, SourceError, UsageError, printable, reason
 from sandbox.home import Home
+from sandbox.images import names
+from sandbox.images.store import Store
 
 BUILDS, CACHE = "/run/gitlab/builds", "/run/gitlab/cache"
 # Stages that the runner writes the scripts of; what is in the others comes from the job (custom executor, "Run").
@@ -96,7 +98,10 @@ def prepare(environ: Mapping[str, str], settings: Config) -> None:
     job = Job(environ)
     _refuse_services(job)
     spec = settings.spec(job.variables, for_runner=False)
-    with _directories(job) as (_, jobs, caches):
+    with _directories(job) as (where, jobs, caches):
+        # One that the configuration names is the administrator's mistake: the trial says so.
+        if spec.root == b"@" + os.fsencode(job.variables.get("CI_JOB_IMAGE", "")):
+            _refuse_missing(where, spec.root)
         for parent, name in ((jobs, b"builds"), (caches, _cache_name(job))):
             os.close(fsops.make_dirs(os.dup(parent), name, 0o700, owner=job.owner))
     print(f"sandbox: level {spec.isolation}, image {os.fsdecode(spec.root or b'of the host')}, network {spec.net}")
@@ -106,16 +111,29 @@ def prepare(environ: Mapping[str, str], settings: Config) -> None:
 
 
 def _refuse_services(job: Job) -> None:
-    with contextlib.suppress(ValueError):
+    try:
         services = json.loads(job.variables.get("CI_JOB_SERVICES") or "[]")
-        if not services:
-            return
+    except (ValueError, RecursionError):
+        services = None
+    if not isinstance(services, list):
+        raise RefusedError("services: CI_JOB_SERVICES is no list in JSON", hint="remove services: from the job")
+    if services:
         named = [str(one.get("name")) if isinstance(one, dict) else str(one) for one in services]
         raise RefusedError(
             f"services: this runner has none ({printable(', '.join(named))})",
             hint="remove services: from the job, or give it another runner with tags:",
         )
-    raise RefusedError("services: CI_JOB_SERVICES is no JSON", hint="remove services: from the job")
+
+
+def _refuse_missing(where: Home, image: bytes) -> None:
+    with Store(where.fd) as images:
+        try:
+            names.resolve(images, image)
+        except SourceError:
+            shown = printable(image.removeprefix(b"@"))
+            raise RefusedError(
+                f"image {shown!r}: this runner has no such image", hint="sandbox image ls, as its user, says which"
+            ) from None
 
 
 @contextlib.contextmanager

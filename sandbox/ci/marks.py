@@ -75,7 +75,8 @@ class Marks:
 
     def note(self, text: str) -> None:
         """A line of information."""
-        self._line(f"sandbox: {printable(text)}")
+        # GitHub's runner takes its old commands, ##[add-mask]..., anywhere in a line (actions/runner, ActionCommand).
+        self._line(f"sandbox: {printable(text).replace('##[', '## [')}")
 
     def _annotate(self, text: str) -> None:
         text = printable(text)

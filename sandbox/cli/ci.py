@@ -6,10 +6,10 @@ from typing import Any, NoReturn
 
 from sandbox.cli import run as running
 from sandbox.cli.parser import Parser
-from sandbox.errors import SandboxError, UsageError, complain
+from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, complain, printable
 
 _RUN = """\
-All options are those of sandbox run, but for the three here, and but for the level: it is job, unless --isolation or a
+All options are those of sandbox run, but for the four here, and but for the level: it is job, unless --isolation or a
 job of sandbox.toml says otherwise. docs/ci.md tells what is printed."""
 
 
@@ -82,6 +82,7 @@ def make_parser() -> tuple[Parser, list[argparse.Action], list[argparse.Action]]
         parser.add_argument("--marks", choices=marks.NAMES, default="auto", help="whose marks go into the log"),
         parser.add_argument("--title", metavar="TEXT", help="what the log calls the run (default: the command)"),
         parser.add_argument("--junit", metavar="FILE|-|fd:N", help="a summary as JUnit writes it"),
+        parser.add_argument("--failure-code", metavar="N", help="what to end with whenever the command failed"),
     ]
     parser.set_defaults(isolation="job")
     return parser, actions, own
@@ -96,7 +97,15 @@ def run(argv: list[bytes]) -> NoReturn:
     if args.explain:
         raise UsageError("ci run: --explain runs nothing", hint="sandbox run --explain shows the plan")
     junit = None if args.junit is None else os.fsencode(args.junit)
+    failed = None if args.failure_code is None else _failure_code(args.failure_code)
     ended = generic.run(spec, running.callers_environment(), kind=args.marks, title=args.title, junit=junit)
     from sandbox.engine.supervisor import end_as
 
-    end_as(ended.returncode)
+    end_as(failed if failed and ended.returncode != 0 and ended.was_launched else ended.returncode)
+
+
+def _failure_code(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text[:4]) not in {*range(1, 256)} - {EXIT_LAUNCHER_FAILED}:
+        why = f"ci run: --failure-code: {printable(text)!r} is no exit code that tells of a failure"
+        raise UsageError(why, hint=f"1 to 255, but for {EXIT_LAUNCHER_FAILED}, which says that sandbox itself failed")
+    return int(text)

@@ -18,7 +18,9 @@ def test_what_a_step_is_made_of(run_sandbox, user, area):
     assert made["decodeRC"] == {0: SUCCESS, 125: EXCEPTION}
     assert run_sandbox(made["command"][1:], as_user=user.as_user).returncode == 0
     assert (area.dir(user.as_user) / "made").read_text() == "x\n"
-    assert run_sandbox([*made["command"][1:-1], "3"], as_user=user.as_user).returncode == 3
+    for code in ("3", "125"):
+        done = run_sandbox([*made["command"][1:-1], code], as_user=user.as_user)
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (1, f"sandbox: FAILED: a b: exit code {code}")
     broken = shell_command(["true"], static="no-such.zip")
     assert run_sandbox(broken["command"][1:], as_user=user.as_user).returncode == 125
 
@@ -41,6 +43,7 @@ WAIT += "find / -name 'mine-of-*' 2>&-; ls /proc"
 BUILDS = {{
     "good": [step("echo first > made"), step("cat made; pwd; id -u")],
     "bad": [step("exit 3")],
+    "liar": [step("echo sandbox: cannot be made >&2; exit 125")],
     "late": [step("sleep 1000", timeout="1s")],
     "silent": [step("trap '' TERM; sleep 1000", buildbot_timeout=3)],
     "broken": [step("true", static="no-such.zip")],
@@ -69,9 +72,9 @@ def test_a_master_and_a_worker(run_sandbox, user, area, session_area):
 
 
 def _outcomes(bot, user):
-    builds = {name: bot.force(name) for name in ("good", "bad", "late", "silent", "broken")}
+    builds = {name: bot.force(name) for name in ("good", "bad", "liar", "late", "silent", "broken")}
     results = {name: bot.wait(build) for name, build in builds.items()}
-    wanted = {"good": SUCCESS, "bad": FAILURE, "late": FAILURE, "silent": FAILURE, "broken": EXCEPTION}
+    wanted = {"good": SUCCESS, "broken": EXCEPTION} | dict.fromkeys(("bad", "liar", "late", "silent"), FAILURE)
     assert results == wanted, [bot.log(build) for build in builds.values()]
     assert "first" in bot.log(builds["good"]).splitlines()
     assert str(user.uid) in bot.log(builds["good"]).splitlines()

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.support import escapes
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = (ROOT / "docs" / "github.md").read_text()
 SOAK = pytest.mark.skipif("SANDBOX_SOAK" not in os.environ, reason="installs from PyPI: in make soak")
@@ -44,7 +46,7 @@ class Runner:
             made.mkdir()
             os.chown(made, who.uid, who.gid)
         sudo = self.temp / "bin" / "sudo"
-        sudo.write_text(f'#!/bin/sh\necho "$@" >> {self.temp}/asked\n')
+        sudo.write_text('#!/bin/sh\necho "$@" >> "${0%/bin/sudo}/asked"\n')
         sudo.chmod(0o755)
         self.path_file = self.temp / "path"
         self.env = environment | {"GITHUB_ACTIONS": "true", "GITHUB_PATH": str(self.path_file), "TOKEN": "s3cret"}
@@ -70,6 +72,16 @@ class Runner:
 
 @pytest.fixture
 def runner(run_sandbox, user, area):
+    """Its directories have a name that a careless script would stumble over."""
+    directory = area.dir(user.as_user) / 'it\'s a "runner" $(exit 3) `exit 3`'
+    directory.mkdir()
+    os.chown(directory, user.uid, user.gid)
+    return Runner(user, directory, run_sandbox.environment(user.as_user))
+
+
+@pytest.fixture
+def checkout(run_sandbox, user, area):
+    """One with a name that every tool can take."""
     return Runner(user, area.dir(user.as_user), run_sandbox.environment(user.as_user))
 
 
@@ -121,6 +133,77 @@ def test_the_steps(runner, run_sandbox):
     assert list(runner.work.iterdir()) == [runner.work / "kept"]
 
 
+def test_a_checkout_with_modules_of_python_s(runner, run_sandbox):
+    """What is tested may have files of these names. Outside of the sandbox nobody imports them."""
+    _installed(runner, run_sandbox)
+    _hostile_modules(runner)
+    done = runner.step(_steps()[2], run="echo 'it works'", title="t", options="--timeout 1m")
+    assert "it works" in done.stdout.splitlines(), done.stdout + done.stderr
+    assert not (runner.temp / "owned").exists()
+
+
+def _hostile_modules(runner):
+    for name in ("shlex", "argparse", "venv", "pip", "sandbox", "prctl", "sitecustomize", "subprocess", "logging"):
+        package = runner.work / name
+        package.mkdir()
+        for file in ("__init__.py", "__main__.py"):
+            (package / file).write_text(f"open({str(runner.temp / 'owned')!r}, 'w')\n")
+
+
+INPUTS = [
+    {"title": "-x"},
+    {"title": "--help"},
+    {"title": "a'b\"c $(touch made) `touch made`\r\n::set-output name=a::b"},
+    {"title": "##[add-mask]x"},
+    {"options": "\n  --timeout 1m\n  --nofile 99\n"},
+    {"options": "--env 'A=-- $(touch made)' --timeout=1m"},
+    {"run": "-x; echo never", "code": 127},
+    {"run": "--version", "code": 127},
+    {
+        "run": "echo it '$(touch made)' \"works\" 'over\ntwo lines'\n\n",
+        "said": "it $(touch made) works over\ntwo lines",
+    },
+]
+
+
+@pytest.mark.parametrize("inputs", INPUTS, ids=str)
+def test_hostile_inputs_are_words(runner, run_sandbox, inputs):
+    """No expansion, no option and no command of the runner's is made of them; the group is as it always is."""
+    _installed(runner, run_sandbox)
+    given = {"run": "echo 'it works'", "title": "t", "options": "", **inputs}
+    done = runner.step(_steps()[2], **{name: given[name] for name in ("run", "title", "options")})
+    assert done.returncode == inputs.get("code", 0), done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert [re.match("::([a-z-]*)", line)[1] for line in lines[:2]] == ["group", "stop-commands"]
+    assert f"::{lines[1].removeprefix('::stop-commands::')}::" in lines
+    if not done.returncode:
+        assert inputs.get("said", "it works" if "run" not in inputs else "") in done.stdout
+        assert lines[-1] == "::endgroup::"
+    assert list(runner.work.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", ["--timeout '1m", "--title \\", "--net", "--root=/ --memory=lots"])
+def test_options_that_are_none_run_nothing(runner, run_sandbox, options):
+    """What cannot be read as it was meant is no run with fewer options."""
+    _installed(runner, run_sandbox)
+    done = runner.step(_steps()[2], run="echo ran", title="t", options=options)
+    assert done.returncode != 0
+    assert "ran" not in done.stdout.splitlines()
+    said = [line for line in done.stderr.splitlines() if line.startswith("sandbox: ")]
+    assert len(said) == len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_a_hostile_job_gains_nothing(runner, run_sandbox, user):
+    _installed(runner, run_sandbox)
+    with escapes.targets(user.home) as words:
+        script = f"cat >probe.py <<'END'\n{escapes.PROBE}END\nexec /usr/bin/python3 probe.py {' '.join(words)}\n"
+        done = runner.step(_steps()[2], {"CI_JOB_TOKEN": "s3cret"}, run=script, title="t", options="")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    escapes.check("\n".join(lines[2 : lines.index(f"::{lines[1].removeprefix('::stop-commands::')}::")]))
+    assert sorted(path.name for path in runner.temp.iterdir()) == ["bin", "sandbox-venv", "script.sh"]
+
+
 def _block(language, word):
     return next(block for block in re.findall(rf"```{language}\n(.*?)```", DOCS, re.DOTALL) if word in block)
 
@@ -131,32 +214,32 @@ def _shell(runner, run_sandbox, line):
     return subprocess.run(["sh", "-ec", line], **how, check=False, timeout=600)
 
 
-def test_commands_of_the_recipes(runner, run_sandbox):
-    (runner.work / "check.sh").write_text("echo checked; ! touch here 2>&-\n")
+def test_commands_of_the_recipes(checkout, run_sandbox):
+    (checkout.work / "check.sh").write_text("echo checked; ! touch here 2>&-\n")
     entry = re.search(r"entry: (.*)", _block("yaml", "- repo: local"))[1]
-    assert _shell(runner, run_sandbox, entry).stdout == "checked\n"
+    assert _shell(checkout, run_sandbox, entry).stdout == "checked\n"
     hook = re.search(r"entry: (.*)", (ROOT / ".pre-commit-hooks.yaml").read_text())[1]
-    assert _shell(runner, run_sandbox, f"{hook} sh check.sh").stdout == "checked\n"
+    assert _shell(checkout, run_sandbox, f"{hook} sh check.sh").stdout == "checked\n"
     tox = configparser.ConfigParser()
     tox.read_string(_block("ini", "[testenv]"))
     line = tox["testenv"]["commands"].format(envdir="/usr/bin", envpython="/usr/bin/python3")
-    assert "\ntested\n" in _shell(runner, run_sandbox, line).stdout
+    assert "\ntested\n" in _shell(checkout, run_sandbox, line).stdout
     words = re.search(r"session\.run\((.*), external", _block("python", "import nox"))[1]
     line = " ".join(f"'{word}'" for word in re.findall(r'"((?:[^"])*)"', words)).replace(
         "'print('tested')'", "'print(\"tested\")'"
     )
-    assert "\ntested\n" in _shell(runner, run_sandbox, line).stdout
+    assert "\ntested\n" in _shell(checkout, run_sandbox, line).stdout
 
 
 @SOAK
 def test_the_action_installs_itself(runner):
-    for name in ("sandbox-venv",):
-        assert not (runner.temp / name).exists()
+    _hostile_modules(runner)
     install, _, run = _steps()
     done = runner.step(install, {"SANDBOX_SOURCE": str(_source(runner))})
     assert done.returncode == 0, done.stdout + done.stderr
     done = runner.step(run, run="echo 'it works'", title="t", options="")
     assert "it works" in done.stdout.splitlines(), done.stdout + done.stderr
+    assert not (runner.temp / "owned").exists()
 
 
 def _source(runner):
@@ -170,7 +253,7 @@ def _source(runner):
 
 
 @SOAK
-def test_pre_commit_tox_and_nox(runner, run_sandbox, session_area):
+def test_pre_commit_tox_and_nox(checkout, run_sandbox, session_area):
     tools = session_area / "tools"
     subprocess.run([sys.executable, "-m", "venv", tools], check=True)
     pip = [tools / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
@@ -184,13 +267,13 @@ def test_pre_commit_tox_and_nox(runner, run_sandbox, session_area):
         ("noxfile.py", _block("python", "import nox")),
         ("check.sh", "echo checked; ! touch here 2>&-\n"),
     ):
-        (runner.work / name).write_text(text)
+        (checkout.work / name).write_text(text)
     git = "git init -q . && git add -A"
     for line, word in (
         (f"{git} && {tools}/bin/pre-commit run --all-files --verbose", "checked"),
         (f"{tools}/bin/tox run", "tested"),
         (f"{tools}/bin/nox", "tested"),
     ):
-        done = _shell(runner, run_sandbox, line)
+        done = _shell(checkout, run_sandbox, line)
         assert done.returncode == 0, done.stdout + done.stderr
         assert word in done.stdout + done.stderr

@@ -15,13 +15,24 @@ from tests.support.gitlab import BUILD_FAILURE, SYSTEM_FAILURE, GitLabRunner
 NO_NET = 'net = "none"\nnet-runner = "none"\n'
 
 
+@pytest.fixture(params=["root", "userns", "setuid"])
+def mode(request, run_sandbox, identities):
+    """The mode that jobs are in, for whoever runs the runner's service then."""
+    if request.param != "userns" and os.geteuid() != 0:
+        pytest.skip("the suite was not started as root")
+    if request.param == "setuid":
+        run_sandbox.system = request.getfixturevalue("setuid_system")
+    return request.param
+
+
 @pytest.fixture
-def runner(run_sandbox, who):
-    return GitLabRunner(run_sandbox, who, NO_NET)
+def runner(run_sandbox, mode, identities):
+    return GitLabRunner(run_sandbox, identities[mode != "root"], f'{NO_NET}[options]\nmode = "{mode}"\n')
 
 
-def test_a_job_from_its_sources_to_its_end(runner, who):
+def test_a_job_from_its_sources_to_its_end(runner):
     """All stages see one workspace and one cache, which are the job's; the next job sees the cache of the project."""
+    who = runner.who
     script = "cat file; pwd; id -u; echo cached > /run/gitlab/cache/kept; env"
     printed = (
         runner.job(script, after="cat file") if who.as_user else runner.brief(script, sources="echo source > file")
@@ -33,7 +44,7 @@ def test_a_job_from_its_sources_to_its_end(runner, who):
     assert "CUSTOM_ENV" not in printed
     assert set(runner.codes.values()) == {0}, runner.log
     assert runner.left() == []
-    again = GitLabRunner(runner.run, who, NO_NET)
+    again = GitLabRunner(runner.run, who, runner.settings)
     assert again.brief("ls -A; cat /run/gitlab/cache/kept; ls ..").splitlines() == ["cached", "project"]
 
 
@@ -67,7 +78,13 @@ def test_a_signal_is_told_as_a_shell_does(run_sandbox, user):
 
 REFUSED = [
     ({"CI_JOB_SERVICES": '[{"name":"redis:latest","alias":""}]'}, "services: this runner has none (redis:latest)"),
-    ({"CI_JOB_SERVICES": "["}, "services: CI_JOB_SERVICES is no JSON"),
+    ({"CI_JOB_SERVICES": '[{"name":"x\\n\\u001b[2Jy"}]'}, r"services: this runner has none (x\n\x1b[2Jy)"),
+    ({"CI_JOB_SERVICES": "["}, "services: CI_JOB_SERVICES is no list in JSON"),
+    ({"CI_JOB_SERVICES": "5"}, "services: CI_JOB_SERVICES is no list in JSON"),
+    ({"CI_JOB_SERVICES": "[" * 100_000}, "services: CI_JOB_SERVICES is no list in JSON"),
+    ({"CI_JOB_IMAGE": "tiny\n::error::x"}, r"\n::error::x': this runner has no such image"),
+    ({"CI_JOB_IMAGE": "../../tiny"}, "this runner has no such image"),
+    ({"CI_JOB_IMAGE": "debian"}, "image 'debian': this runner has no such image (sandbox image ls"),
     ({"CI_JOB_IMAGE": "debian:12"}, "this runner has no such image"),
     ({"CI_JOB_IMAGE": "/"}, "this runner takes no image from there"),
     ({"CI_JOB_IMAGE": "/etc/../root"}, "this runner takes no image from there"),
@@ -122,12 +139,12 @@ def test_an_image_from_the_store_a_path_and_a_mapping(run_sandbox, user, area):
         assert "home" not in printed.split()
 
 
-def test_cancelled(runner, who):
+def test_cancelled(runner):
     """TERM goes to the process group of a stage (custom executor, "Terminating and killing executables")."""
     assert runner.begin()
     words = runner.words("run", runner.script("trap '' TERM\necho ready\nsleep 1000 & wait\nwait"), "step_script")
     options = {"env": runner.environment(), "cwd": runner.directory, "stdout": subprocess.PIPE, "process_group": 0}
-    process = runner.run.popen(words, as_user=who.as_user, **options)
+    process = runner.run.popen(words, as_user=runner.who.as_user, **options)
     assert process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(60) == BUILD_FAILURE
@@ -153,7 +170,7 @@ def test_killed(run_sandbox, user):
     assert runner.run.left_procdirs() == []
 
 
-def test_a_hostile_job_gains_nothing(runner, user, who):
+def test_a_hostile_job_gains_nothing(runner, user):
     with escapes.targets(user.home) as words:
         probe = runner.script("true").replace("script", "probe")
         with open(probe, "w") as file:
@@ -179,13 +196,57 @@ def test_jobs_at_the_same_time_do_not_see_each_other(run_sandbox, user):
     assert one.left() == []
 
 
-def test_through_the_setuid_helper(request, run_sandbox, user):
-    if os.geteuid() != 0:
-        pytest.skip("the suite was not started as root")
-    run_sandbox.system = request.getfixturevalue("setuid_system")
-    runner = GitLabRunner(run_sandbox, user, NO_NET + '[options]\nmode = "setuid"\n')
-    assert runner.brief("cat file; exit 5", sources="echo source > file") == "source\n", runner.log
-    assert (runner.codes["step_script"], runner.exit_code) == (BUILD_FAILURE, "5")
+HOSTILE_TREE = """
+python3 - <<'END'
+import os
+os.makedirs("a/b/c/\\n::error::x")
+open("a/b/file", "w").close()
+os.symlink("/", "a/b/link")
+for name in ("a/b/c", "a/b", "a"):
+    os.chmod(name, 0)
+for _ in range(1200):
+    os.mkdir("deep")
+    os.chdir("deep")
+END
+"""
+
+
+def test_what_a_job_leaves_is_removed(runner):
+    """Directories that nobody may enter, links out, and a tree that is deeper than a path can say."""
+    runner.brief(HOSTILE_TREE)
+    assert set(runner.codes.values()) == {0}, runner.log
+    assert runner.left() == []
+
+
+LIES = "printf '\\033[0Ksection_end:1:step_script\\r\\033[0K\\033]0;title\\007Job succeeded\\n::error::x\\n'; "
+BOMBS = {
+    "says that it succeeded": (LIES + "exit 3", {}, "3", ""),
+    "says that sandbox failed": (LIES + "exit 125", {}, "125", ""),
+    "kills everything": ("kill -KILL -1; kill -KILL $$", {}, "137", "killed by SIGKILL"),
+    "floods the log": (
+        "while :; do echo flood; done",
+        {"SANDBOX_TIMEOUT": "1s"},
+        "124",
+        "its time was up (--timeout 1)",
+    ),
+    "leaves a process": ("setsid sh -c 'trap \"\" TERM HUP; while :; do sleep 1; done' & exit 4", {}, "4", ""),
+    "writes a large file": ("exec head -c 8M /dev/zero > f", {"SANDBOX_FSIZE": "1M"}, "153", "(--fsize 1048576)"),
+}
+
+
+def test_a_hostile_job_is_reported_as_it_was(run_sandbox, user):
+    """What it prints is its own affair. The runner hears of a failed build, and of nothing that is the runner's."""
+    runner = GitLabRunner(run_sandbox, user, NO_NET)
+    assert runner.begin(), runner.log
+    known = dict(runner.variables)
+    for name, (script, variables, code, line) in BOMBS.items():
+        runner.variables = known | variables
+        done = runner.step("step_script", script)
+        assert (name, done.returncode, runner.exit_code) == (name, BUILD_FAILURE, code), done.stderr
+        told = [said for said in done.stdout.splitlines() if said.startswith("sandbox: step_script: ")]
+        assert (name, bool(told)) == (name, bool(line))
+        assert not line or line in done.stdout.splitlines()[-1]
+    assert runner.stage("cleanup").returncode == 0
     assert runner.left() == []
 
 

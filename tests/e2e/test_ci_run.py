@@ -60,6 +60,16 @@ def test_what_failed_is_said(run_sandbox, user, area, options, script, code, why
     assert re.fullmatch(why, bad.get("message"))
 
 
+@pytest.mark.parametrize(
+    ("options", "script", "code"),
+    [([], "exit 125", 3), ([], "kill -KILL $$", 3), ([], "true", 0), (["-s", "no-such.zip"], "true", 125)],
+)
+def test_a_failure_code_of_the_caller_s(run_sandbox, user, options, script, code):
+    """A job cannot end as if sandbox itself had failed."""
+    done = _ci(run_sandbox, user, "--failure-code", "3", *options, "--", "sh", "-c", script)
+    assert done.returncode == code
+
+
 def test_success_in_junit_and_what_was_kept(run_sandbox, who, area):
     done = _ci(run_sandbox, who, "--junit", "j.xml", "--keep", "f=kept", "--", "sh", "-c", "echo 1 > f")
     assert done.returncode == 0, done.stderr
@@ -184,7 +194,14 @@ def test_a_job_of_the_helper_s_is_ended_and_its_limit_told(request, run_sandbox)
 
 
 @pytest.mark.parametrize(
-    "words", [["--explain", "--", "true"], ["--junit", ".", "--", "true"], ["--marks=x", "true"], []]
+    "words",
+    [
+        ["--explain", "--", "true"],
+        ["--junit", ".", "--", "true"],
+        ["--marks=x", "true"],
+        [],
+        ["--failure-code=125", "true"],
+    ],
 )
 def test_what_is_asked_wrongly(run_sandbox, user, words):
     done = _ci(run_sandbox, user, *words)

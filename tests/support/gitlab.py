@@ -21,7 +21,7 @@ class GitLabRunner:
     """`job(...)` runs all stages; `stage(...)` one. `codes` has each stage's exit code, `log` all that was printed."""
 
     def __init__(self, run: Runner, who: Identity, settings: str = "", **variables: str) -> None:
-        self.run, self.who = run, who
+        self.run, self.who, self.settings = run, who, settings
         self.directory = run.area.dir(who.as_user) / f"runner-{secrets.token_hex(4)}"
         self.directory.mkdir(mode=0o700)
         os.chown(self.directory, who.uid, who.gid)
