@@ -26,6 +26,12 @@ FEATURES = {
     "dynamic image": (("-d", "t:{d}/tree.sfs"), _WRITE, "hello\nmore\n"),
     "dynamic archive": (("-d", "t:{d}/tree.zip"), _WRITE, "hello\nmore\n"),
     "dynamic directory": (("-d", "t:{d}/tree"), _WRITE, "hello\nmore\n"),
+    # At once, on a loop device each.
+    "two images": (
+        ("-s", "t:{d}/tree.sfs", "-s", "u:{d}/tree.zip"),
+        'cd "$SANDBOX_STATIC" && cat t/f u/f',
+        "hello\nhello\n",
+    ),
     "kept archive": (("--cache", "-s", "t:{d}/tree.zip"), _READ, "hello\n"),
 }
 

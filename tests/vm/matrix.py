@@ -32,6 +32,16 @@ EXPECTATIONS = (
 )
 _CASES = "tree.sfs or own or killed"
 _SETUID = Session("setuid", ("tests/conformance", "-k", f"setuid and ({_CASES})"))
+# What looks for processes of others, and joins them.
+_LIVING = Session(
+    "living",
+    (
+        "tests/e2e/test_living.py",
+        "tests/e2e/test_supervision.py",
+        "-k",
+        "(native-user or native-setuid or native-root) and (listed or name or left or live_procdir or kill or exec)",
+    ),
+)
 _WITHOUT_NAMESPACES = (
     Session("setuid", ("tests/conformance", "-k", "native-setuid")),
     Session("root", ("tests/conformance", "-k", "native-root"), lane=1),
@@ -169,13 +179,13 @@ class Variant(NamedTuple):
 
 _TOO_OLD = dict.fromkeys((*MODES, INSTALL), "sandbox needs 5.12")
 # What touches loop devices, squashfs and overlays, and what touches processes and /dev/fuse.
-_MOUNTS = ("static image", "dynamic image", "dynamic directory", "kept archive")
+_MOUNTS = ("static image", "dynamic image", "dynamic directory", "kept archive", "two images")
 _PROCESSES = ("scratch", "static image", "kept archive")
 
 
 def _no_images(words: str) -> dict[str | tuple[str, str], str]:
     """Root mode without images, and no helper: installing it ends with the proof that it mounts one."""
-    features = ("static image", "dynamic image", "static archive", "dynamic archive", "kept archive")
+    features = ("static image", "dynamic image", "static archive", "dynamic archive", "kept archive", "two images")
     root = {("root", feature): words for feature in features}
     return {**root, INSTALL: words, "setuid": "the setuid helper is not installed"}
 
@@ -261,6 +271,7 @@ _BY_NAME = (
         setup=("chmod 666 /dev/fuse",),
         images="fuseblk",
         features=_MOUNTS,
+        sessions=(*EXPECTATIONS, _LIVING),
     ),
     Variant(
         "no-loop",
@@ -285,7 +296,13 @@ _BY_NAME = (
         features=_MOUNTS,
         sessions=(EXPECTATIONS[0], EXPECTATIONS[1]._replace(as_user=True)),
     ),
-    Variant("hidepid", "hidepid=2", setup=("mount -o remount,hidepid=2 /proc",), features=_PROCESSES),
+    Variant(
+        "hidepid",
+        "hidepid=2",
+        setup=("mount -o remount,hidepid=2 /proc",),
+        features=_PROCESSES,
+        sessions=(*EXPECTATIONS, _LIVING),
+    ),
     Variant(
         "apparmor",
         "AppArmor with our profiles loaded",
