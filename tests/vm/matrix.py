@@ -111,10 +111,18 @@ _CORE = (
 # The whole suite, in parts of which each takes long. Unit tests ask nothing of a kernel.
 _WHOLE = {
     "conformance": (
-        "the whole conformance",
+        "the whole conformance of the native engine",
         (
-            Session("conformance", ("tests/conformance", "-k", "native")),
-            Session("conformance-python", ("tests/conformance", "-k", "python"), lane=1),
+            Session("root", ("tests/conformance", "-k", "native-root")),
+            Session("setuid", ("tests/conformance", "-k", "native-setuid"), lane=1),
+            Session("userns", ("tests/conformance", "-k", "native-userns")),
+        ),
+    ),
+    "python": (
+        "the whole conformance of the Python engine",
+        (
+            Session("root", ("tests/conformance", "-k", "python-root")),
+            Session("userns", ("tests/conformance", "-k", "python-userns"), lane=1),
         ),
     ),
     "e2e": (
