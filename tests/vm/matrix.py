@@ -59,7 +59,7 @@ _CGROUPS = (
     Session("limits", (_LIMITS, "-k", "native")),
     Session("limits-user", (_LIMITS, "-k", "userns"), as_user=True),
     Session("limits-python", (_LIMITS, "-k", "python"), lane=1),
-    Session("attacks", ("tests/attack/test_setuid_cgroups.py",), lane=1),
+    Session("attacks", ("tests/attack/test_setuid_cgroups.py",)),
     Session("bombs", ("tests/e2e/test_job_bombs.py", "-k", "native"), lane=1),
 )
 _USER = Session("user", ("tests/conformance", "-k", f"userns and ({_CASES})"), as_user=True)
