@@ -208,7 +208,7 @@ _PARSER = (
 _PROFILES = ("sandbox-helper", "sandbox-engine")
 _LOADED = "/sys/kernel/security/apparmor/profiles"
 _APPARMOR = tuple(f"{_PARSER} /srv/sandbox/packaging/apparmor/{name}; grep {name} {_LOADED}" for name in _PROFILES)
-# Of the native programs, whose children inherit it, and not of the sessions themselves.
+# Of the native programs, whose children inherit it, and not of the sessions themselves. The flags: docs/setuid.md.
 _DENIED = (
     "profile sandbox-denied /srv/sandbox/{.venv/bin/sandbox,sandbox/bin/sandbox-engine} "
     "flags=(attach_disconnected,mediate_deleted) { allow all, deny userns, }"
