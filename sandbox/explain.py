@@ -77,6 +77,7 @@ _RESOURCES = {
     Resource.FILE_BYTES: "bytes in a file",
     Resource.DATA_BYTES: "bytes of data for each process",
     Resource.PROCESSES: "processes of this user",
+    Resource.CORE_BYTES: "bytes of a core: none is written, nor given to a program of the host",
     Resource.OPEN_FILES: "open files for each process",
 }
 _NAMESPACES = {

@@ -2,6 +2,7 @@
 
 That is git's hooks and configuration, settings of editors, and .envrc. A name that is not there cannot be covered, so
 an empty stand-in is made for the run, and removed behind it: whoever uses one holds a shared lock on it.
+For jobs of root's it is set-id programs as well.
 """
 
 import contextlib
@@ -9,8 +10,11 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
 
 from sandbox import fsops
+from sandbox.codec import MAX_PATH
+from sandbox.engine import syscalls as sys
 from sandbox.errors import UsageError, printable, reason, warn
 from sandbox.level_steps import Protect
 from sandbox.plan_types import Attr, Base, Place
@@ -25,6 +29,10 @@ _GIT_FILES = (b"config", b"config.worktree")
 _GIT_NEVER = b"commondir"
 # What no directory of anybody's has: the time of a stand-in.
 _STAND_IN_NS = 0
+_SET_ID, _EXECUTE = stat.S_ISUID | stat.S_ISGID, 0o111
+# Each is a mount, and each directory on the way an open descriptor.
+_MOST_PROGRAMS, _DEEPEST = 200, 256
+_BELOW = sys.RESOLVE_BENEATH | sys.RESOLVE_NO_XDEV | sys.RESOLVE_NO_SYMLINKS
 
 
 def protect(workspace: int, path: bytes, stack: contextlib.ExitStack) -> tuple[Protect, ...]:
@@ -45,6 +53,59 @@ def protect(workspace: int, path: bytes, stack: contextlib.ExitStack) -> tuple[P
             stack.callback(_look_behind, fd, inside, fsops.exists(fd, _GIT_NEVER))
             git = None
     return tuple(step for step in (*steps, git) if step is not None)
+
+
+def protect_programs(workspace: int, path: bytes) -> tuple[Protect, ...]:
+    """Steps that keep the set-id programs in root's workspace as they are: to the job all there is its own.
+
+    For a write(2) the kernel takes the bit away, but not for a change through a mapping. Raises UsageError.
+    """
+    steps: list[Protect] = []
+    for name, status in _programs(workspace, b"", _DEEPEST):
+        full = path.rstrip(b"/") + b"/" + name
+        if len(steps) == _MOST_PROGRAMS or len(full) > MAX_PATH:
+            raise UsageError(
+                f"--workspace rw: too many set-id programs to protect, or too deep: {printable(full)}",
+                hint="chmod ug-s what a job may change, or --workspace overlay",
+            )
+        steps.append(Protect(Place(Base.ROOT, full, status.st_dev, status.st_ino), _LOCKED))
+    return tuple(steps)
+
+
+def _programs(directory: int, path: bytes, depth: int) -> Iterator[tuple[bytes, os.stat_result]]:
+    """Files below that give rights to whoever executes them. No link is followed, no mount crossed."""
+    with os.scandir(directory) as entries:
+        found = list(entries)
+    for entry in found:
+        name = os.fsencode(entry.name)
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                fd = sys.openat2(directory, name, os.O_RDONLY | os.O_DIRECTORY, resolve=_BELOW)
+                with fsops.closing(fd):
+                    if depth == 0:
+                        raise UsageError(
+                            f"--workspace rw: nested deeper than {_DEEPEST} directories: {printable(path)[:60]}...",
+                            hint="set-id programs are looked for in all of it: remove it, or --workspace overlay",
+                        )
+                    yield from _programs(fd, path + name + b"/", depth - 1)
+            elif entry.is_file(follow_symlinks=False):
+                status = entry.stat(follow_symlinks=False)
+                if status.st_mode & _SET_ID or (status.st_mode & _EXECUTE and _has_capabilities(directory, name)):
+                    yield path + name, status
+        except OSError as error:
+            # Gone meanwhile, or something else, or a mount: what is there is not the job's own.
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV):
+                raise UsageError(f"--workspace rw: cannot look at {printable(path + name)}: {reason(error)}") from None
+
+
+def _has_capabilities(directory: int, name: bytes) -> bool:
+    try:
+        os.getxattr(b"/proc/self/fd/%d/%b" % (directory, name), b"security.capability", follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return False
+        raise
+    return True
 
 
 def _cover(

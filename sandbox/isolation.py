@@ -20,6 +20,7 @@ from sandbox.level_steps import (
     Idmap,
     Init,
     KeepDescriptors,
+    Limit,
     LockTree,
     Loopback,
     Proc,
@@ -32,7 +33,7 @@ from sandbox.level_steps import (
 )
 from sandbox.plan import Attach, Extract, Mkdir, NoNewPrivs
 from sandbox.plan import Tree as CloneTree
-from sandbox.plan_types import Attr, Base, Mode, Place, Propagation
+from sandbox.plan_types import Attr, Base, Mode, Place, Propagation, Resource
 from sandbox.record import Record
 from sandbox.spec import Spec, TreeKind
 
@@ -356,6 +357,8 @@ class Level:
         self.add(DropCapabilities())
         self.builder.as_root(self.where.ids or (self.builder.host.uid, self.builder.host.gid))
         self.add(NoNewPrivs())
+        # A core is piped to core_pattern, which runs as root on the host, whatever the limit is but for 1: core(5).
+        self.add(Limit(Resource.CORE_BYTES, 1, 1))
         # The inherited directory is one of the host's, whatever is mounted there now.
         self.builder.command(trees, cwd or b"/", covered=[b"/"])
         if self.spec.keeps:

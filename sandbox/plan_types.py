@@ -64,6 +64,7 @@ class Resource(enum.IntEnum):
     OPEN_FILES = 3
     DATA_BYTES = 4
     PROCESSES = 5
+    CORE_BYTES = 6
 
 
 class PlanFlag(enum.IntFlag):

@@ -280,10 +280,12 @@ def _surroundings(
     kind = TreeKind.DYNAMIC if spec.workspace == "overlay" else TreeKind.STATIC
     tree = Opened(kind, cwd, cwd, fd, os.fstat(fd), None)
     protected: tuple[Protect, ...] = ()
-    if guards_workspace(spec):
+    if spec.workspace == "rw":
         from sandbox import guarding
 
-        protected = guarding.protect(fd, cwd, stack)
+        protected = guarding.protect(fd, cwd, stack) if guards_workspace(spec) else ()
+        if mode is Mode.ROOT:
+            protected += guarding.protect_programs(fd, cwd)
     return found.replace(workspace=maker.workspace(tree), protected=protected)
 
 

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import resource
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ _ALLOWED = """
 read write open close stat fstat lstat poll lseek mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn
 ioctl pread64 pwrite64 readv writev access pipe select sched_yield mremap msync mincore madvise shmget shmat shmctl
 dup dup2 pause nanosleep getitimer alarm setitimer getpid sendfile connect accept sendto recvfrom sendmsg recvmsg
-shutdown bind listen getsockname getpeername socketpair setsockopt getsockopt fork vfork execve exit wait4 kill uname
+shutdown bind listen getsockname getpeername setsockopt getsockopt fork vfork execve exit wait4 kill uname
 semget semop semctl shmdt msgget msgsnd msgrcv msgctl fcntl flock fsync fdatasync truncate ftruncate getdents getcwd
 chdir fchdir rename mkdir rmdir creat link unlink symlink readlink chmod fchmod chown fchown lchown umask gettimeofday
 getrlimit getrusage sysinfo times ptrace getuid getgid setuid setgid geteuid getegid setpgid getppid getpgrp setsid
@@ -57,8 +58,13 @@ _NAMESPACES = 0x7E020080
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 # What personality(2) may be asked for: Linux, with 32 bit addresses or without randomisation, and what is there now.
 _PERSONALITIES = (0x0, 0x0008, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
-_AF_VSOCK = 40
-_INSTRUCTION_BYTES = 8
+# All that a job has a use for: AF_UNIX, AF_INET, AF_INET6, AF_NETLINK. For any other the kernel loads modules.
+_FAMILIES = (1, 2, 10, 16)
+# The kernel looks at the low 32 bits of an int only (CVE-2019-10063): so does the filter.
+_LOW = 0xFFFFFFFF
+# linux/filter.h
+_RET_K, _JA, _RET_ALLOW = 0x06, 0x05, 0x7FFF0000
+_INSTRUCTION = struct.Struct("<HBBI")
 # SCMP_FLTATR_CTL_OPTIMIZE of seccomp_attr_set(3).
 _BINARY_TREE = 2
 
@@ -89,6 +95,23 @@ def compile_filter(allowed: tuple[bytes, ...]) -> tuple[int, ...]:
     for name in _DENIED.split():
         if name not in extra and name != "personality":
             _add(rules, library.ERRNO(errno.EPERM), name)
+    return joined(_without_cores(library, extra), instructions(rules))
+
+
+def _without_cores(library: Any, extra: tuple[str, ...]) -> tuple[int, ...]:
+    """What allows all, but lets a job set its limit of cores without effect: it stays as the plan sets it.
+
+    A core goes to a program of the host's where core_pattern names one, whatever the limit is but for 1: core(5).
+    """
+    rules = library.SyscallFilter(library.ALLOW)
+    rules.set_attr(library.Attr.ACT_BADARCH, library.ERRNO(errno.ENOSYS))
+    # Not an error: programs that have secrets end where they cannot do without cores.
+    done, argument = library.ERRNO(0), library.Arg
+    if "setrlimit" not in extra:
+        _add(rules, done, "setrlimit", argument(0, library.MASKED_EQ, _LOW, resource.RLIMIT_CORE))
+    if "prlimit64" not in extra:
+        core = argument(1, library.MASKED_EQ, _LOW, resource.RLIMIT_CORE)
+        _add(rules, done, "prlimit64", core, argument(2, library.NE, 0))
     return instructions(rules)
 
 
@@ -107,7 +130,7 @@ def bindings() -> Any:
 def kept_filter(home: int, allowed: tuple[bytes, ...]) -> tuple[int, ...]:
     """The same, from the file of the home that an earlier launch left."""
     return kept(
-        home, ["tree", *sorted(map(os.fsdecode, allowed)), "", _ALLOWED, _DENIED], lambda: compile_filter(allowed)
+        home, ["families", *sorted(map(os.fsdecode, allowed)), "", _ALLOWED, _DENIED], lambda: compile_filter(allowed)
     )
 
 
@@ -119,7 +142,7 @@ def kept(home: int, words: list[str], compiled: Callable[[], tuple[int, ...]]) -
     name = b"seccomp-%016x" % int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:8], "big")
     with contextlib.suppress(OSError):
         data = fsops.read_file(home, name)
-        if data and len(data) % _INSTRUCTION_BYTES == 0:
+        if data and len(data) % _INSTRUCTION.size == 0:
             return _words(data)
     made = compiled()
     with contextlib.suppress(OSError):  # a full disk costs time, not the launch
@@ -143,29 +166,29 @@ def _add(rules: Any, action: Any, name: str, *arguments: Any) -> None:
 
 
 def _add_conditional(library: Any, rules: Any, extra: tuple[str, ...]) -> None:
-    argument, equal, differs, masked = library.Arg, library.EQ, library.NE, library.MASKED_EQ
+    argument, equal, masked = library.Arg, library.EQ, library.MASKED_EQ
     if "clone" not in extra:
         _add(rules, library.ALLOW, "clone", argument(0, masked, _NAMESPACES, 0))
         denied = library.ERRNO(errno.EPERM)
         for bit in (1 << n for n in range(32) if _NAMESPACES & 1 << n):
             _add(rules, denied, "clone", argument(0, masked, bit, bit))
-    if "socket" not in extra:
-        _add(rules, library.ALLOW, "socket", argument(0, differs, _AF_VSOCK))
+    for name in ("socket", "socketpair"):
+        if name not in extra:
+            for family in _FAMILIES:
+                _add(rules, library.ALLOW, name, argument(0, masked, _LOW, family))
     if "personality" not in extra:
         for value in _PERSONALITIES:
             _add(rules, library.ALLOW, "personality", argument(0, equal, value))
     if "ioctl" not in extra:
-        # The kernel looks at the low 32 bits only (CVE-2019-10063): so does the filter.
-        low = 0xFFFFFFFF
         for command in (_TIOCSTI, _TIOCLINUX):
-            _add(rules, library.ERRNO(errno.EPERM), "ioctl", argument(1, masked, low, command))
+            _add(rules, library.ERRNO(errno.EPERM), "ioctl", argument(1, masked, _LOW, command))
         _allow_other_ioctls(library, rules)
 
 
 def _allow_other_ioctls(library: Any, rules: Any) -> None:
     """All whose low 32 bits differ from both in some bit: a filter of libseccomp has no "else" for one call."""
     both = _TIOCSTI & _TIOCLINUX
-    same = ~(_TIOCSTI ^ _TIOCLINUX) & 0xFFFFFFFF
+    same = ~(_TIOCSTI ^ _TIOCLINUX) & _LOW
     for bit in (1 << n for n in range(32)):
         if same & bit:
             _add(rules, library.ALLOW, "ioctl", library.Arg(1, library.MASKED_EQ, bit, ~both & bit))
@@ -188,10 +211,10 @@ def read_filter(path: bytes) -> tuple[int, ...]:
     """A filter that somebody else compiled: struct sock_filter after struct sock_filter. Raises UsageError."""
     try:
         with open(path, "rb") as file:
-            data = file.read(4096 * _INSTRUCTION_BYTES + 1)
+            data = file.read(4096 * _INSTRUCTION.size + 1)
     except OSError as error:
         raise UsageError(f"--seccomp: cannot read {printable(path)}: {reason(error)}") from None
-    if not data or len(data) % _INSTRUCTION_BYTES or len(data) > 4096 * _INSTRUCTION_BYTES:
+    if not data or len(data) % _INSTRUCTION.size or len(data) > 4096 * _INSTRUCTION.size:
         raise UsageError(
             f"--seccomp: {printable(path)} is not a filter of 1 to 4096 instructions",
             hint="classic BPF, as seccomp_export_bpf(3) writes it",
@@ -200,4 +223,15 @@ def read_filter(path: bytes) -> tuple[int, ...]:
 
 
 def _words(data: bytes) -> tuple[int, ...]:
-    return struct.unpack(f"<{len(data) // _INSTRUCTION_BYTES}Q", data)
+    return struct.unpack(f"<{len(data) // _INSTRUCTION.size}Q", data)
+
+
+def joined(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
+    """One filter: what the first allows the second decides. There is but one listener for an audit."""
+    made = []
+    for index, word in enumerate(first):
+        code, jt, jf, k = _INSTRUCTION.unpack(word.to_bytes(8, "little"))
+        if (code, k) == (_RET_K, _RET_ALLOW):
+            code, jt, jf, k = _JA, 0, 0, len(first) - index - 1
+        made.append(int.from_bytes(_INSTRUCTION.pack(code, jt, jf, k), "little"))
+    return (*made, *second)

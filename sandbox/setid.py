@@ -9,11 +9,10 @@ import contextlib
 import errno
 import os
 import stat
-import struct
 from typing import Any
 
 from sandbox.errors import HostError
-from sandbox.seccomp import bindings, instructions, kept
+from sandbox.seccomp import bindings, instructions, joined, kept
 from sandbox.spec import Spec
 
 _BITS = stat.S_ISUID | stat.S_ISGID
@@ -27,9 +26,6 @@ _UNSEEN = ("openat2", "io_uring_setup")
 _ATTRIBUTES = ("setxattr", "lsetxattr", "fsetxattr", "setxattrat")
 # Alike on every architecture; a libseccomp may be older than they are.
 _NUMBERS = {"io_uring_setup": 425, "openat2": 437, "fchmodat2": 452, "setxattrat": 463}
-# linux/filter.h
-_RET_K, _JA, _ALLOW = 0x06, 0x05, 0x7FFF0000
-_INSTRUCTION = struct.Struct("<HBBI")
 
 
 def applies(spec: Spec) -> bool:
@@ -89,14 +85,3 @@ def _add(rules: Any, allowed: frozenset[str], action: Any, name: str, *arguments
         # open, chmod and others do not exist on every architecture.
         with contextlib.suppress(OSError, ValueError):
             rules.add_rule(action, _NUMBERS.get(name, name), *arguments)
-
-
-def joined(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
-    """One filter: what the first allows the second decides. There is but one listener for an audit."""
-    made = []
-    for index, word in enumerate(first):
-        code, jt, jf, k = _INSTRUCTION.unpack(word.to_bytes(8, "little"))
-        if (code, k) == (_RET_K, _ALLOW):
-            code, jt, jf, k = _JA, 0, 0, len(first) - index - 1
-        made.append(int.from_bytes(_INSTRUCTION.pack(code, jt, jf, k), "little"))
-    return (*made, *second)

@@ -88,7 +88,7 @@ SINCE = (
     *(Since(step, 2, "--isolation") for step in _ISOLATION),
     *(Since(step, 2, "--isolation strict") for step in (NewRoot, PivotRoot)),
     *(Since(step, 2, "--bind, --device, --file or --symlink") for step in (Bind, Text, File, Symlink, Node)),
-    Since(Limit, 2, "a limit on processor time, files or descriptors"),
+    Since(Limit, 2, "a limit on processor time, files or descriptors, or --isolation"),
     Since(Nice, 2, "--nice"),
     Since(Timeout, 2, "--timeout"),
     Since(Cgroup, 2, "--memory, --pids or --cpus"),

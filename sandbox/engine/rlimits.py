@@ -14,6 +14,7 @@ _RESOURCES = {
     Resource.DATA_BYTES: (resource.RLIMIT_DATA, "the data of a process"),
     Resource.PROCESSES: (resource.RLIMIT_NPROC, "the number of processes"),
     Resource.OPEN_FILES: (resource.RLIMIT_NOFILE, "the number of open files"),
+    Resource.CORE_BYTES: (resource.RLIMIT_CORE, "cores"),
 }
 
 
@@ -26,6 +27,8 @@ def apply(step: Limit | Nice) -> None:
         else:
             number, name = _RESOURCES[Resource(step.resource)]
             doing = f"limit {name} to {step.soft}"
+            if number == resource.RLIMIT_CORE and resource.getrlimit(number)[1] == 0:
+                return  # nobody but root makes 1 of it
             resource.setrlimit(number, (step.soft, step.hard))
     except (OSError, ValueError) as error:
         # The resource module makes a ValueError of EPERM.

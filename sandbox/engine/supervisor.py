@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 import signal
 import time
 from typing import TYPE_CHECKING, NoReturn
@@ -221,7 +220,10 @@ def end_like(result: Result) -> NoReturn:
 def end_as(returncode: int) -> NoReturn:
     """Leave with this exit code, or of signal N for -N, without a core."""
     if returncode < 0:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        import prctl
+
+        # Of what is not dumpable no core is piped to core_pattern either, which asks for no limit: core(5).
+        prctl.set_dumpable(0)
         with contextlib.suppress(OSError, ValueError):
             signal.signal(-returncode, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {-returncode})

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import stat
+import struct
 import textwrap
 
 import pytest
@@ -89,6 +90,59 @@ def test_none_in_what_is_the_host_s(launch, area, level):
             # Owned by ids inside, where there are any: only root removes them.
             for path in [path for path in made.iterdir() if path != shown]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+# What is written through a mapping the kernel does not see: no bit is taken away for it, as write(2) takes them.
+REWRITE = textwrap.dedent("""
+    import mmap, os, shutil
+    def attempt(what, *words):
+        try: what(*words)
+        except OSError: pass
+    def map_over(name):
+        with open(name, "r+b") as file, mmap.mmap(file.fileno(), 4096) as memory: memory[:4] = b"EVIL"
+    def write(name):
+        with open(name, "r+b") as file: file.write(b"EVIL")
+    for name in ("program", "below/deep/program", "able", "other name"):
+        for what in (map_over, write, os.unlink): attempt(what, name)
+        attempt(os.truncate, name, 4)
+        attempt(os.chmod, name, 0o777)
+        attempt(os.link, name, "linked")
+        attempt(os.rename, name, "moved")
+        attempt(os.rename, "plain", name)
+        attempt(os.setxattr, name, "user.x", b"x")
+    attempt(os.rename, "below", "elsewhere")
+    attempt(map_over, "elsewhere/deep/program")
+    attempt(shutil.rmtree, "elsewhere")
+    map_over("plain")
+    print("done")
+""")
+
+
+def test_one_that_is_there_stays_as_it_is(launch, area):
+    """In what root works on: the job's user is the owner of all of it, and everybody on the host may start it."""
+    if launch.mode != "root":
+        pytest.skip("whoever starts it would be the job's own user")
+    where = area.dir(as_user=False)
+    (where / "below/deep").mkdir(parents=True)
+    names = ["program", "below/deep/program", "able", "plain"]
+    for name in names:
+        (where / name).write_bytes(bytes(4096))
+        (where / name).chmod(0o755)
+    (where / "program").chmod(0o4755)
+    (where / "below/deep/program").chmod(0o2755)
+    os.setxattr(where / "able", "security.capability", struct.pack("<IIIII", 0x02000001, 1 << 7, 0, 0, 0))
+    os.link(where / "program", where / "other name")
+    (where / "loop").symlink_to(".")
+    for options in ((), ("--workspace-unprotected",), ("--seccomp", "none")):
+        done = launch("--workspace", "rw", *options, "--", "/usr/bin/python3", "-c", REWRITE)
+        assert done.stdout == "done\n", done.stderr
+        if (where / "elsewhere").exists():
+            (where / "elsewhere").rename(where / "below")
+        assert [(where / name).read_bytes()[:4] for name in names] == [*[bytes(4)] * 3, b"EVIL"]
+        assert sorted(dangerous(where)) == ["able", "below/deep/program", "other name", "program"]
+    os.makedirs(where / "/".join("d" * 300))
+    refused = launch("--workspace", "rw", "--", "true")
+    assert (refused.returncode, "nested deeper than" in refused.stderr) == (125, True), refused.stderr
 
 
 def test_the_filter_looks_at_every_bit():

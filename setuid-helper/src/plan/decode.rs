@@ -190,6 +190,7 @@ fn resource(r: &mut Reader) -> Read<Resource> {
         3 => Ok(Resource::OpenFiles),
         4 => Ok(Resource::DataBytes),
         5 => Ok(Resource::Processes),
+        6 => Ok(Resource::CoreBytes),
         _ => Err(r.fail("unknown resource")),
     }
 }

@@ -137,6 +137,8 @@ pub enum Resource {
     DataBytes = 4,
     /// Processes of the user.
     Processes = 5,
+    /// Bytes of a core; 1 is none at all (core(5)).
+    CoreBytes = 6,
 }
 
 /// Bits of `Attach::attrs`.

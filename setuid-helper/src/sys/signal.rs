@@ -4,7 +4,7 @@ use super::raw::{input, output, syscall};
 use core::mem::{offset_of, zeroed};
 use core::time::Duration;
 use rustix::io::Errno;
-use rustix::process::{Pid, Resource, Rlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Pid, set_dumpable_behavior};
 
 /// `SIGEV`-less view of the start of the kernel's siginfo_t (asm-generic/siginfo.h), with its full size of 128 bytes.
 #[repr(C, align(8))]
@@ -139,10 +139,11 @@ pub fn is_ignored(signal: i32) -> bool {
     result.is_ok() && action.handler == libc::SIG_IGN
 }
 
-/// End this process by `signal`, without a core file: the caller sees what happened to the command.
+/// End this process by `signal`, without a core: the caller sees what happened to the command. A core that is piped to
+/// core_pattern asks for no limit (core(5)), but there is none of what is not dumpable.
 /// Every other signal must be blocked, or one that is pending may be what ends it.
 pub fn die_of(signal: i32) -> ! {
-    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     default_action(signal);
     send_to_self(signal);
     change(libc::SIG_UNBLOCK, Mask::of(&[signal])); // delivered before it returns

@@ -1,0 +1,47 @@
+"""What a job makes the kernel do on the host: load modules for its sockets, hand its cores to a program of root's."""
+
+import textwrap
+
+FAMILIES = textwrap.dedent("""
+    import ctypes, os, socket
+    libc = ctypes.CDLL(None, use_errno=True)
+    pair = (ctypes.c_int * 2)()
+    opened = set()
+    for high in (0, 1 << 32, 0xFFFFFFFF << 32):
+        for family in range(64):
+            for kind in range(1, 8):
+                for number, last in ((41, 0), (53, ctypes.addressof(pair))):
+                    words = map(ctypes.c_long, (number, high | family, kind, 0, last))
+                    if libc.syscall(*words) >= 0: opened.add(family)
+                    elif ctypes.get_errno() != 38: opened.add(family)
+        os.closerange(3, 1 << 14)
+    print(*sorted(opened))
+""")
+CORES = textwrap.dedent("""
+    import ctypes, resource, subprocess
+    core = resource.RLIMIT_CORE
+    print(resource.getrlimit(core))
+    for limits in ((0, 0), (0, 1), (1, 1)): resource.setrlimit(core, limits)
+    resource.prlimit(0, core, (0, 0))
+    libc = ctypes.CDLL(None)
+    zeros = (ctypes.c_ulong * 2)()
+    for high in (0, 1 << 32):
+        libc.syscall(160, ctypes.c_long(high | core), zeros)
+        libc.syscall(302, 0, ctypes.c_long(high | core), zeros, None)
+    print(resource.getrlimit(core))
+    print(subprocess.run(["sh", "-ec", "ulimit -c 0; ulimit -c; ulimit -n 64; ulimit -n"], capture_output=True).stdout)
+""")
+
+
+def test_sockets_of_four_families(launch):
+    """For others the kernel loads modules, and all of it but these is code that a job has no business with."""
+    done = launch("--", "/usr/bin/python3", "-c", FAMILIES)
+    assert done.stdout == "1 2 10 16\n", done.stderr
+    opened = launch("--allow-syscall", "socket", "--", "/usr/bin/python3", "-c", FAMILIES)
+    assert len(opened.stdout.split()) > 4, "refused by the filter and by nothing else"
+
+
+def test_no_core_for_the_host(launch):
+    """With a limit of 1 the kernel pipes none to core_pattern; with 0 it does (core(5)). The job cannot change it."""
+    done = launch("--isolation", "strict", "--", "/usr/bin/python3", "-c", CORES)
+    assert done.stdout == "(1, 1)\n(1, 1)\nb'0\\n64\\n'\n", done.stderr
