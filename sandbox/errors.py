@@ -13,6 +13,8 @@ EXIT_LAUNCHER_FAILED = 125
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
 LOG_FORMATS = ("text", "json")
+# A job that floods a descriptor that nobody reads must not keep its supervisor from its end.
+_PATIENCE_MS = 5_000
 
 
 def printable(raw: bytes | str) -> str:
@@ -125,6 +127,12 @@ def line(level: str, text: str, *, hint: str = "", exit_code: int | None = None,
 
 
 def _put(text: str) -> None:
-    """In one write, so that lines of parallel launches do not mix."""
+    """In one write, so that lines of parallel launches do not mix. Who takes nothing for too long is not told."""
+    import select
+
     with contextlib.suppress(OSError):
-        os.write(2, text.encode("utf-8", "backslashreplace"))
+        events = select.poll()
+        events.register(2, select.POLLOUT)
+        # Where a page is free in a pipe a line does not wait: pipe(7).
+        if events.poll(_PATIENCE_MS):
+            os.write(2, text.encode("utf-8", "backslashreplace"))

@@ -178,14 +178,13 @@ def _run_child(
         failure = told_failure(reader)
         if launch.attend >= 0:
             account.attended = attendance.wait(launch.attend, started=failure is None)
-        if failure is None:
-            _tell_of_changes(changed, account)
         # A time limit is for everything that the command started.
         if result.timed_out or not plan.flags & PlanFlag.LEAVE_RUNNING:
             supervisor.end_leftovers(account)
         account.read_peaks()
         if failure is not None:
             raise failure
+        _tell_of_changes(changed, account)
         return result
 
 

@@ -8,6 +8,9 @@ use crate::report::iso;
 use crate::sys;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, Ordering};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+const PATIENCE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 /// The whole program speaks in one way, which is settled before it says anything.
 static AS_JSON: AtomicBool = AtomicBool::new(false);
@@ -45,7 +48,12 @@ pub fn line(level: &str, message: &str, hint: &str, code: Option<i32>) -> String
     line
 }
 
-/// In one write, so that lines of parallel launches do not mix.
+/// In one write, so that lines of parallel launches do not mix. Who takes nothing for too long is not told: a job that
+/// floods a descriptor that nobody reads must not keep its supervisor from its end.
 fn put(line: &str) {
-    let _ = rustix::io::write(sys::standard(2), line.as_bytes());
+    let err = sys::standard(2);
+    // Where a page is free in a pipe a line does not wait: pipe(7).
+    if poll(&mut [PollFd::new(&err, PollFlags::OUT)], Some(&PATIENCE)) != Ok(0) {
+        let _ = rustix::io::write(err, line.as_bytes());
+    }
 }

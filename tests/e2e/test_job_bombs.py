@@ -47,10 +47,13 @@ def test_it_ends_within_its_limits(launch, area, name):
     assert (done.returncode, " ".join(filter(None, (told["cause"], told["limit"])))) == (code, cause), done.stderr
 
 
-def test_output_that_nobody_reads(launch, area):
-    """The job waits for its reader, and the launcher for neither."""
-    words = [*_SOON, "--report", "r.json", "--", "yes"]
-    process = launch(*words, popen=True, stdout=-1)
+@pytest.mark.parametrize("where", ["stdout", "stderr"])
+def test_output_that_nobody_reads(launch, area, where):
+    """The job waits for its reader, and the launcher for neither, also where it has something to say itself."""
+    if where == "stderr" and launch.mode != "userns" and "SANDBOX_SOAK" not in os.environ:
+        pytest.skip("takes the launcher's patience: in every mode in make soak only")
+    words = [*_SOON, "--report", "r.json", "--", "sh", "-c", "yes >&2" if where == "stderr" else "yes"]
+    process = launch(*words, popen=True, **{where: -1})
     assert process.wait(60) == 124
     assert reports.read(area.dir(launch.as_user) / "r.json")["cause"] == "timeout"
 

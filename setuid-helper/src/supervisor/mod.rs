@@ -177,9 +177,6 @@ fn supervise(
     let failure = read_failure(&report);
     account.attended = attendance.map(|attendance| attendance.conclude(failure.is_none())).unwrap_or_default();
     account.discarded = changed.filter(|_| failure.is_none()).and_then(|receiver| changes::count(&receiver));
-    if let Some(found @ 1..) = account.discarded {
-        messages::note(&changes::line(found));
-    }
     // A time limit is for everything that the command started.
     if clock.is_up || plan.flags & LEAVE_RUNNING == 0 {
         leftovers::end(&mut account.usage);
@@ -190,6 +187,9 @@ fn supervise(
     }
     drop(network);
     account.phase("Clean up");
+    if let Some(found @ 1..) = account.discarded {
+        messages::note(&changes::line(found));
+    }
     if let (Some(failure), Ending::Exited(code)) = (failure, end) {
         return Err(failure.code(code));
     }
