@@ -5,7 +5,6 @@ import errno
 import importlib
 import os
 import shutil
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -295,7 +294,7 @@ def _native_engine() -> Check:
 
 
 def _home() -> list[Check]:
-    from sandbox.home import locate, run_directory
+    from sandbox.home import locate, not_ours, run_directory
 
     try:
         path = Path(os.fsdecode(locate(dict(os.environb), say=lambda _: None)))
@@ -309,12 +308,11 @@ def _home() -> list[Check]:
         return [Check("home", False, f"{shown}: {error.strerror}", "set SANDBOX_HOME to a directory of your own")]
     if os.statvfs(existing).f_flag & os.ST_RDONLY:
         return [Check("home", False, f"{shown}: its file system is read-only", "set SANDBOX_HOME to another directory")]
-    if not os.access(existing, os.W_OK | os.X_OK) or (existing == path and status.st_uid != os.geteuid()):
+    if existing == path and (trouble := not_ours(os.fsencode(path), status)):
+        return [Check("home", False, f"{shown}: {trouble[0]}", trouble[1])]
+    if not os.access(existing, os.W_OK | os.X_OK):
         why = f"{shown}: not yours to write to (owner uid {status.st_uid})"
         return [Check("home", False, why, "set SANDBOX_HOME to a directory of your own")]
-    if existing == path and status.st_mode & 0o022:
-        why = f"{shown}: others may write to it (mode {stat.S_IMODE(status.st_mode):04o})"
-        return [Check("home", False, why, f"chmod 700 {shown}")]
     state = "" if existing == path else ", not made yet"
     found = [Check("home", True, f"{shown} on {_filesystem_type(status.st_dev)}{state}"), _disk(existing)]
     with contextlib.suppress(OSError):

@@ -147,15 +147,23 @@ def _open_checked(path: bytes) -> int:
         fd = fsops.open_or_make_dir(path)
     except OSError as error:
         raise _unusable(path, error) from None
-    status = os.fstat(fd)
-    if status.st_uid != os.getuid():
-        why, hint = f"it belongs to uid {status.st_uid}", "set SANDBOX_HOME to a directory of your own"
-    elif status.st_mode & 0o022:
-        why, hint = f"others may write to it (mode {stat.S_IMODE(status.st_mode):04o})", f"chmod 700 {printable(path)}"
-    else:
+    if (trouble := not_ours(path, os.fstat(fd))) is None:
         return fd
     os.close(fd)
+    why, hint = trouble
     raise HomeError(f"cannot use the home {printable(path)}: {why}", hint=hint)
+
+
+def not_ours(path: bytes, status: os.stat_result) -> tuple[str, str] | None:
+    """Why a directory cannot be trusted as a home, and what to do; None where it can."""
+    own = "set SANDBOX_HOME to a directory of your own"
+    if status.st_uid != os.getuid():
+        return f"it belongs to uid {status.st_uid}", own
+    if status.st_mode & 0o022:
+        # What is sticky is meant for everybody, as /tmp is: nobody is to be told to change that.
+        hint = own if status.st_mode & stat.S_ISVTX else f"chmod 700 {printable(path)}"
+        return f"others may write to it (mode {stat.S_IMODE(status.st_mode):04o})", hint
+    return None
 
 
 def _unusable(path: bytes, error: OSError) -> HomeError:

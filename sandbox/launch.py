@@ -13,12 +13,10 @@ from sandbox.images import formats
 from sandbox.materials import Say
 from sandbox.plan import Plan
 from sandbox.plan_types import Mode
-from sandbox.preparing import Calling, Prepared, _sockets, prepare
+from sandbox.preparing import Calling, Prepared, prepare
 from sandbox.spec import Spec, is_watched, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sandbox.capturing import Capture
     from sandbox.report import Reporter
 
@@ -220,3 +218,12 @@ def explain(spec: Spec, environ: dict[bytes, bytes], *, say: Say) -> list[str]:
         converted = {sources.absolute(layer.path) for layer in layers if layer.format not in _AS_IT_IS}
         plan = prepared.compiled.plan
         return [*lines(plan, spec.command, converted), *_sockets(plan, spec)]
+
+
+def _sockets(plan: Plan, spec: Spec) -> list[str]:
+    """What an isolated command can still connect to."""
+    if spec.isolation == "none":
+        return []
+    from sandbox import sockets
+
+    return [f"socket   {printable(path)} can be connected to" for path in sockets.reachable(plan, sockets.bound())]

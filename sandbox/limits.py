@@ -12,7 +12,7 @@ from sandbox.record import Record
 from sandbox.spec import parse_size
 
 DEFAULT_KILL_AFTER = 10.0
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
+_DURATION = re.compile(r"(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]+)?)s)?")
 _LONGEST = 10 * 365 * 86400.0
 _MOST = 1 << 31
 UNLIMITED = 2**64 - 1
@@ -47,7 +47,7 @@ def parse_duration(text: str, *, option: str) -> float:
         hours, minutes, seconds = (float(part or 0) for part in match.groups())
         duration = hours * 3600 + minutes * 60 + seconds
     else:
-        duration = float(text) if re.fullmatch(r"\d+(?:\.\d+)?", text) else 0.0
+        duration = float(text) if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", text) else 0.0
     if not 0 < duration <= _LONGEST:
         raise UsageError(f"{option}: {text!r} is not a duration", hint="seconds, or as in 90s, 20m, 1h30m; more than 0")
     return duration
@@ -55,14 +55,14 @@ def parse_duration(text: str, *, option: str) -> float:
 
 def parse_count(text: str, *, option: str) -> int:
     """A number from 1. Raises UsageError."""
-    if not re.fullmatch(r"\d{1,10}", text.strip()) or not 0 < (count := int(text)) <= _MOST:
+    if not re.fullmatch(r"[0-9]{1,10}", text.strip()) or not 0 < (count := int(text)) <= _MOST:
         raise UsageError(f"{option}: {text!r} is not a number from 1 to {_MOST}")
     return count
 
 
 def parse_nice(text: str) -> int:
     """-20 (first) to 19 (last). Raises UsageError."""
-    if not re.fullmatch(r"[+-]?\d{1,2}", text.strip()) or not -20 <= (value := int(text)) <= 19:
+    if not re.fullmatch(r"[+-]?[0-9]{1,2}", text.strip()) or not -20 <= (value := int(text)) <= 19:
         raise UsageError(f"--nice: {text!r} is not a nice value", hint="-20 (first) to 19 (last)")
     return value
 
@@ -90,7 +90,7 @@ def parse(texts: dict[str, str]) -> Limits:
 
 
 def _parse_cpus(text: str) -> float:
-    cpus = float(text) if re.fullmatch(r"\d{1,5}(?:\.\d+)?", text.strip()) else 0.0
+    cpus = float(text) if re.fullmatch(r"[0-9]{1,5}(?:\.[0-9]+)?", text.strip()) else 0.0
     # The kernel takes no less than a millisecond of a tenth of a second: cpu.max.
     if cpus < 0.01:
         raise UsageError(f"--cpus: {text!r} is not a number of processors", hint="as in 2 or 0.5; at least 0.01")

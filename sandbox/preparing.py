@@ -15,7 +15,6 @@ from sandbox.home import Home
 from sandbox.images import formats
 from sandbox.level_steps import Protect
 from sandbox.materials import Maker, Say
-from sandbox.plan import Plan
 from sandbox.plan_types import Mode, Source
 from sandbox.record import Record
 from sandbox.sources import Opened
@@ -23,8 +22,6 @@ from sandbox.spec import Spec, Tree, TreeKind, check_name, guards_workspace, nee
 from sandbox.treatments import Material, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sandbox import attending, network, refine, saving
     from sandbox.isolation import Surroundings
     from sandbox.stored import Keeper
@@ -400,12 +397,3 @@ def _cgroup(spec: Spec, *, build: bool) -> Source | None:
         warn(limits.compromise(spec.limits, error.message))
         return None
     return sources.describe(path, os.stat(path))
-
-
-def _sockets(plan: Plan, spec: Spec) -> list[str]:
-    """What an isolated command can still connect to."""
-    if spec.isolation == "none":
-        return []
-    from sandbox import sockets
-
-    return [f"socket   {printable(path)} can be connected to" for path in sockets.reachable(plan, sockets.bound())]

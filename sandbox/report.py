@@ -285,6 +285,8 @@ def open_target(text: bytes, option: str, kind: Kind = Kind.REPORT) -> Target:
 
     `text` is FILE, - or fd:N. The caller closes the descriptor. Raises UsageError, which names the option.
     """
+    if not text:
+        raise UsageError(f"{option}: the value is empty", hint="FILE, -, or as in fd:3")
     if text == b"-" or text.startswith(b"fd:"):
         digits = b"1" if text == b"-" else text[3:]
         try:

@@ -15,7 +15,7 @@ DEFAULT_MAX_UNPACKED = 64 << 30
 DEFAULT_LOG_SIZE = 10 << 20
 # A page: less could not even take what is passed on at a time.
 SMALLEST_LOG = 4096
-_SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,19})([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MAX_SIZE = 1 << 62
 
@@ -131,6 +131,7 @@ def validate(spec: Spec) -> Spec:
         raise UsageError("no command to run", hint="sandbox run [options] -- COMMAND")
     if spec.command and spec.command[0] == b"" and spec.run is None:
         raise UsageError("the command's name is empty", hint="sandbox run [options] -- COMMAND")
+    _check_empty(spec)
     _check_choices(spec)
     _check_saves(spec)
     _check_log(spec)
@@ -141,8 +142,6 @@ def validate(spec: Spec) -> Spec:
         _check_variable(item.partition(b"=")[0], "--env")
     for name in spec.unset_env:
         _check_variable(name, "--unset-env")
-    if spec.scratch == b"":
-        raise UsageError("--scratch: the value is empty", hint="tmpfs, or a directory that you may write to")
     for tree in spec.trees:
         if not tree.text:
             raise UsageError(f"--{tree.kind.value}: the value is empty")
@@ -164,6 +163,25 @@ def is_watched(spec: Spec) -> bool:
 def guards_workspace(spec: Spec) -> bool:
     """Whether parts of the workspace are kept from being changed, and something has to be undone behind the run."""
     return spec.workspace == "rw" and not spec.workspace_unprotected
+
+
+_NEVER_EMPTY = ("chdir", "scratch", "log", "seccomp", "run", "env_files", "require_mounts", "allow_read", "allow_write")
+
+
+def _option(spec: Spec, field: str) -> str:
+    """How a field is typed; one with many values is named after all of them."""
+    return "--" + field.replace("_", "-").removesuffix("s" if isinstance(getattr(spec, field), tuple) else "")
+
+
+def _check_empty(spec: Spec) -> None:
+    """A path that is empty is a variable that was not set: the working directory is not what was meant."""
+    for field in _NEVER_EMPTY:
+        value = getattr(spec, field)
+        if value == b"" or (isinstance(value, tuple) and b"" in value):
+            raise UsageError(f"{_option(spec, field)}: the value is empty", hint="give one, or leave the option out")
+    for refinement in spec.refinements:
+        if not refinement.text:
+            raise UsageError(f"--{refinement.option}: the value is empty", hint="give one, or leave the option out")
 
 
 def _check_choices(spec: Spec) -> None:
@@ -207,8 +225,7 @@ def _check_isolation(spec: Spec) -> None:
         "seccomp",
     ):
         if getattr(spec, field) != getattr(defaults, field):
-            option = "--" + field.replace("_", "-").removesuffix("s" if isinstance(getattr(spec, field), tuple) else "")
-            raise UsageError(f"{option} needs a level that isolates", hint="--isolation job")
+            raise UsageError(f"{_option(spec, field)} needs a level that isolates", hint="--isolation job")
 
 
 def _check_root(spec: Spec) -> None:
@@ -231,9 +248,6 @@ def _check_fence(spec: Spec) -> None:
     fenced = bool(spec.allow_read or spec.allow_write or spec.mode == "landlock")
     if fenced and spec.allow_new_privs:
         raise UsageError("--allow-new-privs: nobody behind a fence gains privileges", hint="leave one of them out")
-    for option, paths in (("--allow-read", spec.allow_read), ("--allow-write", spec.allow_write)):
-        if b"" in paths:
-            raise UsageError(f"{option}: the value is empty", hint="a path")
     if spec.mode != "landlock":
         return
     defaults = Spec(spec.command)
@@ -358,7 +372,7 @@ def parse_run_name(text: bytes) -> bytes:
 
 def parse_descriptor(text: str, *, option: str, least: int = 3) -> int:
     """The number of a descriptor. Raises UsageError."""
-    if not text.isascii() or not text.isdigit() or not least <= int(text) < 1 << 20:
+    if not re.fullmatch("[0-9]{1,7}", text) or not least <= int(text) < 1 << 20:
         above = f" above {least - 1}" if least else ""
         raise UsageError(f"{option}: {text!r} is not a descriptor{above}", hint=f"a number, as in {option} 3")
     return int(text)
@@ -366,11 +380,10 @@ def parse_descriptor(text: str, *, option: str, least: int = 3) -> int:
 
 def parse_user(text: str) -> tuple[int, int]:
     """UID[:GID], both numbers, neither of them root's. Raises UsageError."""
-    uid, _, gid = text.partition(":")
-    try:
-        ids = int(uid), int(gid or uid)
-    except ValueError:
-        raise UsageError(f"--user: {text!r} is not UID[:GID]", hint="numbers, as in 1000:1000") from None
-    if not all(0 < number < 0xFFFFFFFF for number in ids):
+    match = re.fullmatch("([0-9]{1,10})(?::([0-9]{1,10}))?", text)
+    # The last number means "no change" to the kernel: setresuid(2).
+    if not match or max(ids := (int(match[1]), int(match[2] or match[1]))) >= 0xFFFFFFFF:
+        raise UsageError(f"--user: {text!r} is not UID[:GID]", hint="numbers, as in 1000:1000")
+    if 0 in ids:
         raise UsageError(f"--user: {text!r}: an isolated command is never root", hint="another uid and gid")
     return ids

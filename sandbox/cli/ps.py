@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sandbox import processes, running
-from sandbox.cli.units import age, size
+from sandbox.cli.units import age, seconds, size
 from sandbox.errors import printable
 from sandbox.home import Home
 from sandbox.processes import Process
@@ -28,7 +28,7 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser("ps", help="the sandboxes that run", description=_DESCRIPTION)
     parser.add_argument("--json", action="store_true", help="print them as JSON")
     parser.add_argument(
-        "--watch", metavar="SECONDS", nargs="?", type=float, const=2.0, help="again and again (default every 2 s)"
+        "--watch", metavar="SECONDS", nargs="?", type=seconds, const=2.0, help="again and again (default every 2 s)"
     )
 
 

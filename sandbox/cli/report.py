@@ -27,37 +27,41 @@ def register(commands: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    facts = _read(args.file)
+    about, phases = _read(args.file)
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False, markup=False)
-    about = Table.grid(padding=(0, 2))
-    for name, value in _lines(facts):
-        about.add_row(name, value)
-    console.print(about)
-    phases = Table("phase", "at (us)", "took (us)", box=None)
-    for column in phases.columns[1:]:
+    shown = Table.grid(padding=(0, 2))
+    for line in about:
+        shown.add_row(*line)
+    console.print(shown)
+    shown = Table("phase", "at (us)", "took (us)", box=None)
+    for column in shown.columns[1:]:
         column.justify = "right"
-    for phase in facts.get("phases", ()):
-        phases.add_row(printable(str(phase["name"])), f"{phase['start_us']:,}", f"{phase['us']:,}")
-    console.print(phases)
+    for phase in phases:
+        shown.add_row(*phase)
+    console.print(shown)
     return 0
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str) -> tuple[list[tuple[str, str]], list[tuple[str, str, str]]]:
+    """What is shown of a report: the facts, and the phases. Raises UsageError for what is none."""
     what = printable(name)
     try:
         with open(name, "rb") if name != "-" else sys.stdin.buffer as file:
             facts = json.loads(file.read(_MAX_BYTES))
-        is_report = facts["schema"] == SCHEMA and facts["cause"] in _CAUSES and isinstance(facts["phases"], list)
+        if facts["schema"] == SCHEMA:
+            return _lines(facts), [_phase(phase) for phase in facts["phases"]]
     except OSError as error:
         raise UsageError(f"cannot read {what}: {reason(error)}") from None
-    except (ValueError, KeyError, TypeError):
-        is_report = False
-    if not is_report:
-        raise UsageError(f"{what} is no report of this version", hint="name a file that sandbox run --report wrote")
-    return dict(facts)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass  # anything may be in a file
+    raise UsageError(f"{what} is no report of this version", hint="name a file that sandbox run --report wrote")
+
+
+def _phase(phase: dict[str, Any]) -> tuple[str, str, str]:
+    return printable(str(phase["name"])), f"{phase['start_us']:,}", f"{phase['us']:,}"
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from sandbox.cli import ps
+from sandbox.cli.units import seconds
 from sandbox.home import Home
 from sandbox.running import Running, Usage
 
@@ -15,7 +16,7 @@ def register(subparsers: Any) -> None:
     """Add the command and its options."""
     parser = subparsers.add_parser("top", help="watch the sandboxes that run", description=_DESCRIPTION)
     parser.add_argument("--sort", choices=("cpu", "memory", "tasks", "age"), default="cpu", help="the most on top")
-    parser.add_argument("--every", metavar="SECONDS", type=float, default=2.0, help="how often (default 2)")
+    parser.add_argument("--every", metavar="SECONDS", type=seconds, default=2.0, help="how often (default 2)")
 
 
 def main(args: argparse.Namespace, home: Home) -> int:

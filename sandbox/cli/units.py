@@ -1,4 +1,4 @@
-"""Ages and sizes for a person."""
+"""Ages and sizes for a person, and times that a person typed."""
 
 
 def age(seconds: float) -> str:
@@ -6,6 +6,13 @@ def age(seconds: float) -> str:
         if seconds < limit:
             return f"{max(int(seconds // unit), 0)} {name}"
     return f"{int(seconds // 86400)} days"
+
+
+def seconds(text: str) -> float:
+    """How long to wait between two looks, for argparse. Raises ValueError for what no clock can wait."""
+    if not 0 < (wait := float(text)) <= 86400:  # neither is nan
+        raise ValueError(text)
+    return wait
 
 
 def size(count: float) -> str:

@@ -46,6 +46,17 @@ def test_the_end_is_the_commands(front):
         assert (again.returncode, again.stderr) == (first.returncode, first.stderr), script
     assert front.again("--", "nothing-of-that-name").returncode == 127
     assert "not found" in front.again("--", "nothing-of-that-name").stderr
+    # What Python refuses without looking at anything.
+    assert front.again("--", "").returncode == PYTHON
+
+
+def test_without_a_python_that_can_be_started(front):
+    python = front.alone.parent / "sandbox-python"
+    for damage, says in ((lambda: python.chmod(0o644), "for all users"), (python.unlink, "is gone")):
+        damage()
+        done = front.again("--", "true")
+        assert (done.returncode, done.stderr.count("\n")) == (125, 1)
+        assert says in done.stderr
 
 
 def test_the_environment_is_the_same(front):

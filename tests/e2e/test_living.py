@@ -94,6 +94,8 @@ def test_what_is_no_name(run_sandbox, who, name):
         (["kill"], "nothing to end"),
         (["kill", "--all", "x"], "both ids and --all"),
         (["kill", "--all", "--kill-after", "soon"], "not a duration"),
+        (["ps", "--watch", "nan"], "invalid seconds"),
+        (["top", "--every", "1e30"], "invalid seconds"),
     ],
 )
 def test_mistakes_are_one_line(run_sandbox, who, words, says):

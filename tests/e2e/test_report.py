@@ -110,10 +110,13 @@ def test_show(run_sandbox, who, area):
     assert "its time was up" in shown
     assert "sleep 1000" in shown
     assert "Unshare" in shown
-    for text in ("{}", "no json", '{"schema": 2, "cause": "exited", "phases": []}'):
+    other = '{"schema": 2, "cause": "exited", "phases": []}'
+    torn = '{"schema": 1, "cause": "exited", "phases": [1], "limit": null, "command": [], "error": null}'
+    for text in ("{}", "no json", other, torn, "[" * 100_000):
         (area.dir(who.as_user) / "bad.json").write_text(text)
         done = run_sandbox(["report", "show", "bad.json"], as_user=who.as_user)
-        assert (done.returncode, len(done.stderr.splitlines())) == (125, 1)
+        assert (done.returncode, done.stderr.count("\n")) == (125, 1)
+        assert "no report" in done.stderr
 
 
 @pytest.mark.parametrize("where", ["none/such/r.json", "", "d/", "..", "fd:99", "fd:", "fd:x", "/proc/r.json"])

@@ -286,10 +286,13 @@ def test_a_home_that_others_may_write_to(run_sandbox, who, area):
     home = area.home(who.as_user)
     home.mkdir()
     os.chown(home, who.uid, who.gid)
-    home.chmod(0o777)
-    done = run_sandbox(["run", "true"], as_user=who.as_user)
-    assert done.returncode == 125
-    assert "chmod 700" in done.stderr
+    # What is sticky is everybody's, as /tmp is: nobody is told to take it from them.
+    for mode, advised in ((0o777, True), (0o1777, False)):
+        home.chmod(mode)
+        done = run_sandbox(["run", "true"], as_user=who.as_user)
+        assert done.returncode == 125
+        assert "others may write" in done.stderr
+        assert ("chmod 700" in done.stderr) == advised
 
 
 def test_a_home_that_cannot_be_written(run_sandbox, user, area):

@@ -6,10 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox import environment, sources
+from sandbox import environment, limits, sources
 from sandbox.cli import run
 from sandbox.errors import UsageError
-from sandbox.spec import Spec, SymlinkPolicy, Tree, TreeKind, check_name, parse_size, parse_symlinks, validate
+from sandbox.spec import (
+    Spec,
+    SymlinkPolicy,
+    Tree,
+    TreeKind,
+    check_name,
+    parse_descriptor,
+    parse_size,
+    parse_symlinks,
+    parse_user,
+    validate,
+)
 
 
 def parse(*argv):
@@ -53,7 +64,7 @@ def test_sizes(text, size):
     assert parse_size(text, option="--x") == size
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "1.5G", "G", "1P", "1 G x", "9" * 30, "0x10"])
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5G", "G", "1P", "1 G x", "9" * 30, "9" * 5000, "0x10", "١٢"])
 def test_what_is_no_size(text):
     with pytest.raises(UsageError):
         parse_size(text, option="--x")
@@ -63,6 +74,23 @@ def test_what_is_no_size(text):
 def test_no_text_breaks_the_size_parser(text):
     with contextlib.suppress(UsageError):
         assert parse_size(text, option="--x") > 0
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "١٢", "1_0", "-1", ""])
+@pytest.mark.parametrize("parser", [parse_descriptor, limits.parse_count, limits.parse_duration, parse_user])
+def test_what_is_no_number(parser, text):
+    """Digits are ASCII's, and int() takes 4300 of them at most."""
+    with pytest.raises(UsageError, match="is not"):
+        parser(text) if parser is parse_user else parser(text, option="--x")
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--chdir", "--scratch", "--log", "--seccomp", "--run", "--env-file", "--require-mount", "--allow-read", "--bind"],
+)
+def test_an_empty_value_is_no_path(option):
+    with pytest.raises(UsageError, match=f"^{option}: the value is empty"):
+        validate(parse(f"{option}=", "x"))
 
 
 @pytest.mark.parametrize("name", [b"a/b", b"", b".", b"..", b"/", b"//", b"/a/../b", b"../x"])

@@ -22,7 +22,7 @@ use alloc::ffi::CString;
 use core::ffi::CStr;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{CWD, MemfdFlags, memfd_create, readlinkat};
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{PidfdFlags, getppid, parent_process_death_signal, pidfd_open};
 use stored::{Kept, Stored};
 
@@ -85,7 +85,8 @@ fn launch(kept: &Kept, words: &[&'static CStr], environment: Vec<&'static CStr>,
     if stored.speaks_json {
         messages::speak_json();
     }
-    let command = words.get(stored.command_at..)?;
+    // Which Python refuses, before it looks for anything.
+    let command = words.get(stored.command_at..).filter(|words| words.first().is_none_or(|name| !name.is_empty()))?;
     let environment = recipe::apply(&stored.recipe, environment, words)?;
     let encoded = stored.plan()?;
     if !stored.helper.is_empty() {
@@ -152,7 +153,12 @@ fn become_python(words: &[&'static CStr], environment: &[&'static CStr]) -> ! {
     let argv: CStrings = [path.as_c_str()].into_iter().chain(words.iter().copied()).collect();
     let error = sys::execute(&path, &argv, &environment.iter().copied().collect());
     let failure = Failure::os("start", path.to_bytes(), error);
-    leave(&failure.hint("sandbox was not installed completely: install it again"))
+    leave(&failure.hint(match error {
+        Errno::ACCESS => {
+            "you may not execute it, or not the Python in its first line: install with a Python for all users"
+        }
+        _ => "it, or the Python in its first line, is gone: install sandbox again",
+    }))
 }
 
 fn leave(failure: &Failure) -> ! {
