@@ -65,9 +65,8 @@ class Maker:
         if how is Treatment.EROFS:
             return self.from_descriptor(tree, how, tree.fd)
         if tree.is_directory:
-            return (
-                self.cached(tree, how, tree.fd, None) if self.spec.cache else self.converted_source(tree, tree.fd, None)
-            )
+            make = self.cached if self.spec.cache else self.converted_source
+            return make(tree, how, tree.fd, None)
         if self.spec.cache and tree.format is not formats.Kind.SQUASHFS:
             return self.cached(tree, how, tree.fd, tree.format)
         fd, kind = self.unwrapped(tree)
@@ -78,7 +77,7 @@ class Maker:
             return self.cached(tree, how, fd, kind)
         if kind is formats.Kind.SQUASHFS:
             return self.from_descriptor(tree, how, fd)
-        return self.converted_source(tree, fd, kind)
+        return self.converted_source(tree, how, fd, kind)
 
     def workspace(self, tree: Opened) -> Material:
         """Raises HostError where it cannot be written through to."""
@@ -95,7 +94,7 @@ class Maker:
                 f"--workspace rw: the kernel cannot show {tree.label} as a job's own: {why}",
                 hint=f"leave --workspace out for a copy, or {hint}",
             )
-        return self.image_in_memory(tree, tree.fd, None)
+        return self.image_in_memory(tree, Treatment.IMAGE, tree.fd, None)
 
     def needs_image(self, tree: Opened) -> bool:
         """Whether the kernel cannot show a directory as the files of a job of root's, but an image of it it can."""
@@ -128,13 +127,13 @@ class Maker:
             return Material(tree, how, sources.describe(tree.path, status), fd)
         return Material(tree, how, Source(SourceKind.MEMORY, b""), fd)
 
-    def converted_source(self, tree: Opened, fd: int, kind: formats.Kind | None) -> Material:
+    def converted_source(self, tree: Opened, how: Treatment, fd: int, kind: formats.Kind | None) -> Material:
         started = time.monotonic()
-        made = self.image_in_memory(tree, fd, kind)
+        made = self.image_in_memory(tree, how, fd, kind)
         self.converted.append((tree.label, time.monotonic() - started))
         return made
 
-    def image_in_memory(self, tree: Opened, fd: int, kind: formats.Kind | None) -> Material:
+    def image_in_memory(self, tree: Opened, how: Treatment, fd: int, kind: formats.Kind | None) -> Material:
         from sandbox.images import convert
 
         image = convert.image_in_memory(
@@ -146,7 +145,7 @@ class Maker:
             gid=self.host.gid,
         )
         self.stack.enter_context(fsops.closing(image))
-        return Material(tree, Treatment.IMAGE, Source(SourceKind.MEMORY, b""), image)
+        return Material(tree, how, Source(SourceKind.MEMORY, b""), image)
 
     def cached(self, tree: Opened, how: Treatment, fd: int, kind: formats.Kind | None) -> Material:
         """What the cache has or makes of the source. Its descriptor also keeps the reaper away from a tree."""
