@@ -40,7 +40,8 @@ class NotYetError(SandboxError):
 class Target(Record):
     """The command of a running sandbox, open as `pidfd`, and all that whoever joins it must be held to.
 
-    `namespaces` are CLONE_NEW* flags of those that are not ours; `cwd` is open; `permitted` is a mask of capabilities.
+    `namespaces` are CLONE_NEW* flags of those that are not ours; `cwd` is open; `permitted` and
+    `bounding` are masks of capabilities.
     """
 
     pidfd: int
@@ -49,6 +50,7 @@ class Target(Record):
     gids: tuple[int, ...]
     groups: tuple[int, ...]
     permitted: int
+    bounding: int
     no_new_privs: bool
     filter: tuple[int, ...]
     umask: int
@@ -111,14 +113,17 @@ def _look(run: Running, plan: Plan, stack: contextlib.ExitStack) -> Target:
             raise UsageError(f"cannot join {run.shown}: its command has changed its root directory")
         with open(f"/proc/{pid}/environ", "rb") as file:
             words = [word.partition(b"=") for word in file.read().split(b"\0") if b"=" in word]
+        no_new_privs = status["NoNewPrivs"] == "1" or plan.mode is not Mode.ROOT
         found = Target(
             pidfd,
             namespaces,
             _numbers(status["Uid"]),
             _numbers(status["Gid"]),
             _numbers(status["Groups"]),
-            int(status["CapPrm"], 16),
-            status["NoNewPrivs"] == "1" or plan.mode is not Mode.ROOT,
+            permitted := int(status["CapPrm"], 16),
+            # Where nothing can come of it, it is as the command's; else what the command has.
+            int(status["CapBnd"], 16) & (-1 if no_new_privs and not permitted else permitted),
+            no_new_privs,
             _filter(run, plan, status),
             int(status["Umask"], 8),
             _limits(pid),

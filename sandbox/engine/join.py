@@ -109,7 +109,7 @@ def _confine(target: Target, kept: set[int]) -> None:
 
 def _drop(target: Target) -> None:
     for number in range(_LAST_CAPABILITY + 1):
-        if not target.permitted >> number & 1:
+        if not target.bounding >> number & 1:
             # A kernel that has no such capability says EINVAL; who may not drop one gains none, by no_new_privs.
             with contextlib.suppress(OSError, ValueError):
                 prctl.capbset_drop(number)
@@ -119,7 +119,8 @@ def _drop(target: Target) -> None:
         os.setresgid(*target.gids[:3])
         os.setresuid(*target.uids[:3])
     if not target.permitted:
-        init.drop_capabilities()
+        prctl.cap_effective.limit()
+        prctl.cap_permitted.limit()
 
 
 def _gaps(kept: set[int]) -> list[tuple[int, int]]:

@@ -7,12 +7,18 @@ use core::marker::PhantomData;
 use core::ptr::null;
 use core::time::Duration;
 use rustix::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
-use rustix::fs::{fstat, stat};
+use rustix::fs::{Stat, fstat, stat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 
-/// linux/pidfd.h
-const PIDFD_GET_PID_NAMESPACE: usize = 0xff05;
+/// A kind of namespace: how /proc/PID/ns calls it, and what a pidfd is asked for it (linux/pidfd.h, Linux 6.11).
+#[derive(Clone, Copy)]
+pub struct Namespace(pub &'static str, pub usize);
+
+impl Namespace {
+    /// Of processes.
+    pub const PID: Namespace = Namespace("pid", 0xff05);
+}
 
 /// Which of the two processes this is.
 pub enum Forked {
@@ -102,17 +108,25 @@ fn clock(which: i32) -> Duration {
     Duration::new(time[0], time[1] as u32)
 }
 
-/// The inode number of this process's pid namespace. From its pidfd (Linux 6.11): every name that is looked up in
-/// `/proc/self` has to be found and thrown away again when the process ends.
+/// The inode number of this process's pid namespace.
 pub fn pid_namespace() -> Result<u64, Errno> {
+    own_namespaces([Namespace::PID]).map(|[status]| status.st_ino)
+}
+
+/// The inodes of this process's namespaces. From its pidfd, where it tells: every name that is looked up in `/proc/self`
+/// has to be found and thrown away again when the process ends.
+pub fn own_namespaces<const COUNT: usize>(kinds: [Namespace; COUNT]) -> Result<[Stat; COUNT], Errno> {
     let own = pidfd_open(getpid(), PidfdFlags::empty())?;
-    // SAFETY: no pointers; this ioctl takes no argument.
-    match unsafe { syscall(libc::SYS_ioctl, [number(own.as_fd()), PIDFD_GET_PID_NAMESPACE, 0]) } {
-        // SAFETY: it was just made, and nobody else knows it.
-        Ok(fd) => fstat(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }),
-        Err(_) => stat("/proc/self/ns/pid"),
-    }
-    .map(|status| status.st_ino)
+    let look = |Namespace(name, request)| {
+        // SAFETY: no pointers; these ioctls take no argument.
+        match unsafe { syscall(libc::SYS_ioctl, [number(own.as_fd()), request, 0]) } {
+            // SAFETY: it was just made, and nobody else knows it.
+            Ok(fd) => fstat(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }),
+            Err(_) => stat(format!("/proc/self/ns/{name}")),
+        }
+    };
+    let found: Vec<Stat> = kinds.into_iter().map(look).collect::<Result<_, _>>()?;
+    found.try_into().map_err(|_| Errno::INVAL)
 }
 
 /// A child that something happened to.

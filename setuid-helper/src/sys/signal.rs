@@ -57,6 +57,12 @@ pub fn block_all() -> Mask {
     change(libc::SIG_SETMASK, Mask(u64::MAX))
 }
 
+/// Block one signal more; whether it was not blocked already.
+pub fn hold(signal: i32) -> bool {
+    let mask = Mask::of(&[signal]);
+    change(libc::SIG_BLOCK, mask).0 & mask.0 == 0
+}
+
 /// A signal that was taken from the queue.
 pub struct Arrived {
     /// Its number.

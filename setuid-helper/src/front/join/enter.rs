@@ -120,9 +120,12 @@ fn confine(target: &Target, writer: &OwnedFd, status: &OwnedFd) -> Outcome<()> {
         setpriority_process(None, target.nice).doing("set the nice value", b"")?;
     }
     for &(resource, limit) in &target.limits {
-        let maximum = lower(limit.maximum, getrlimit(resource).maximum);
-        let current = lower(limit.current, maximum);
-        setrlimit(resource, Rlimit { current, maximum }).doing("set the limits", b"")?;
+        let own = getrlimit(resource);
+        let maximum = lower(limit.maximum, own.maximum);
+        let wanted = Rlimit { current: lower(limit.current, maximum), maximum };
+        if wanted != own {
+            setrlimit(resource, wanted).doing("set the limits", b"")?;
+        }
     }
     drop_rights(target)?;
     if target.no_new_privs {
@@ -133,7 +136,7 @@ fn confine(target: &Target, writer: &OwnedFd, status: &OwnedFd) -> Outcome<()> {
 }
 
 fn drop_rights(target: &Target) -> Outcome<()> {
-    sys::cut_bounding_set(target.permitted);
+    sys::cut_bounding_set(target.bounding);
     clear_ambient_capability_set().doing("drop ambient capabilities", b"")?;
     if getuid().is_root() && target.namespaces & libc::CLONE_NEWUSER == 0 {
         let [uid, effective_uid, saved_uid, gid, effective_gid, saved_gid] = target.ids;

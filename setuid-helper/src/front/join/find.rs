@@ -19,7 +19,9 @@ const SHORTEST_ID: usize = 3;
 
 /// A live run of this home, and its supervisor.
 pub struct Run {
-    /// The supervisor's `/proc/PID`, open while it was the one that the record means.
+    /// The supervisor.
+    pub pid: Pid,
+    /// Its `/proc/PID`, open while it was the one that the record means.
     pub supervisor: OwnedFd,
     /// Paths of private directories of the run.
     pub scratch: Vec<Vec<u8>>,
@@ -88,14 +90,15 @@ fn read(records: OwnedFd, name: &str) -> Option<Run> {
         _ => None,
     };
     let is_here = number("pid_namespace") == sys::pid_namespace().ok();
-    let supervisor = i32::try_from(number("pid")?).ok().and_then(Pid::from_raw).filter(|_| is_here)?;
-    let supervisor = procfs::open(supervisor).ok()?;
+    let pid = i32::try_from(number("pid")?).ok().and_then(Pid::from_raw).filter(|_| is_here)?;
+    let supervisor = procfs::open(pid).ok()?;
     // Who got the number later is younger than the record.
     let start = procfs::number(&procfs::read(&supervisor, "stat").ok()?, 22)?;
     let made = number("start_time").filter(|made| start <= *made);
     let length = usize::try_from(number("plan")?).ok().filter(|_| made.is_some())?;
     let plan = text.get(end + 1..)?.get(..length)?.to_vec();
     let mut run = Run {
+        pid,
         supervisor,
         scratch: Vec::new(),
         plan,

@@ -6,22 +6,31 @@ use crate::fsops::same_inode;
 use crate::plan::{Mode, Plan, Step};
 use crate::prelude::*;
 use crate::procfs;
-use crate::sys;
+use crate::sys::{self, Namespace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, Dir, Mode as FileMode, OFlags, openat, readlinkat, statat};
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getgid, getgroups, getpriority_process, getuid, pidfd_open};
 
 const NEWPID: i32 = libc::CLONE_NEWPID;
-/// Namespaces as /proc/PID/ns names them.
-const KINDS: [(&str, i32); 7] = [
-    ("mnt", libc::CLONE_NEWNS),
-    ("cgroup", libc::CLONE_NEWCGROUP),
-    ("uts", libc::CLONE_NEWUTS),
-    ("ipc", libc::CLONE_NEWIPC),
-    ("user", libc::CLONE_NEWUSER),
-    ("pid", NEWPID),
-    ("net", libc::CLONE_NEWNET),
+/// Kinds of namespaces, and what setns(2) calls them.
+const KINDS: [Namespace; 7] = [
+    Namespace("mnt", 0xff03),
+    Namespace("cgroup", 0xff01),
+    Namespace("uts", 0xff0a),
+    Namespace("ipc", 0xff02),
+    Namespace("user", 0xff09),
+    Namespace::PID,
+    Namespace("net", 0xff04),
+];
+const FLAGS: [i32; 7] = [
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUSER,
+    NEWPID,
+    libc::CLONE_NEWNET,
 ];
 /// As /proc/PID/limits has them, which is in the order of their numbers: proc_pid_limits(5).
 const RESOURCES: [Resource; 16] = [
@@ -57,6 +66,8 @@ pub struct Target {
     pub groups: Vec<u32>,
     /// Capabilities that it may have: bit N for capability N.
     pub permitted: u64,
+    /// Those that programs which it executes could have.
+    pub bounding: u64,
     /// Whether nothing that it executes can have more.
     pub no_new_privs: bool,
     /// Of the plan, where that is all that holds it.
@@ -96,12 +107,17 @@ impl Target {
         if readlinkat(&process, "root", Vec::new()).ok()?.as_c_str() != c"/" {
             return None;
         }
+        let no_new_privs = is_confined || plan.mode != Mode::Root;
+        let permitted = status.number("CapPrm", 16)?;
+        let is_powerless = no_new_privs && permitted == 0;
         let target = Target {
             namespaces,
             ids: status.ids()?,
             groups: status.numbers("Groups")?,
-            permitted: status.number("CapPrm", 16)?,
-            no_new_privs: is_confined || plan.mode != Mode::Root,
+            permitted,
+            // Where nothing can come of it, it is as the command's; else what the command has.
+            bounding: status.number("CapBnd", 16)? & if is_powerless { u64::MAX } else { permitted },
+            no_new_privs,
             filter: filter(plan, &status)?,
             umask: FileMode::from_raw_mode(u32::try_from(status.number("Umask", 8)?).ok()?),
             limits: limits(&procfs::read(&process, "limits").ok()?)?,
@@ -124,47 +140,54 @@ fn command(run: &Run, plan: &Plan) -> Option<(Pid, OwnedFd)> {
     let init =
         plan.steps.iter().find_map(|step| if let Step::Init { as_pid_1 } = *step { Some(as_pid_1) } else { None });
     let Some(as_pid_1) = init else {
-        let all = children(&run.supervisor)?.into_iter().filter_map(|(pid, process)| {
-            let start = procfs::number(&procfs::read(&process, "stat").ok()?, 22)?;
-            Some((start, pid, process))
+        let all = children(run.pid, &run.supervisor)?.into_iter().filter_map(|child| {
+            let start = procfs::number(&procfs::read(&child.process, "stat").ok()?, 22)?;
+            Some((start, child))
         });
         return all
-            .min_by_key(|(start, pid, _)| (*start, pid.as_raw_nonzero()))
-            .map(|(_, pid, process)| (pid, process));
+            .min_by_key(|(start, child)| (*start, child.pid.as_raw_nonzero()))
+            .map(|(_, child)| (child.pid, child.process));
     };
     let depth = Status(procfs::read(&run.supervisor, "status").ok()?).numbers("NSpid")?.len() + 1;
-    let numbered = |parent: &OwnedFd, wanted: u32| {
-        children(parent)?.into_iter().find(|(_, process)| {
-            let status = procfs::read(process, "status").ok().map(Status);
-            let numbers = status.and_then(|status| status.numbers("NSpid")).unwrap_or_default();
+    let numbered = |parent: Pid, process: &OwnedFd, wanted: u32| {
+        children(parent, process)?.into_iter().find(|child| {
+            let numbers = child.status.numbers("NSpid").unwrap_or_default();
             numbers.len() == depth && numbers.last() == Some(&wanted)
         })
     };
-    let first = numbered(&run.supervisor, 1)?;
-    if as_pid_1 { Some(first) } else { numbered(&first.1, 2) }
+    let mut found = numbered(run.pid, &run.supervisor, 1)?;
+    if !as_pid_1 {
+        found = numbered(found.pid, &found.process, 2)?;
+    }
+    Some((found.pid, found.process))
+}
+
+struct Child {
+    pid: Pid,
+    process: OwnedFd,
+    /// As it was when it was found.
+    status: Status,
 }
 
 /// The children of a process, whichever thread started them: proc_tid_children(5).
-fn children(process: &OwnedFd) -> Option<Vec<(Pid, OwnedFd)>> {
-    let stat = procfs::read(process, "stat").ok()?;
-    let parent = procfs::parse(stat.split(|byte| *byte == b' ').next()?)?;
+fn children(parent: Pid, process: &OwnedFd) -> Option<Vec<Child>> {
     let tasks =
         openat(process, "task", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, FileMode::empty()).ok()?;
     let mut found = Vec::new();
     let mut entries = Dir::read_from(&tasks).ok()?;
     while let Some(entry) = entries.read() {
         let entry = entry.ok()?;
-        let Ok(name) = entry.file_name().to_str() else { continue };
+        let Some(name) = entry.file_name().to_str().ok().filter(|name| !name.starts_with('.')) else { continue };
         let Ok(text) = procfs::read(&tasks, &format!("{name}/children")) else { continue };
         for word in text.split(|byte| *byte == b' ').filter(|word| !word.is_empty()) {
             let Some(pid) = procfs::parse(word).and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) else {
                 continue;
             };
-            let Ok(child) = procfs::open(pid) else { continue };
+            let Ok(process) = procfs::open(pid) else { continue };
+            let Ok(status) = procfs::read(&process, "status").map(Status) else { continue };
             // The number may be somebody else's by now.
-            let of = procfs::read(&child, "stat").ok().and_then(|stat| procfs::number(&stat, 4));
-            if of == Some(parent) {
-                found.push((pid, child));
+            if status.number("PPid", 10) == u64::try_from(parent.as_raw_nonzero().get()).ok() {
+                found.push(Child { pid, process, status });
             }
         }
     }
@@ -174,11 +197,10 @@ fn children(process: &OwnedFd) -> Option<Vec<(Pid, OwnedFd)>> {
 /// `CLONE_NEW*` of the namespaces that are not ours, and whether the user namespace is among them. The kernel shows them
 /// to who may trace the process: ptrace(2).
 fn namespaces(process: &OwnedFd) -> Option<(i32, bool)> {
-    let own = procfs::own().ok()?;
     let mut found = 0;
-    for (name, flag) in KINDS {
-        let [theirs, ours] = [process, &own].map(|of| statat(of, format!("ns/{name}"), AtFlags::empty()).ok());
-        if !same_inode(&theirs?, &ours?) {
+    for ((kind, ours), flag) in KINDS.iter().zip(sys::own_namespaces(KINDS).ok()?).zip(FLAGS) {
+        let theirs = statat(process, format!("ns/{}", kind.0), AtFlags::empty()).ok()?;
+        if !same_inode(&theirs, &ours) {
             found |= flag;
         }
     }
