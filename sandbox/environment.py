@@ -1,11 +1,23 @@
 """The environment of the command: the caller's, then --env-file, --env, --unset-env."""
 
+import os
 from collections.abc import Mapping
 
-from sandbox.errors import UsageError, printable, reason
+from sandbox import given
+from sandbox.errors import UsageError, printable
 from sandbox.spec import Spec
 
+# More than a command can be given.
+_MOST_BYTES = 8 << 20
 _HARMLESS = (b"HOME", b"LANG", b"LANGUAGE", b"LOGNAME", b"PATH", b"SHELL", b"TERM", b"TZ", b"USER")
+
+
+def own() -> dict[bytes, bytes]:
+    """A copy of this process's own. os.environb converts and checks each name on the way, which was a third of what is
+    done in Python for a run; what it holds is such a dict (CPython 3.2 to 3.14).
+    """
+    known = getattr(os.environb, "_data", None)
+    return dict(known if isinstance(known, dict) else os.environb)
 
 
 def build(spec: Spec, caller: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
@@ -49,11 +61,7 @@ def _apply(env: dict[bytes, bytes], item: bytes, caller: Mapping[bytes, bytes], 
 
 def _read(path: bytes) -> list[bytes]:
     """NAME=VALUE lines; blank ones and those that start with # do not count."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise UsageError(f"--env-file: cannot read {printable(path)}: {reason(error)}") from None
+    data = given.read(path, _MOST_BYTES, option="--env-file", hint="a file of NAME=VALUE lines")
     if b"\0" in data:
         raise UsageError(f"--env-file: {printable(path)} holds a NUL byte", hint="NAME=VALUE lines, as text")
     stripped = (line.lstrip() for line in data.splitlines())

@@ -13,6 +13,7 @@ import struct
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from json.encoder import encode_basestring_ascii
 from typing import Any, NamedTuple, Protocol
 
 from sandbox import __version__, fsops
@@ -73,15 +74,11 @@ class Reporter:
         self.phases: list[Phase] = []
         self.targets: list[Target] = []
         self.mode = 0o666
-        self.head: dict[str, Any] = {
-            "schema": SCHEMA,
-            "sandbox": __version__,
-            "started": datetime.now(UTC).isoformat(timespec="microseconds"),
-            "command": [os.fsdecode(word) for word in command],
-        }
-        self.described = _text(
-            {**dict.fromkeys(("mode", "engine", "level")), "images": [], "mounts": [], "sockets": None}
-        )
+        # By hand, as below: each json.dumps shows in what a launch from a warm Python takes.
+        started = datetime.now(UTC).isoformat(timespec="microseconds")
+        words = ", ".join(encode_basestring_ascii(os.fsdecode(word)) for word in command)
+        self.head = f'"schema": {SCHEMA}, "sandbox": "{__version__}", "started": "{started}", "command": [{words}]'
+        self.described = _UNDESCRIBED
         self.steps: list[bytes] = []
         for text, option, kind in ((report, "--report", Kind.REPORT), (trace, "--trace", Kind.TRACE)):
             if text is not None:
@@ -148,23 +145,24 @@ class Reporter:
         """The text up to and without the end of the list of phases; the lines of all steps; for a status nothing."""
         if target.kind in (Kind.STATUS, Kind.STEPS):
             return b"".join(self.steps) if target.kind is Kind.STEPS else b""
-        events = ", ".join(json.dumps(self._event(phase, target, thread=1)) for phase in self.phases)
+        events = ", ".join(self._event(phase, target, thread=1) for phase in self.phases)
         if target.kind is Kind.TRACE:
             return f'{{"displayTimeUnit": "ms", "traceEvents": [{events}'.encode()
-        return f'{{{_text(self.head)}, {self.described}, "phases": [{events}'.encode()
+        return f'{{{self.head}, {self.described}, "phases": [{events}'.encode()
 
-    def _event(self, phase: Phase, target: Target, *, thread: int) -> dict[str, Any]:
+    def _event(self, phase: Phase, target: Target, *, thread: int) -> str:
         start, length = (phase.start_ns - self.origin_ns) // 1000, (phase.end_ns - phase.start_ns) // 1000
+        name = encode_basestring_ascii(phase.name)
         if target.kind is Kind.TRACE:
-            return {"name": phase.name, "ph": "X", "pid": 1, "tid": thread, "ts": start, "dur": length}
-        return {"name": phase.name, "start_us": start, "us": length}
+            return f'{{"name": {name}, "ph": "X", "pid": 1, "tid": {thread}, "ts": {start}, "dur": {length}}}'
+        return f'{{"name": {name}, "start_us": {start}, "us": {length}}}'
 
     def finish(self, outcome: Outcome) -> None:
         """Write everything. Raises SandboxError."""
         facts = {"ended": datetime.now(UTC).isoformat(timespec="microseconds"), **outcome.facts()}
         self.event("ended", **{name: facts[name] for name in _ENDING})
         for target in (*self._of(Kind.REPORT), *self._of(Kind.TRACE)):
-            more = "".join(", " + json.dumps(self._event(phase, target, thread=2)) for phase in outcome.phases)
+            more = "".join(", " + self._event(phase, target, thread=2) for phase in outcome.phases)
             rest = "" if target.kind is Kind.TRACE else ", " + _text(facts)
             write_target(target, self._start(target) + f"{more}]{rest}}}\n".encode(), self.mode)
 
@@ -190,6 +188,9 @@ def description(plan: Plan, engine: str, level: str, trees: list[Opened], home_f
 def _text(members: dict[str, Any]) -> str:
     """The members of a JSON object, without its braces."""
     return json.dumps(members)[1:-1]
+
+
+_UNDESCRIBED = _text({**dict.fromkeys(("mode", "engine", "level")), "images": [], "mounts": [], "sockets": None})
 
 
 def _sockets(plan: Plan) -> list[str]:

@@ -13,8 +13,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from sandbox import fsops
-from sandbox.errors import HostError, UsageError, printable, reason
+from sandbox import fsops, given
+from sandbox.errors import HostError, UsageError, printable
 
 # In the order of the manual's sections, roughly; names that a processor or libseccomp does not have are passed over.
 _ALLOWED = """
@@ -209,16 +209,10 @@ def instructions(rules: Any) -> tuple[int, ...]:
 
 def read_filter(path: bytes) -> tuple[int, ...]:
     """A filter that somebody else compiled: struct sock_filter after struct sock_filter. Raises UsageError."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(4096 * _INSTRUCTION.size + 1)
-    except OSError as error:
-        raise UsageError(f"--seccomp: cannot read {printable(path)}: {reason(error)}") from None
-    if not data or len(data) % _INSTRUCTION.size or len(data) > 4096 * _INSTRUCTION.size:
-        raise UsageError(
-            f"--seccomp: {printable(path)} is not a filter of 1 to 4096 instructions",
-            hint="classic BPF, as seccomp_export_bpf(3) writes it",
-        )
+    hint = "classic BPF, as seccomp_export_bpf(3) writes it"
+    data = given.read(path, 4096 * _INSTRUCTION.size, option="--seccomp", hint=hint)
+    if not data or len(data) % _INSTRUCTION.size:
+        raise UsageError(f"--seccomp: {printable(path)} is not a filter of 1 to 4096 instructions", hint=hint)
     return _words(data)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import IO, Any, Literal, Self, TypedDict, Unpack, overload
 
+from sandbox import environment
 from sandbox.api import start as starting
 from sandbox.api.options import CommonOptions, Options, Text, command_words, make_spec
 from sandbox.api.process import AsyncProcess, Process
@@ -160,7 +161,7 @@ class Sandbox:
         if not self._finalizer.alive:
             raise UsageError("this sandbox is closed", hint="make another one")
         directory = starting.absolute(cwd)
-        environ = dict(os.environb) if env is None else {os.fsencode(k): os.fsencode(v) for k, v in env.items()}
+        environ = environment.own() if env is None else {os.fsencode(k): os.fsencode(v) for k, v in env.items()}
         if not command or not command[0]:
             validate(self.spec.replace(command=command))
         with self._lock:

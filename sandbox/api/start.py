@@ -4,13 +4,15 @@ Nothing here forks this process, which may have threads, or changes what they sh
 """
 
 import contextlib
+import fcntl
 import os
 import pickle
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from sandbox import environment, fsops, host, isolation, launch, preparing
@@ -27,6 +29,8 @@ from sandbox.stored import Consulted
 
 _CHILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "child.py")
 _LONGEST_REPORT = 16 << 20
+# Above the numbers that subprocess takes for its own pipes.
+_SPREAD_FROM = 64
 
 
 class Lanes:
@@ -61,26 +65,49 @@ class Start:
 
     def __init__(self, args: tuple[bytes, ...]) -> None:
         self.args = args
-        self.program, self.argv, self.fds = "", list[bytes](), list[int]()
+        self.program = ""
+        self.argv: list[bytes] = []
+        self.fds: list[int] = []
         self.env: dict[bytes, bytes] | None = None
         self.cwd: bytes | None = None
         self.nested = False
-        self.lent, self.kept = contextlib.ExitStack(), contextlib.ExitStack()
-        self.account = self.kept.enter_context(fsops.closing(os.memfd_create("sandbox-account")))
+        self._next = _SPREAD_FROM
+        # What undoes it, the last one first: once the program has started, and once it has ended.
+        self.lent: list[Callable[[], object]] = []
+        self.kept: list[Callable[[], object]] = []
+        self.account = os.memfd_create("sandbox-account")
+        self.kept.append(partial(os.close, self.account))
 
     def lend(self, fd: int) -> int:
         """A descriptor that the program gets, closed here once it has it."""
-        self.lent.callback(os.close, fd)
+        self.lent.append(partial(os.close, fd))
         return fd
 
+    def share(self, fd: int) -> int:
+        """A copy for the program, which has no neighbour.
+
+        Where two that it inherits are neighbours, subprocess reads in /proc which others to close (CPython 3.11): that
+        is a tenth of a launch.
+        """
+        try:
+            copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self._next)
+        except OSError:  # it may have few numbers (RLIMIT_NOFILE)
+            copy = os.dup(fd)
+        self._next = copy + 2
+        return self.lend(copy)
+
     def close(self) -> None:
-        self.lent.close()
+        while self.lent:
+            self.lent.pop()()
 
     def end(self) -> bytes:
         """The report as it was written; empty when the supervisor was killed before it could."""
-        self.lent.close()
-        with self.kept:
+        self.close()
+        try:
             return os.pread(self.account, min(os.fstat(self.account).st_size, _LONGEST_REPORT), 0)
+        finally:
+            while self.kept:
+                self.kept.pop()()
 
 
 class Ready:
@@ -103,7 +130,8 @@ class Ready:
         except BaseException:
             self._stack.close()
             raise
-        self._variables: tuple[Mapping[bytes, bytes], bytes] | None = None
+        self._variables: tuple[Mapping[bytes, bytes], int] | None = None
+        self._stack.callback(self._forget_variables)
         self._environ = {name: environ.get(name) for name in asked.names}
 
     def _describe(self) -> None:
@@ -144,13 +172,13 @@ class Ready:
         try:
             with self._lock:
                 self._users += 1
-            start.lent.callback(self._release)
+            start.lent.append(self._release)
             sources = {index: self._own(index, fd, start) for index, fd in self._prepared.launch.fds.items()}
-            env_fd = start.lend(native.memory("sandbox-env", self._block(environ)))
+            plan_fd, env_fd = start.share(self._plan(start)), start.share(self._block(environ))
             mode = self._prepared.compiled.plan.mode
             reports = self._reports(command, start)
             told = self.spec.log_format
-            given = native.command_line(mode, self._plan(start), env_fd, sources, reports, log_format=told)
+            given = native.command_line(mode, plan_fd, env_fd, sources, reports, log_format=told)
             start.program, start.argv, start.fds = given[0], [*given[1], *command], given[2]
             start.fds += self.spec.pass_fds
             start.cwd = self.cwd or None
@@ -161,19 +189,26 @@ class Ready:
             raise
         return start
 
-    def _block(self, environ: Mapping[bytes, bytes]) -> bytes:
-        """The variables of the command, as the engine reads them."""
+    def _block(self, environ: Mapping[bytes, bytes]) -> int:
+        """The variables of the command in a file in memory, as the engine reads them, from the start and by pread."""
         known = self._variables
         if known is None or known[0] != environ:
             env = environment.build(self.spec, environ)
             if (where := self._prepared.surroundings) is not None:
                 env |= where.variables(self.spec)
-            known = self._variables = (environ, native.environment_block(env))
+            made = native.memory("sandbox-env", native.environment_block(env))
+            self._forget_variables()
+            known = self._variables = (environ, made)
         return known[1]
+
+    def _forget_variables(self) -> None:
+        if self._variables is not None:
+            os.close(self._variables[1])
+        self._variables = None
 
     def _own(self, index: int, fd: int, start: Start) -> int:
         if index not in self._unpacked:
-            return fd
+            return start.share(fd)
         return start.lend(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC))
 
     def _plan(self, start: Start) -> int:
@@ -183,7 +218,7 @@ class Ready:
         if where is None or where.ids is None or self.spec.user is not None:
             return self._plans[0]
         lane = _LANES.take()
-        start.kept.callback(_LANES.free, lane)
+        start.kept.append(partial(_LANES.free, lane))
         with self._lock:
             if lane not in self._plans:
                 own = where.replace(ids=isolation.ids(self.spec, prepared.compiled.plan.mode, lane))
@@ -194,10 +229,13 @@ class Ready:
     def _reports(self, command: tuple[bytes, ...], start: Start) -> list[tuple[int, int]]:
         spec = self.spec
         reporter = Reporter(spec.report, spec.trace, command, start.account, spec.status_fd)
-        start.lent.callback(reporter.close)
+        start.lent.append(reporter.close)
         reporter.described = self.facts
         reporter.phase("Prepare")
-        return [(start.lend(native.memory("sandbox-report", data)), fd) for data, fd in reporter.handed_over()]
+        return [
+            (start.share(start.lend(native.memory("sandbox-report", data))), start.share(fd))
+            for data, fd in reporter.handed_over()
+        ]
 
     def _release(self) -> None:
         with self._lock:

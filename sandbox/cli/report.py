@@ -5,7 +5,8 @@ import json
 import sys
 from typing import Any
 
-from sandbox.errors import UsageError, printable, reason
+from sandbox import given
+from sandbox.errors import UsageError, printable
 from sandbox.report import SCHEMA
 
 _MAX_BYTES = 64 << 20
@@ -48,13 +49,14 @@ def main(args: argparse.Namespace) -> int:
 def _read(name: str) -> tuple[list[tuple[str, str]], list[tuple[str, str, str]]]:
     """What is shown of a report: the facts, and the phases. Raises UsageError for what is none."""
     what = printable(name)
+    if name == "-":
+        data = sys.stdin.buffer.read(_MAX_BYTES)
+    else:
+        data = given.read(name, _MAX_BYTES, hint="name a file that sandbox run --report wrote")
     try:
-        with open(name, "rb") if name != "-" else sys.stdin.buffer as file:
-            facts = json.loads(file.read(_MAX_BYTES))
+        facts = json.loads(data)
         if facts["schema"] == SCHEMA:
             return _lines(facts), [_phase(phase) for phase in facts["phases"]]
-    except OSError as error:
-        raise UsageError(f"cannot read {what}: {reason(error)}") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass  # anything may be in a file
     raise UsageError(f"{what} is no report of this version", hint="name a file that sandbox run --report wrote")

@@ -71,15 +71,15 @@ def command_line(
     program = PROGRAM
     if mode is Mode.SETUID:
         from sandbox.setuid import HELPER as program  # noqa: N811
-    pairs = [f"{index}={fd}" for index, fd in sources.items()]
-    pairs += [f"tree={slot},{fd}" for slot, fd in trees.items()]
-    pairs += [f"report={meta},{out}" for meta, out in reports]
-    pairs += [f"attend={attend}"] if attend >= 0 else []
-    pairs += ["log=json"] if log_format == "json" else []
-    words = [program, "run", str(plan_fd), str(env_fd), *pairs, "--"]
+    pairs = [b"%d=%d" % pair for pair in sources.items()]
+    pairs += [b"tree=%d,%d" % pair for pair in trees.items()]
+    pairs += [b"report=%d,%d" % pair for pair in reports]
+    pairs += [b"attend=%d" % attend] if attend >= 0 else []
+    pairs += [b"log=json"] if log_format == "json" else []
+    words = [os.fsencode(program), b"run", b"%d" % plan_fd, b"%d" % env_fd, *pairs, b"--"]
     given = [plan_fd, env_fd, *sources.values(), *trees.values(), *(fd for pair in reports for fd in pair)]
     given += [attend] if attend >= 0 else []
-    return program, [os.fsencode(word) for word in words], given
+    return program, words, given
 
 
 def environment_block(env: dict[bytes, bytes]) -> bytes:

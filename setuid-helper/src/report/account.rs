@@ -215,9 +215,10 @@ impl Marks {
 
     fn read(&self) -> Vec<Duration> {
         let mut times = Vec::new();
-        let mut word = [0u8; 8];
-        while matches!(rustix::io::pread(&self.times, word.as_mut_slice(), times.len() as u64 * 8), Ok(8)) {
-            times.push(Duration::from_nanos(u64::from_le_bytes(word)));
+        let mut words = [0u8; 1024];
+        while let Ok(length @ 8..) = rustix::io::pread(&self.times, words.as_mut_slice(), times.len() as u64 * 8) {
+            let read = words[..length].chunks_exact(8).filter_map(|word| word.try_into().ok());
+            times.extend(read.map(|word| Duration::from_nanos(u64::from_le_bytes(word))));
         }
         times
     }
