@@ -37,6 +37,19 @@ and how it goes as lines of JSON.
 
 def main() -> NoReturn:
     """Entry point of the `sandbox` command."""
+    try:
+        _hear_interrupts()
+        code = _code()
+        _flush()
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+        code = 128 + signal.SIGINT
+    os._exit(code)
+
+
+def _code() -> int:
+    """Do it. The exit code; whatever went wrong has been said."""
     words = [os.fsencode(word) for word in sys.argv[1:]]
     debug = False
     try:
@@ -46,10 +59,6 @@ def main() -> NoReturn:
         code = _dispatch(words, log_format)
     except SandboxError as error:
         code = _complain(error, debug)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-        code = 128 + signal.SIGINT
     except BrokenPipeError:
         code = 128 + signal.SIGPIPE
     except OSError as error:
@@ -59,8 +68,13 @@ def main() -> NoReturn:
     except Exception as error:  # a bug; still one line
         hint = "report it, with what sandbox --debug ... says"
         code = _complain(SandboxError(f"internal error: {type(error).__name__}: {error}", hint=hint), debug)
-    _flush()
-    os._exit(code)
+    return code
+
+
+def _hear_interrupts() -> None:
+    """From here on Ctrl-C ends this silently. Until now the native front has it wait, where that started this."""
+    if os.environ.pop("SANDBOX_HELD", None) is not None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def _complain(error: SandboxError, debug: bool) -> int:

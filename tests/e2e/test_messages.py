@@ -3,13 +3,18 @@
 import fcntl
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
+from sandbox.engine import native
 from tests.support.jobs import Terminal, spare_python
+
+NATIVE = pytest.mark.skipif(not native.available(), reason="without the front, Python itself says where it was met")
 
 
 def test_steps_as_they_happen(launch):
@@ -77,6 +82,62 @@ def test_a_bug_is_one_line_too(debug):
     last = done.stderr.splitlines()[-1]
     assert last.startswith("sandbox: internal error: ZeroDivisionError: ")
     assert debug or done.stderr.count("\n") == 1
+
+
+@NATIVE
+def test_an_interrupt_while_it_starts(run_sandbox, who):
+    """Ctrl-C ends it as it ends others, silently: in the front, while Python starts, and when it has."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = [run_sandbox.popen(["ps"], as_user=who.as_user, **pipes) for _ in range(10)]
+    for process in reversed(started):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    ends = [(process.communicate(timeout=60)[1], process.returncode) for process in started]
+    assert {said for said, _ in ends} == {""}
+    assert {code for _, code in ends} <= {-signal.SIGINT, 0}
+
+
+@NATIVE
+def test_an_interrupt_waits_until_python_can_take_it(run_sandbox, who, area):
+    """Where the caller has not blocked it, which Python is told; what it starts sees neither."""
+    show = (
+        "import os; print('SANDBOX_HELD' in os.environ, *(x for x in open('/proc/self/status') if x[:6] == 'SigBlk'))"
+    )
+    front = area.path / "client" / "sandbox"
+    front.parent.mkdir()
+    shutil.copy(run_sandbox.command, front)
+    beside = front.with_name("sandbox-python")
+    beside.write_text(f"#!{sys.executable}\n{show}\n")
+    beside.chmod(0o755)
+    blocking = "import os, signal, sys; signal.pthread_sigmask(0, [2]); os.execv(sys.argv[1], sys.argv[1:])"
+    own = [run_sandbox.command, "run", "--no-plan-cache", "--", sys.executable, "-c", show]
+    for words, first, second in (([front, "ps"], "True", "False"), (own, "False", "False")):
+        for before, told in (([], first), ([sys.executable, "-c", blocking], second)):
+            options = {**who.popen_options(), "env": run_sandbox.environment(who.as_user), "cwd": area.dir(who.as_user)}
+            done = subprocess.run([*before, *words], capture_output=True, text=True, check=True, timeout=60, **options)
+            held, _, mask = done.stdout.split()
+            # Of the command's mask it is the caller's that counts.
+            assert (held, bool(int(mask, 16) & 2)) == (told, bool(before) or words[0] is front), done
+
+
+def test_a_fifo_keeps_nobody_waiting(run_sandbox, who, area):
+    """No FIFO with a name, which may never have a writer; a pipe that a shell passes on is read to its end."""
+    fifo = area.dir(who.as_user) / "fifo"
+    os.mkfifo(fifo)
+    for words in (["run", "--env-file", fifo], ["run", "--seccomp", fifo, "--isolation", "job"], ["report", "show"]):
+        refused = run_sandbox([*words, *([fifo] if words[0] == "report" else ["--", "true"])], as_user=who.as_user)
+        assert (refused.returncode, refused.stderr.count("\n")) == (125, 1)
+        assert f"{fifo} is a FIFO (name a file, or" in refused.stderr
+    reader, writer = os.pipe()
+    os.fchown(reader, who.uid, -1)
+    command = ["run", "--env-file", f"/dev/fd/{reader}", "--", "sh", "-c", "echo $A"]
+    process = run_sandbox.popen(command, as_user=who.as_user, stdout=subprocess.PIPE, pass_fds=[reader])
+    os.close(reader)
+    with open(writer, "w") as file:
+        file.write("A=passed\n")
+    assert process.communicate(timeout=60)[0] == "passed\n"
+    endless = run_sandbox(["run", "--env-file", "/dev/zero", "--", "true"], as_user=who.as_user)
+    assert (endless.returncode, endless.stderr.count("\n")) == (125, 1)
 
 
 def test_no_colour_where_none_is_wanted(run_sandbox, who):

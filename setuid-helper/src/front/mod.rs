@@ -28,6 +28,8 @@ use stored::{Kept, Stored};
 
 /// The name under which the program is the engine alone, and not the front.
 const ENGINE: &[u8] = b"sandbox-engine";
+/// Tells Python that SIGINT waits until it can end silently: while it starts it would say where it was interrupted.
+const HELD: &CStr = c"SANDBOX_HELD=INT";
 /// Python's own command, beside the front.
 const PYTHON: &[u8] = b"sandbox-python";
 
@@ -151,7 +153,8 @@ fn become_python(words: &[&'static CStr], environment: &[&'static CStr]) -> ! {
     let directory = own.to_bytes().rsplitn(2, |byte| *byte == b'/').nth(1).unwrap_or_default();
     let path = CString::new([directory, b"/", PYTHON].concat()).unwrap_or_default();
     let argv: CStrings = [path.as_c_str()].into_iter().chain(words.iter().copied()).collect();
-    let error = sys::execute(&path, &argv, &environment.iter().copied().collect());
+    let held = sys::hold(libc::SIGINT).then_some(HELD);
+    let error = sys::execute(&path, &argv, &environment.iter().copied().chain(held).collect());
     let failure = Failure::os("start", path.to_bytes(), error);
     leave(&failure.hint(match error {
         Errno::ACCESS => {
