@@ -78,7 +78,7 @@ class Attendant:
             poll.register(fd, events)
         ready = dict(poll.poll(None if self.relay is None else _LOOK * 1000))
         if self.relay is not None:
-            self.relay.resize()
+            self.relay.stay()
             for fd in ready.keys() - {self.end.fileno(), self.listener}:
                 self.relay.serve(fd)
         if self.auditor is not None and (asked := ready.get(self.listener)):

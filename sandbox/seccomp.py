@@ -55,7 +55,8 @@ umount2 unshare userfaultfd uselib ustat vhangup
 """
 # CLONE_NEW* of clone(2), and of an own time namespace.
 _NAMESPACES = 0x7E020080
-_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+# TIOCSTI, TIOCLINUX, and TIOCSETD: for another line discipline the kernel loads a module, and it outlives the job.
+_IOCTLS = (0x5412, 0x541C, 0x5423)
 # What personality(2) may be asked for: Linux, with 32 bit addresses or without randomisation, and what is there now.
 _PERSONALITIES = (0x0, 0x0008, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 # All that a job has a use for: AF_UNIX, AF_INET, AF_INET6, AF_NETLINK. For any other the kernel loads modules.
@@ -89,28 +90,30 @@ def compile_filter(allowed: tuple[bytes, ...]) -> tuple[int, ...]:
     for name in extra:
         _allow_by_user(library, rules, name)
     for name in _ALLOWED.split():
-        if name != "ioctl":
-            _add(rules, library.ALLOW, name)
+        _add(rules, library.ALLOW, name)
     _add_conditional(library, rules, extra)
     for name in _DENIED.split():
         if name not in extra and name != "personality":
             _add(rules, library.ERRNO(errno.EPERM), name)
-    return joined(_without_cores(library, extra), instructions(rules))
+    return joined(_exceptions(library, extra), instructions(rules))
 
 
-def _without_cores(library: Any, extra: tuple[str, ...]) -> tuple[int, ...]:
-    """What allows all, but lets a job set its limit of cores without effect: it stays as the plan sets it.
+def _exceptions(library: Any, extra: tuple[str, ...]) -> tuple[int, ...]:
+    """What allows all but a few ioctls, and lets a job set its limit of cores without effect.
 
     A core goes to a program of the host's where core_pattern names one, whatever the limit is but for 1: core(5).
     """
     rules = library.SyscallFilter(library.ALLOW)
     rules.set_attr(library.Attr.ACT_BADARCH, library.ERRNO(errno.ENOSYS))
+    argument, masked = library.Arg, library.MASKED_EQ
+    for command in _IOCTLS if "ioctl" not in extra else ():
+        _add(rules, library.ERRNO(errno.EPERM), "ioctl", argument(1, masked, _LOW, command))
     # Not an error: programs that have secrets end where they cannot do without cores.
-    done, argument = library.ERRNO(0), library.Arg
+    done = library.ERRNO(0)
     if "setrlimit" not in extra:
-        _add(rules, done, "setrlimit", argument(0, library.MASKED_EQ, _LOW, resource.RLIMIT_CORE))
+        _add(rules, done, "setrlimit", argument(0, masked, _LOW, resource.RLIMIT_CORE))
     if "prlimit64" not in extra:
-        core = argument(1, library.MASKED_EQ, _LOW, resource.RLIMIT_CORE)
+        core = argument(1, masked, _LOW, resource.RLIMIT_CORE)
         _add(rules, done, "prlimit64", core, argument(2, library.NE, 0))
     return instructions(rules)
 
@@ -130,7 +133,7 @@ def bindings() -> Any:
 def kept_filter(home: int, allowed: tuple[bytes, ...]) -> tuple[int, ...]:
     """The same, from the file of the home that an earlier launch left."""
     return kept(
-        home, ["families", *sorted(map(os.fsdecode, allowed)), "", _ALLOWED, _DENIED], lambda: compile_filter(allowed)
+        home, ["exceptions", *sorted(map(os.fsdecode, allowed)), "", _ALLOWED, _DENIED], lambda: compile_filter(allowed)
     )
 
 
@@ -179,24 +182,6 @@ def _add_conditional(library: Any, rules: Any, extra: tuple[str, ...]) -> None:
     if "personality" not in extra:
         for value in _PERSONALITIES:
             _add(rules, library.ALLOW, "personality", argument(0, equal, value))
-    if "ioctl" not in extra:
-        for command in (_TIOCSTI, _TIOCLINUX):
-            _add(rules, library.ERRNO(errno.EPERM), "ioctl", argument(1, masked, _LOW, command))
-        _allow_other_ioctls(library, rules)
-
-
-def _allow_other_ioctls(library: Any, rules: Any) -> None:
-    """All whose low 32 bits differ from both in some bit: a filter of libseccomp has no "else" for one call."""
-    both = _TIOCSTI & _TIOCLINUX
-    same = ~(_TIOCSTI ^ _TIOCLINUX) & _LOW
-    for bit in (1 << n for n in range(32)):
-        if same & bit:
-            _add(rules, library.ALLOW, "ioctl", library.Arg(1, library.MASKED_EQ, bit, ~both & bit))
-    # They differ in bits 1, 2 and 3: 0x2 and 0xC. Every other combination is another command.
-    bits = _TIOCSTI ^ _TIOCLINUX
-    for value in range(bits + 1):
-        if value & ~bits == 0 and value not in (_TIOCSTI & bits, _TIOCLINUX & bits):
-            _add(rules, library.ALLOW, "ioctl", library.Arg(1, library.MASKED_EQ, bits, value))
 
 
 def instructions(rules: Any) -> tuple[int, ...]:

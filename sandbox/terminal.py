@@ -13,6 +13,7 @@ import time
 import tty
 from collections.abc import Callable
 
+from sandbox.engine.callers_terminal import is_ours
 from sandbox.errors import UsageError
 
 _CHUNK = 1 << 16
@@ -41,6 +42,7 @@ class Relay:
         os.set_blocking(main, False)
         self.resize()
         tty.setraw(0)
+        self.raw = termios.tcgetattr(0)
 
     def resize(self) -> None:
         """The job's terminal is as large as the caller's; whoever uses it is told by the kernel."""
@@ -49,6 +51,13 @@ class Relay:
             if size != self.size:
                 fcntl.ioctl(self.main, termios.TIOCSWINSZ, size)
                 self.size = size
+
+    def stay(self) -> None:
+        """Follow the caller's terminal in its size, and undo what a shell made of it while this was stopped."""
+        self.resize()
+        with contextlib.suppress(OSError, termios.error):
+            if termios.tcgetattr(0) != self.raw and is_ours(0):
+                termios.tcsetattr(0, termios.TCSANOW, self.raw)
 
     def wants(self) -> dict[int, int]:
         """Events to wait for, by descriptor: nothing is read that could not be passed on."""

@@ -80,6 +80,7 @@ def enter(child: "Child", step: "Init") -> None:
     if not step.as_pid_1 and (command := os.fork()):
         _be_init(child, command)
     os.setsid()
+    sys.leave_session_keyring()
     # Processes outside have no number in here (pid_namespaces(7)).
     child.parent = 0 if step.as_pid_1 else 1
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)

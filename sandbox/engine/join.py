@@ -91,6 +91,7 @@ def _confine(target: Target, kept: set[int]) -> None:
     """Nothing more than the target has, from here on. Whatever cannot be given up ends it (OSError)."""
     if target.own_session:
         os.setsid()
+        sys.leave_session_keyring()
     os.fchdir(target.cwd)
     for first, last in _gaps(kept):
         os.closerange(first, last)

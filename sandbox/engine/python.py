@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     from sandbox.engine.progress import Progress
 
 from sandbox import fsops, records
-from sandbox.engine import Launch, Result, attendance, changes, command, init, ranges, steps, supervisor
+from sandbox.engine import (
+    Launch,
+    Result,
+    attendance,
+    callers_terminal,
+    changes,
+    command,
+    init,
+    ranges,
+    steps,
+    supervisor,
+)
 from sandbox.engine.account import Account
 from sandbox.engine.steps import Child
 from sandbox.errors import CommandError, SandboxError, SourceError, StepError, note, printable, reason
@@ -48,7 +59,8 @@ def run(plan: Plan, launch: Launch, where: Home) -> Result:
                 _make_scratch(source, os.path.basename(path))
             if cgroup is not None:
                 account.cgroup = _make_cgroup(cgroup, plan.sources[cgroup.source], os.path.basename(record.scratch[-1]))
-            result = _run_child(plan, launch.replace(fds=fds), where, record, account, (inherited, umask))
+            with callers_terminal.as_it_was(plan):
+                result = _run_child(plan, launch.replace(fds=fds), where, record, account, (inherited, umask))
         finally:
             _end_network(plan, fds)
             if plan.flags & PlanFlag.LEAVE_RUNNING:

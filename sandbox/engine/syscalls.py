@@ -70,6 +70,7 @@ _SYS_LANDLOCK_RESTRICT_SELF = 446
 # The two that are older than the common numbers.
 _SYS_CLONE = 56 if os.uname().machine == "x86_64" else 220
 _SYS_PIVOT_ROOT = 155 if os.uname().machine == "x86_64" else 41
+_SYS_KEYCTL = 250 if os.uname().machine == "x86_64" else 219
 _SYS_SECCOMP = 317 if os.uname().machine == "x86_64" else 277
 _SECCOMP_SET_MODE_FILTER = 1
 _LANDLOCK_CREATE_RULESET_VERSION = 1
@@ -188,6 +189,11 @@ def unmount(fd: int) -> None:
     """Detach the mount whose root is `fd` from the tree (umount2(2) with MNT_DETACH)."""
     path = b"/proc/self/fd/%d" % fd
     _checked(_libc.umount2(path, MNT_DETACH), path)
+
+
+def leave_session_keyring() -> None:
+    """keyctl(2), KEYCTL_JOIN_SESSION_KEYRING: one of its own, where the kernel has keyrings and this user room."""
+    _syscall(_long(_SYS_KEYCTL), _long(1), None)
 
 
 def pivot_root(new: int) -> None:

@@ -1,5 +1,6 @@
-"""What a job makes the kernel do on the host: load modules for its sockets, hand its cores to a program of root's."""
+"""What a job makes the kernel do on the host: load modules, hand its cores to a program of root's, find keys."""
 
+import ctypes
 import textwrap
 
 FAMILIES = textwrap.dedent("""
@@ -31,6 +32,28 @@ CORES = textwrap.dedent("""
     print(resource.getrlimit(core))
     print(subprocess.run(["sh", "-ec", "ulimit -c 0; ulimit -c; ulimit -n 64; ulimit -n"], capture_output=True).stdout)
 """)
+
+
+KEYS = textwrap.dedent("""
+    import ctypes
+    libc = ctypes.CDLL(None)
+    print(libc.syscall(250, 10, -3, b"user", b"sbx-secret", 0), libc.syscall(249, b"user", b"sbx-secret", None, 0))
+    added = libc.syscall(248, b"user", b"sbx-left", b"x", 1, -3)
+    print(added > 0, libc.syscall(250, 10, -3, b"user", b"sbx-left", 0) > 0)
+""")
+
+
+def test_no_key_of_the_callers_session(launch):
+    """Without the filter, which refuses all that has to do with keys: the caller's login may have left some."""
+    libc = ctypes.CDLL(None)
+
+    def hold_a_key():
+        libc.syscall(250, 1, None)
+        assert libc.syscall(248, b"user", b"sbx-secret", b"x", 1, -3) > 0
+
+    done = launch("--seccomp", "none", "--", "/usr/bin/python3", "-c", KEYS, preexec_fn=hold_a_key)
+    assert done.stdout == "-1 -1\nTrue True\n", done.stderr
+    assert launch("--", "/usr/bin/python3", "-c", KEYS).stdout == "-1 -1\nFalse False\n"
 
 
 def test_sockets_of_four_families(launch):

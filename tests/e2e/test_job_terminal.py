@@ -1,11 +1,24 @@
 """A job on a terminal: the caller's without -t, one of its own with it."""
 
+import fcntl
+import os
 import signal
+import termios
 import time
 
 import pytest
 
 from tests.support.jobs import Terminal
+
+_TIOCGEXCL = 0x80045440
+# Raw, with TIOCEXCL, and with TIOCSETD for the discipline N_NULL.
+SPOIL = """
+import fcntl, os, tty
+tty.setraw(1)
+fcntl.ioctl(2, 0x540C)
+try: fcntl.ioctl(1, 0x5423, bytes((27, 0, 0, 0)))
+except PermissionError: os.write(1, b"refused")
+"""
 
 
 @pytest.fixture
@@ -100,6 +113,38 @@ def test_no_byte_gets_into_the_callers_terminal(launch, terminal):
     process = launch("-t", "--", "/usr/bin/python3", "-c", script, popen=True, **terminal.popen_options())
     terminal.expect("no 1\r\n{'/dev/pts/0'} /dev/pts/0 ")
     assert process.wait(30) == 0
+
+
+def test_what_a_shell_made_of_it_meanwhile(launch, terminal):
+    """A shell takes the terminal when the launcher is stopped, and leaves it as it is there behind `fg`."""
+    before = terminal.mode()
+    process = launch("-t", "--", "sh", "-c", "echo rea''dy; cat", popen=True, **terminal.popen_options())
+    terminal.expect("ready")
+    raw = terminal.mode()
+    assert raw != before
+    os.killpg(process.pid, signal.SIGSTOP)
+    termios.tcsetattr(terminal.own, termios.TCSANOW, before)
+    os.killpg(process.pid, signal.SIGCONT)
+    until = time.monotonic() + 30
+    while terminal.mode() != raw and time.monotonic() < until:
+        time.sleep(0.05)
+    terminal.write("typed\r")
+    terminal.expect("typed")
+    terminal.write("\x04")
+    assert process.wait(30) == 0
+    assert terminal.mode() == before
+
+
+@pytest.mark.parametrize("end", ["os._exit(3)", "os.kill(os.getpid(), 9)"])
+def test_settings_of_the_callers_terminal(launch, terminal, end):
+    """Without -t it is the job's to use, not to keep: raw, closed to others, or with another line discipline."""
+    before = terminal.mode()
+    script = SPOIL + end
+    process = launch("--", "/usr/bin/python3", "-c", script, popen=True, **terminal.popen_options())
+    terminal.expect("refused")
+    assert process.wait(30) in (3, -signal.SIGKILL)
+    assert terminal.mode() == before
+    assert fcntl.ioctl(terminal.own, _TIOCGEXCL, bytes(4)) == bytes(4)
 
 
 def test_the_terminal_survives_a_launch_that_fails(launch, terminal):

@@ -102,6 +102,8 @@ PROBE = textwrap.dedent("""
     attempt('clone', lambda: call(56, 0x10000011, 0, 0, 0, 0))
     attempt('clone3', lambda: call(435, 0, 88))
     attempt('tiocsti', lambda: call(16, 0, 0x5412, 0))
+    attempt('tiocsetd', lambda: call(16, 0, 0x5423, 0))
+    attempt('tiocsetd in 64 bits', lambda: call(16, 0, 0x100005423, 0))
     attempt('tiocsti in 64 bits', lambda: call(16, 0, 0x100005412, 0))
     attempt('module', lambda: call(175, 0, 0, 0))
     attempt('keyctl', lambda: call(250, 0, 0))

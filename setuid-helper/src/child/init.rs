@@ -53,6 +53,7 @@ impl Child<'_> {
             sys::exit_now(LAUNCHER_FAILED);
         }
         setsid().doing("start a session", b"")?;
+        sys::leave_session_keyring();
         // A process outside has no number in here: pid_namespaces(7).
         self.prepared.supervisor = if as_pid_1 { None } else { Some(Pid::INIT) };
         self.prepared.mask.apply();

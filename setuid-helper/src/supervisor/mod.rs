@@ -7,6 +7,7 @@ mod leftovers;
 mod network;
 mod progress;
 mod report;
+mod terminal;
 mod wait;
 
 use crate::attendance;
@@ -120,6 +121,7 @@ fn supervise(
     account.phase("Prepare the host side");
     // Before anything runs; once more behind the fork, when the signal is asked for.
     parent.as_ref().map_or(Ok(()), parent_is_there)?;
+    let terminal = terminal::Settings::of(plan);
     let command = match child::fork(plan, rights)? {
         Forked::Parent(command) => command,
         Forked::Child => {
@@ -186,6 +188,7 @@ fn supervise(
         keeper::leave(record);
     }
     drop(network);
+    terminal.restore();
     account.phase("Clean up");
     if let Some(found @ 1..) = account.discarded {
         messages::note(&changes::line(found));

@@ -48,7 +48,7 @@ pub fn occupy_standard() {
     }
 }
 
-/// Descriptor 1 or 2, to write to.
+/// Descriptor 0, 1 or 2.
 pub fn standard(raw: i32) -> BorrowedFd<'static> {
     debug_assert!((0..=2).contains(&raw));
     // SAFETY: `occupy_standard` saw to it that these are open, and nothing closes them.

@@ -33,8 +33,9 @@ pub use loopdev::{get_free, loop_configure, loop_status};
 pub use mount::{add_attributes, make_device_mount, set_idmap, set_mount, set_propagation, set_read_only, unshare};
 pub use net::{loopback_up, network_of};
 pub use process::{
-    CStrings, Forked, Namespace, Waited, all_ids, execute, exit_now, fork, fork_beside, fork_into, namesake, now,
-    own_namespaces, pid_namespace, set_file_uid, since_boot, wait_any, wait_for, wall_clock,
+    CStrings, Forked, Namespace, Waited, all_ids, execute, exit_now, fork, fork_beside, fork_into,
+    leave_session_keyring, namesake, now, own_namespaces, pid_namespace, set_file_uid, since_boot, wait_any, wait_for,
+    wall_clock,
 };
 pub use signal::{
     Arrived, Mask, block_all, continue_at, default_action, die_of, hold, ignore, is_ignored, send, send_to_group,

@@ -56,6 +56,14 @@ pub fn fork_beside(namespaces: i32) -> Result<Forked, Errno> {
     fork_into(namespaces | libc::CLONE_PARENT)
 }
 
+/// The keys of whoever started this are not for what it starts (keyctl(2)): a keyring of its own, where the kernel has
+/// keyrings and this user room for one more. The filter of a job refuses keys as well.
+pub fn leave_session_keyring() {
+    const JOIN_SESSION_KEYRING: usize = 1;
+    // SAFETY: the name is none, and the call changes nothing but the keyrings of this process.
+    let _ = unsafe { syscall(libc::SYS_keyctl, [JOIN_SESSION_KEYRING, 0]) };
+}
+
 /// End this process now: no destructors, so a forked child undoes nothing of its parent's.
 pub fn exit_now(code: i32) -> ! {
     loop {

@@ -112,6 +112,7 @@ fn leave_second(status: &OwnedFd) -> Outcome<()> {
 fn confine(target: &Target, writer: &OwnedFd, status: &OwnedFd) -> Outcome<()> {
     if target.own_session {
         setsid().doing("start a session", b"")?;
+        sys::leave_session_keyring();
     }
     fchdir(&target.directory).doing("enter the working directory", b"")?;
     sys::keep_only(&[writer.as_fd(), status.as_fd()]);

@@ -1,0 +1,44 @@
+"""The caller's terminal: a job that has it open can leave it in any state."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from sandbox.level_steps import Init, Terminal
+
+if TYPE_CHECKING:
+    from sandbox.plan import Plan
+
+
+@contextlib.contextmanager
+def as_it_was(plan: "Plan") -> Iterator[None]:
+    """Behind an isolated command the first of descriptors 0 to 2 that is a terminal has its settings again.
+
+    With a terminal of its own the command has none of the caller's. A shell that has put this run into the background
+    has settings of its own there.
+    """
+    kinds = {type(step) for step in plan.steps}
+    fd = next((fd for fd in range(3) if os.isatty(fd)), -1)
+    if Init not in kinds or Terminal in kinds or fd < 0:
+        yield
+        return
+    import fcntl
+    import termios
+
+    before = termios.tcgetattr(fd)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, termios.error):
+            if is_ours(fd):
+                fcntl.ioctl(fd, termios.TIOCNXCL)
+                termios.tcsetattr(fd, termios.TCSANOW, before)
+
+
+def is_ours(fd: int) -> bool:
+    """Whether this process is in the foreground of the terminal, or it is nobody's here."""
+    try:
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:
+        return True
