@@ -67,6 +67,7 @@ def test_the_page():
     assert "| 6.12 | Debian 13's kernel | not run | - | - | - | - |" in page
     assert "- no|reason (userns-max-0)" in page
     assert "| userns-max-0 | yes | 9.0 | 222 | 266 |" in page
+    assert "The default matrix, 1 machines: 4 minutes." in page
 
 
 def test_the_archive_of_the_first_programs():

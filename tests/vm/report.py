@@ -178,7 +178,10 @@ def _times(variants: list[Variant], found: Mapping[str, Found]) -> str:
         for variant in variants
         if variant.name in found
     ]
-    return _TIMES_HEAD + _table(["variant", "default", "until the tests", "in all", "processor"], rows)
+    default = [found[variant.name].took[0] for variant in variants if variant.default and variant.name in found]
+    known = [int(seconds) for seconds in default if seconds.isdigit()]
+    total = f"\nThe default matrix, {len(known)} machines: {sum(known) / 60:.0f} minutes.\n" if known else ""
+    return _TIMES_HEAD + _table(["variant", "default", "until the tests", "in all", "processor"], rows) + total
 
 
 def _suites(variants: list[Variant], found: Mapping[str, Found]) -> str:
