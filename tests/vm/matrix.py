@@ -104,6 +104,7 @@ _CORE = (
             "-k",
             "native and (hog or detached or masked or sandbox_in)",
         ),
+        lane=1,
     ),
     Session("e2e-user", ("tests/e2e/test_cgroups.py", "-k", "native-userns and (hog or processors)"), as_user=True),
 )
