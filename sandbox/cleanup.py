@@ -65,8 +65,8 @@ def _procdirs(where: Home, *, dry: bool) -> Iterator[Finding]:
             continue
         failure = ""
         try:
-            if not dry:
-                records.remove_orphan(where, name)
+            if not dry and not records.remove_orphan(where, name):
+                failure = "it is no empty directory, so no run made it"
         except FileExistsError:
             # A new run took the name just now.
             continue
@@ -87,12 +87,9 @@ def _drafts(where: Home, *, dry: bool) -> Iterator[Finding]:
                     places.append((name + b"/", stack.enter_context(fsops.closing(fsops.open_dir(where.fd, name)))))
         for path, fd in places:
             for name in sorted(name for name in fsops.names(fd) if name.startswith(fsops.TEMPORARY)):
-                if fsops.is_abandoned(fd, name, before=before) if dry else _remove(fd, name, before):
+                found = fsops.is_abandoned if dry else fsops.remove_abandoned
+                if found(fd, name, before=before):
                     yield Finding("draft", printable(path + name))
-
-
-def _remove(fd: int, name: bytes, before: float) -> bool:
-    return fsops.remove_abandoned(fd, name, before=before)
 
 
 def _loops(where: Home, *, dry: bool) -> Iterator[Finding]:

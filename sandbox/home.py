@@ -112,11 +112,8 @@ def open_home(environ: dict[bytes, bytes], *, say: Say) -> Iterator[Home]:
             run_path = _runtime_dir(environ)
             say(f"{printable(path)} is on {NETWORK[kind]}: run directories go to {printable(run_path)}")
             run_fd = stack.enter_context(fsops.closing(_open_checked(run_path)))
-        try:
-            procdirs = stack.enter_context(fsops.closing(fsops.make_dir(run_fd, b"procdirs")))
-            records = stack.enter_context(fsops.closing(fsops.make_dir(run_fd, b"records")))
-        except OSError as error:
-            raise _unusable(path, error) from None
+        procdirs = stack.enter_context(fsops.closing(_part(path, run_fd, b"procdirs")))
+        records = stack.enter_context(fsops.closing(_part(path, run_fd, b"records")))
         yield Home(
             _path_of(fd),
             fd,
@@ -125,6 +122,16 @@ def open_home(environ: dict[bytes, bytes], *, say: Say) -> Iterator[Home]:
             procdirs,
             records,
         )
+
+
+def _part(path: bytes, run_fd: int, name: bytes) -> int:
+    try:
+        return fsops.make_dir(run_fd, name)
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise _unusable(path, error) from None
+        why = f"{printable(name)} in it is no directory"
+        raise HomeError(f"cannot use the home {printable(path)}: {why}", hint="remove that, it is made anew") from None
 
 
 def _path_of(fd: int) -> bytes:

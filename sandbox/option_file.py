@@ -1,6 +1,7 @@
 """Tables whose keys are options of `sandbox run`: what the keys are, and all that is wrong with a file of them."""
 
 import argparse
+import math
 import os
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
@@ -205,4 +206,6 @@ def type_name(value: Any) -> str:
         list: "a list",
         dict: "a table",
     }
+    if isinstance(value, float) and not math.isfinite(value):
+        return "inf or nan"
     return names.get(type(value), "a date or time")

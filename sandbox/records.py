@@ -167,13 +167,17 @@ def clean_one(home: Home, name: bytes) -> bool:
         return facts is not None
 
 
-def remove_orphan(home: Home, name: bytes) -> None:
-    """Remove a procdir without a record, as the owner of that record: else a run that takes the name just now dies."""
+def remove_orphan(home: Home, name: bytes) -> bool:
+    """Remove a procdir without a record, as the owner of that record: else a run that takes the name just now dies.
+
+    False where something else has the name of a procdir: that is an empty directory.
+    """
     with fsops.Draft(home.records_fd) as draft:
         fcntl.flock(draft.fd, fcntl.LOCK_EX)
         draft.publish(name, durable=False)
-        fsops.remove_dir(home.procdirs_fd, name)
+        removed = fsops.remove_dir(home.procdirs_fd, name) or not fsops.exists(home.procdirs_fd, name)
         fsops.delete_file(home.records_fd, name)
+        return removed
 
 
 def clean_at(run_fd: int) -> None:

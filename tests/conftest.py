@@ -157,6 +157,15 @@ def zig_wheel(session_area: Path) -> Path:
     return wheels.place(wheels.zig_wheel(), session_area)
 
 
+@pytest.fixture
+def zig_cache(who: Identity, session_area: Path) -> dict[str, str]:
+    """Variables for the compiler in that wheel: it builds its C library once for each identity (half a minute)."""
+    path = session_area / f"zig-cache-{who.uid}"
+    path.mkdir(exist_ok=True)
+    os.chown(path, who.uid, who.gid)
+    return dict.fromkeys(("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"), str(path))
+
+
 @pytest.fixture(scope="session")
 def ran(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """`ran(engine, mode)`: record that a conformance case ran with this engine in this mode."""

@@ -259,6 +259,32 @@ def test_a_record_that_names_the_directories_of_others(run_sandbox, who, area):
     assert not list((home / "records").iterdir())
 
 
+def test_what_no_run_made_is_told_of_and_stays(run_sandbox, who, area):
+    home = area.home(who.as_user)
+    run_sandbox(["run", "true"], as_user=who.as_user, check=True)
+    foreign = [home / "procdirs" / "1" / "f", home / "procdirs" / "file"]
+    foreign[0].parent.mkdir()
+    (home / "procdirs" / "2").mkdir()
+    for path in foreign:
+        path.write_text("keep")
+    done = run_sandbox(["cleanup"], as_user=who.as_user)
+    assert (done.returncode, done.stdout) == (125, "removed: procdir 2\n")
+    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == [
+        "cannot remove the procdir 1",
+        "cannot remove the procdir file",
+    ]
+    assert [path.read_text() for path in foreign] == ["keep"] * 2
+    assert not list((home / "records").iterdir())
+    for path in foreign:
+        path.unlink()
+    foreign[0].parent.rmdir()
+    (home / "procdirs").rmdir()
+    (home / "procdirs").write_text("")
+    done = run_sandbox(["run", "true"], as_user=who.as_user)
+    assert (done.returncode, done.stderr.count("\n")) == (125, 1)
+    assert "procdirs in it is no directory" in done.stderr
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root for loop devices")
 def test_loop_devices(run_sandbox, area, inputs):
     """One of ours that nobody uses is detached; one that is mounted, and one of somebody else's, are not."""

@@ -30,7 +30,7 @@ def test_there_are_eight_examples():
 
 @pytest.mark.big
 @pytest.mark.timeout(600)
-def test_examples(run_sandbox, who, area, zig_wheel):
+def test_examples(run_sandbox, who, area, zig_wheel, zig_cache):
     where = area.dir(who.as_user)
     (where / "ziglang.whl").symlink_to(zig_wheel)
     (where / "hello.c").write_text('#include <stdio.h>\nint main(void) { puts("hi from C"); return 0; }\n')
@@ -38,9 +38,8 @@ def test_examples(run_sandbox, who, area, zig_wheel):
     archives.make_tar(where / "src.tar.gz", source, compression="gzip")
     archives.make_zip(where / "tool.zip", [Entry.program("hello", "echo hello from a zip")])
     (where / "sandbox.toml").write_text("".join(re.findall(r"```toml\n(.*?)```", README.read_text(), re.DOTALL)))
-    env = run_sandbox.environment(who.as_user)
+    env = run_sandbox.environment(who.as_user) | zig_cache
     env["PATH"] = f"{run_sandbox.command.parent}:{env['PATH']}"
-    env["ZIG_GLOBAL_CACHE_DIR"] = env["ZIG_LOCAL_CACHE_DIR"] = str(where / "zig-cache")
     for example, expected in zip(EXAMPLES, EXPECTED, strict=True):
         done = subprocess.run(
             ["sh", "-ec", example],

@@ -232,6 +232,7 @@ JOB = '[job.a]\ncommand = ["true"]\n'
         (f'{JOB}static = "z"', "f.toml:3: job a: static must be a list of strings, not a string"),
         (f"{JOB}static = [\n1]", "f.toml:3: job a: static must be a list of strings, not a number"),
         (f'{JOB}cache = "yes"', "f.toml:3: job a: cache must be true or false, not a string"),
+        (f"{JOB}memory = inf", "f.toml:3: job a: memory must be a string or a number, not inf or nan"),
         (f"{JOB}chdir = 1979-05-27", "f.toml:3: job a: chdir must be a string, not a date or time"),
         (f"{JOB}nofile = true", "f.toml:3: job a: nofile must be a string or a number, not true or false"),
         (f"{JOB}nofile = 0x{'f' * 99}", "f.toml:3: job a: nofile must be a string or a number"),
