@@ -30,6 +30,7 @@ COMMANDS = {
 }
 _USAGE = "usage: sandbox COMMAND ...\n\n" + "".join(f"  {name:10} {text}\n" for name, text in COMMANDS.items())
 _USAGE += """
+sandbox COMMAND --help lists the options of one.
 sandbox --debug COMMAND ... shows a traceback of what fails, sandbox --log-format json COMMAND ... says what goes wrong
 and how it goes as lines of JSON.
 """

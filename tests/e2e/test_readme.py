@@ -29,7 +29,7 @@ def test_there_are_eight_examples():
 
 
 @pytest.mark.big
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_examples(run_sandbox, who, area, zig_wheel, zig_cache):
     where = area.dir(who.as_user)
     (where / "ziglang.whl").symlink_to(zig_wheel)
@@ -48,7 +48,7 @@ def test_examples(run_sandbox, who, area, zig_wheel, zig_cache):
             cwd=where,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         assert done.returncode == 0, (example, done.stdout, done.stderr)
         assert expected in done.stdout, (example, done.stdout, done.stderr)

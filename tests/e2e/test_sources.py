@@ -15,13 +15,13 @@ TREE = [Entry("f", b"hello\n"), Entry("sub/g", b"g\n")]
 
 
 @pytest.mark.big
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_compiler_from_a_wheel(run_sandbox, who, area, zig_wheel, zig_cache):
     """Static: it compiles. Dynamic: it may be taken apart, and the next run sees it whole."""
     where = area.dir(who.as_user)
     (where / "hello.c").write_text('#include <stdio.h>\nint main(void) { puts("hi"); return 0; }\n')
     args = ["run", "--cache", "-s", f"zig:{zig_wheel}", "--run", "zig/ziglang/zig", "cc", "-o", "hello", "hello.c"]
-    run_sandbox(args, as_user=who.as_user, env=zig_cache, check=True, timeout=400)
+    run_sandbox(args, as_user=who.as_user, env=zig_cache, check=True, timeout=900)
     assert subprocess.run([where / "hello"], capture_output=True, text=True).stdout == "hi\n"
     script = 'cd "$SANDBOX_DYNAMIC/zig" && rm -r ziglang/lib && echo x > ziglang/zig && cat ziglang/zig && ls ziglang'
     args = ["run", "--cache", "-d", f"zig:{zig_wheel}", "--", "sh", "-c", script]
