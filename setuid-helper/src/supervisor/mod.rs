@@ -172,6 +172,8 @@ fn supervise(
     drop((writer, environment, devices, id_maps, user_namespaces, status, changes));
     // While the child sets up, on another processor: nothing that it needs is in the way.
     stale::clean(&home, &record.name);
+    // Most of what the program had in memory was for getting here.
+    sys::forget_code();
     let end =
         wait::for_command(command, reports.as_ref(), progress, &mut clock, &mut account.usage, plan.has_terminal());
     account.ended(end, marks.as_ref(), plan);

@@ -10,6 +10,8 @@ use core::ffi::{CStr, c_char};
 unsafe extern "Rust" {
     /// The program itself, which this library does not know.
     safe fn sandbox_program(start: Start) -> !;
+    /// Where the linker put the ELF header, which the image starts with.
+    static __ehdr_start: u8;
 }
 
 // The kernel enters here, with nothing but a stack; the image is not relocated yet.
@@ -87,21 +89,46 @@ unsafe fn relocate(image: usize, mut entry: *const usize) {
 ///
 /// After `relocate`, with the address of this program's image.
 unsafe fn protect(image: usize) {
-    // SAFETY: the image starts with its ELF header, which says where the program headers are; the linker made
-    // the part that PT_GNU_RELRO names of whole pages, and nothing writes to it from now on.
+    // SAFETY: the caller vouches for the image. The linker made the part that PT_GNU_RELRO names of whole pages, and
+    // nothing writes to it from now on.
+    unsafe {
+        for part in program_headers(image).iter().filter(|part| part.p_type == libc::PT_GNU_RELRO) {
+            let [begin, length] = pages(image, part);
+            let _ = sys::raw::syscall(libc::SYS_mprotect, [begin, length, libc::PROT_READ as usize]);
+        }
+    }
+}
+
+/// Give back the pages of code that only the start of the program needed: what is used again comes back from the file.
+pub fn forget_code() {
+    let image = (&raw const __ehdr_start) as usize;
+    // SAFETY: this is the image's address. What cannot be written to is as it is in the file, whenever it is read.
+    unsafe {
+        let is_code = |part: &&libc::Elf64_Phdr| part.p_type == libc::PT_LOAD && part.p_flags & libc::PF_W == 0;
+        for part in program_headers(image).iter().filter(is_code) {
+            let [begin, length] = pages(image, part);
+            let _ = sys::raw::syscall(libc::SYS_madvise, [begin, length, libc::MADV_DONTNEED as usize]);
+        }
+    }
+}
+
+/// # Safety
+///
+/// With the address of this program's image.
+unsafe fn program_headers(image: usize) -> &'static [libc::Elf64_Phdr] {
+    // SAFETY: the image starts with its ELF header, which says where the program headers are.
     unsafe {
         let header = &*(image as *const libc::Elf64_Ehdr);
         let first = (image + header.e_phoff as usize) as *const libc::Elf64_Phdr;
-        for index in 0..header.e_phnum as usize {
-            let part = &*first.add(index);
-            if part.p_type == libc::PT_GNU_RELRO {
-                let begin = (image + part.p_vaddr as usize) & !0xfff;
-                let end = (image + (part.p_vaddr + part.p_memsz) as usize) & !0xfff;
-                let arguments = [begin, end - begin, libc::PROT_READ as usize];
-                let _ = sys::raw::syscall(libc::SYS_mprotect, arguments);
-            }
-        }
+        core::slice::from_raw_parts(first, header.e_phnum as usize)
     }
+}
+
+/// The whole pages of a part, as address and length.
+fn pages(image: usize, part: &libc::Elf64_Phdr) -> [usize; 2] {
+    let begin = (image + part.p_vaddr as usize) & !0xfff;
+    let end = (image + (part.p_vaddr + part.p_memsz) as usize) & !0xfff;
+    [begin, end - begin]
 }
 
 #[panic_handler]

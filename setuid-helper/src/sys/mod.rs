@@ -23,6 +23,8 @@ mod entry;
 mod memory;
 pub mod start;
 
+#[cfg(freestanding)]
+pub use entry::forget_code;
 pub use fd::{
     adopt, close_all_on_exec, close_on_exec, is_directory, is_inherited, keep_only, occupy_standard, place_at,
     set_owner, standard,
@@ -41,3 +43,7 @@ pub use signal::{
     Arrived, Mask, block_all, continue_at, default_action, die_of, hold, ignore, is_ignored, send, send_to_group,
     send_to_self, wait,
 };
+
+/// A program of the C library's is not laid out by us.
+#[cfg(not(freestanding))]
+pub fn forget_code() {}
