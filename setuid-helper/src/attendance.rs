@@ -12,7 +12,8 @@ use rustix::net::{
 };
 
 const LONGEST_ANSWER: usize = 1 << 16;
-const MOST_FDS: usize = 3;
+/// As many descriptors as a message has at most.
+pub const MOST_FDS: usize = 3;
 
 /// What is handed over.
 #[derive(Clone, Copy)]
@@ -65,7 +66,7 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
 }
 
-/// A message with at most three descriptors.
+/// A message with at most `MOST_FDS` descriptors.
 pub fn send_fds(socket: BorrowedFd, message: &[u8], fds: &[BorrowedFd]) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MOST_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -77,14 +78,21 @@ pub fn send_fds(socket: BorrowedFd, message: &[u8], fds: &[BorrowedFd]) -> Resul
 
 /// The descriptor that came with a message of this length, if one is there.
 pub fn receive_fd(socket: BorrowedFd, message: &mut [u8]) -> Option<OwnedFd> {
+    let wanted = message.len();
+    let (length, fds) = receive_fds(socket, message)?;
+    fds.into_iter().next().filter(|_| length == wanted)
+}
+
+/// The length of a message that is there, and the descriptors that came with it.
+pub fn receive_fds(socket: BorrowedFd, message: &mut [u8]) -> Option<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MOST_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let length = message.len();
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
     let received = recvmsg(socket, &mut [IoSliceMut::new(message)], &mut control, flags).ok()?;
-    let mut fds = control.drain().filter_map(|message| match message {
+    let fds = control.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(fds) => Some(fds),
         _ => None,
     });
-    fds.next().and_then(|mut fds| fds.next()).filter(|_| received.bytes == length)
+    // Nobody sends an empty message: that is the end.
+    (received.bytes > 0).then(|| (received.bytes, fds.flatten().collect()))
 }

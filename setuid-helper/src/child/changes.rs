@@ -25,7 +25,7 @@ impl Child<'_> {
         let root = &self.mount(upper.unwrap_or(slot))?.root;
         let directory = open_path(root, path.as_bytes()).doing("open what is changed", b"")?;
         let since = if upper.is_some() { 0 } else { tick() };
-        let socket = self.prepared.changes.ok_or(Errno::BADF).doing("tell the supervisor", b"")?;
+        let socket = self.prepared.exchange.ok_or(Errno::BADF).doing("tell the supervisor", b"")?;
         send_fds(socket.as_fd(), &since.to_le_bytes(), &[directory.as_fd()]).doing("tell the supervisor", b"")
     }
 }

@@ -3,12 +3,15 @@
 use super::namespaces::join_network;
 use super::ranges::lines;
 use super::{Child, explained};
+use crate::attendance::receive_fd;
 use crate::error::{Doing, Failure, Outcome};
 use crate::plan::{Plan, Slot, Slots, Step};
 use crate::prelude::*;
 use crate::setuid::{MOUNT, NETWORK, Rights};
+use crate::supervisor::ID_MAP;
 use crate::sys;
-use rustix::fd::OwnedFd;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, write};
 use rustix::process::Pid;
@@ -67,37 +70,54 @@ impl Child<'_> {
         sys::close_on_exec(start, u32::MAX).doing("close descriptors", b"")
     }
 
-    /// Exchange two uids and two gids in what a slot shows.
+    /// Exchange ids in what a slot shows, before it is used: until then the supervisor has time to make the namespace.
     pub fn idmap(&mut self, slot: Slot) -> Outcome<()> {
-        let all = self.prepared.id_maps;
-        let userns = all.iter().find_map(|(of, userns)| (*of == slot).then_some(userns));
-        let mount = self.mount(slot)?;
-        userns
-            .map_or(Err(Errno::BADF), |userns| sys::set_idmap(&mount.root, userns))
-            .doing("map the ids of a mount", b"")
-            .map_err(|failure| failure.hint("its filesystem cannot on this kernel: copy it to another one"))
+        self.unmapped.push((slot, self.id_maps_asked));
+        self.id_maps_asked += 1;
+        Ok(())
+    }
+
+    /// Do so now, if it is still to be done.
+    pub fn map_ids(&mut self, slot: Slot) -> Outcome<()> {
+        while let Some(at) = self.unmapped.iter().position(|(of, _)| *of == slot) {
+            self.mapping = Some(self.unmapped[at].1);
+            self.map_ids_by(slot, self.unmapped[at].1)
+                .doing("map the ids of a mount", b"")
+                .map_err(|failure| failure.hint("its filesystem cannot on this kernel: copy it to another one"))?;
+            self.mapping = None;
+            self.unmapped.remove(at);
+        }
+        Ok(())
+    }
+
+    fn map_ids_by(&mut self, slot: Slot, which: usize) -> Result<(), Errno> {
+        while self.id_maps.len() <= which {
+            let socket = self.prepared.exchange.ok_or(Errno::BADF)?;
+            poll(&mut [PollFd::new(socket, PollFlags::IN)], None)?;
+            let mut message = [0; ID_MAP.len()];
+            self.id_maps.push(receive_fd(socket.as_fd(), &mut message).ok_or(Errno::BADF)?);
+        }
+        let found = self.mounts.iter().find(|(of, _)| *of == slot).ok_or(Errno::BADF)?;
+        sys::set_idmap(&found.1.root, &self.id_maps[which])
     }
 }
 
-/// The user namespaces of all `Idmap` and `Shift` steps, made before the fork: a process of a new pid namespace does not find its
-/// children in the `/proc` that is there.
-pub fn id_maps(plan: &Plan) -> Outcome<Vec<(Slot, OwnedFd)>> {
-    let mut made = Vec::new();
+/// Make the user namespaces of all `Idmap` and `Shift` steps, not by the child: a process of a new pid namespace does not find
+/// its children in the `/proc` that is there.
+pub fn id_maps(plan: &Plan, hand_over: impl Fn(OwnedFd) -> Result<(), Errno>) -> Outcome<()> {
     for step in &plan.steps {
-        let (slot, uids, gids) = match *step {
-            Step::Idmap { slot, uid, shown_uid, gid, shown_gid } => {
-                (slot, swap((uid, shown_uid)), swap((gid, shown_gid)))
-            }
-            Step::Shift { slot, uids, gids } => (slot, lines(uids), lines(gids)),
+        let (uids, gids) = match *step {
+            Step::Idmap { uid, shown_uid, gid, shown_gid, .. } => (swap((uid, shown_uid)), swap((gid, shown_gid))),
+            Step::Shift { uids, gids, .. } => (lines(uids), lines(gids)),
             _ => continue,
         };
-        let userns = mapping_namespace(&uids, &gids)
+        mapping_namespace(&uids, &gids)
+            .and_then(&hand_over)
             .doing("make a user namespace for an id-mapped mount", b"")
             .map_err(|failure| failure.hint("allow them: sysctl user.max_user_namespaces=15000"))
             .map_err(|failure| explained(step, failure, plan))?;
-        made.push((slot, userns));
     }
-    Ok(made)
+    Ok(())
 }
 
 /// Without supplementary groups, and with nothing in the bounding set while that can be changed.

@@ -73,8 +73,6 @@ pub struct Prepared<'p> {
     pub rights: Rights,
     /// Those of `UserNamespace` steps, in their order.
     pub user_namespaces: &'p [OwnedFd],
-    /// User namespaces for `Idmap` and `Shift` steps.
-    pub id_maps: &'p [(Slot, OwnedFd)],
     /// The caller's signal mask, which an init to come does without: it would ignore what it does not block.
     pub mask: Mask,
     /// The caller's, for the command; what is made for the run has the mode it is meant to have.
@@ -85,8 +83,8 @@ pub struct Prepared<'p> {
     pub cgroup: Option<&'p Cgroup>,
     /// Who attends the run, if anybody does.
     pub attendance: Option<&'p Attendance>,
-    /// Where the supervisor is told what to count.
-    pub changes: Option<&'p OwnedFd>,
+    /// Where the supervisor hands over user namespaces, and takes what is to be counted and let go of.
+    pub exchange: Option<&'p OwnedFd>,
     /// Where times are noted, if anybody wants to know.
     pub marks: Option<&'p Marks>,
 }
@@ -107,6 +105,12 @@ pub struct Child<'p> {
     /// What a `Run` step found, in place of what `argv` names.
     executable: Option<CString>,
     mounts: Vec<(Slot, Mount)>,
+    /// Those whose ids are to be mapped, and by which of the namespaces that the supervisor hands over.
+    unmapped: Vec<(Slot, usize)>,
+    id_maps: Vec<OwnedFd>,
+    id_maps_asked: usize,
+    /// The one that is being used, for who asks what failed.
+    mapping: Option<usize>,
     /// `procdirs/` as this mount namespace has it, with the guard if there is one.
     procdirs: Option<OwnedFd>,
     /// How many of the user namespaces have been entered.
@@ -152,6 +156,10 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
         argv: argv.iter().map(|word| Cow::Borrowed(*word)).collect(),
         executable: None,
         mounts: Vec::new(),
+        unmapped: Vec::new(),
+        id_maps: Vec::new(),
+        id_maps_asked: 0,
+        mapping: None,
         procdirs: None,
         entered: 0,
         procdir: None,
@@ -192,6 +200,7 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
     if let Err(failure) = own {
         return failure;
     }
+    child.let_go_of_layers();
     rustix::process::umask(child.prepared.umask);
     if let Err(failure) = limits::apply(&child.limits) {
         return failure;

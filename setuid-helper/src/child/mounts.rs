@@ -1,13 +1,14 @@
 //! Detached mounts and where they are attached.
 
 use super::Child;
-use crate::attendance::send_fds;
+use crate::attendance::{MOST_FDS, send_fds};
 use crate::error::{Doing, Failure, Outcome, printable};
 use crate::fsops::open_path;
 use crate::plan::{Base, Place, Slot, SourceKind, attr};
 use crate::prelude::*;
 use crate::setuid::{MOUNT, OVERLAY, Rights, check_target};
 use crate::sources::same_directory;
+use crate::supervisor::LAYERS;
 use crate::{scratch, sys};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
@@ -97,7 +98,13 @@ impl Child<'_> {
         self.mounts.push((slot, Mount { root, attached: false, attrs }));
     }
 
+    /// What a slot stands for, as it is to be used.
     pub fn mount(&mut self, slot: Slot) -> Outcome<&mut Mount> {
+        self.map_ids(slot)?;
+        self.made(slot)
+    }
+
+    pub fn made(&mut self, slot: Slot) -> Outcome<&mut Mount> {
         let found = self.mounts.iter_mut().find(|(other, _)| *other == slot);
         found.map(|(_, mount)| mount).ok_or_else(|| Failure::new(format!("there is no slot {slot}")))
     }
@@ -111,6 +118,18 @@ impl Child<'_> {
             send_fds(socket.as_fd(), b"t", &[root.as_fd()]).doing("hand out a tree", b"")?;
         }
         Ok(())
+    }
+
+    /// Leave the last descriptor of what is attached nowhere to the supervisor: closing it takes time, and the command can
+    /// start meanwhile. What does not get there ends with this process. Rights of root's make nothing that is handed on.
+    pub fn let_go_of_layers(&mut self) {
+        let Some(socket) = self.prepared.exchange.filter(|_| !self.prepared.rights.are_lent()) else { return };
+        let loose = self.mounts.iter().filter(|(_, mount)| !mount.attached);
+        let fds: Vec<BorrowedFd> = loose.map(|(_, mount)| mount.root.as_fd()).collect();
+        for some in fds.chunks(MOST_FDS) {
+            let _ = send_fds(socket.as_fd(), LAYERS, some);
+        }
+        self.mounts.clear();
     }
 
     /// A read-only bind of `procdirs/` onto itself.

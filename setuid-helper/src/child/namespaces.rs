@@ -43,6 +43,9 @@ impl Child<'_> {
 
     /// Whose a failure of this step is: what it waits for may be part of an earlier one.
     pub fn to_blame<'a>(&self, step: &'a Step<'a>, steps: &'a [Step<'a>]) -> &'a Step<'a> {
+        if let Some(which) = self.mapping {
+            return steps.iter().filter(|step| step.maps_mount_ids()).nth(which).unwrap_or(step);
+        }
         let makes_network = |step: &&Step| matches!(step, Step::Unshare { flags } if flags & NETWORK != 0);
         let waits = matches!(step, Step::Loopback) && self.network.is_some();
         if waits { steps.iter().find(makes_network).unwrap_or(step) } else { step }

@@ -319,6 +319,11 @@ impl Step<'_> {
         )
     }
 
+    /// Whether the supervisor makes a user namespace for it.
+    pub fn maps_mount_ids(&self) -> bool {
+        matches!(self, Step::Idmap { .. } | Step::Shift { .. })
+    }
+
     /// Its name, as errors show it.
     pub fn name(&self) -> &'static str {
         match self {

@@ -1,20 +1,16 @@
 //! How many files of the workspace the command changed: counted when nothing of it is alive.
 
-use crate::attendance::receive_fd;
 use crate::fsops::{level, next_entry, open_dir};
 use crate::prelude::*;
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, FileType, statat};
 
 /// The job made what is walked here: it must not take long, nor many descriptors.
 const MOST: u64 = 100_000;
 const DEEPEST: usize = 64;
 
-/// Of the directory that the child handed over; None where it did not. At most `MOST`.
-pub fn count(receiver: &OwnedFd) -> Option<u64> {
-    let mut message = [0u8; 8];
-    let directory = receive_fd(receiver.as_fd(), &mut message)?;
-    let since = i64::from_le_bytes(message);
+/// What is younger than `since` in the directory that the child handed over. At most `MOST`.
+pub fn count((directory, since): (OwnedFd, i64)) -> Option<u64> {
     let mut found = 0;
     let mut stack = vec![level(open_dir(&directory, b".").ok()?, c"").ok()?];
     loop {

@@ -2,6 +2,7 @@
 
 mod changes;
 mod clock;
+mod exchange;
 mod keeper;
 mod leftovers;
 mod network;
@@ -10,7 +11,6 @@ mod report;
 mod terminal;
 mod wait;
 
-use crate::attendance;
 use crate::cgroup::Cgroup;
 use crate::child::{self, Bounds, Devices, Prepared};
 use crate::environment::Environment;
@@ -29,6 +29,7 @@ use crate::sys::{self, Forked, Mask};
 use clock::Clock;
 use core::ffi::CStr;
 use core::time::Duration;
+use exchange::Exchange;
 use network::Network;
 use progress::Progress;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -37,6 +38,7 @@ use rustix::fs::Mode;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, getpid, set_child_subreaper, set_parent_process_death_signal};
 
+pub use exchange::{ID_MAP, LAYERS};
 pub use report::{Report, Reports};
 pub use wait::FORWARDED;
 
@@ -64,7 +66,7 @@ pub fn launch(
 /// Wait for a process that joined a run by way of `first`, pass signals on to it, and end what it left here.
 pub fn attend(first: Pid, reports: &Reports) -> Ending {
     let mut usage = Usage::default();
-    let end = wait::for_command(first, Some(reports), None, &mut Clock::endless(), &mut usage, false);
+    let end = wait::for_command(first, Some(reports), None, None, &mut Clock::endless(), &mut usage, false);
     leftovers::end(&mut usage);
     end
 }
@@ -111,10 +113,7 @@ fn supervise(
     let has_init = plan.has_init(plan.steps.len());
     let (reports, status) =
         if has_init { Some(Reports::open().doing("make a pipe", b"")?).unzip() } else { (None, None) };
-    let counts = has(|step| matches!(step, Step::CountChanges { .. }));
-    let (changed, changes) =
-        if counts { Some(attendance::pair().doing("make a socket", b"")?).unzip() } else { (None, None) };
-    let id_maps = child::id_maps(plan)?;
+    let (mut exchange, child_end) = Exchange::of(plan)?.unzip();
     let user_namespaces = child::user_namespaces(plan, rights)?;
     let mut clock = Clock::start(plan, cgroup.as_ref())?;
     account.note(plan);
@@ -128,7 +127,7 @@ fn supervise(
             let (supervisor, status) = (rustix::process::getppid(), status.as_ref());
             drop(reports);
             let (id, name) = (record.id.as_str(), record.name.as_str());
-            let (devices, id_maps) = (devices.as_ref(), id_maps.as_slice());
+            let (devices, exchange) = (devices.as_ref(), child_end.as_ref());
             let user_namespaces = user_namespaces.as_slice();
             let (umask, mask) = (inherited.umask, inherited.mask);
             let (sources, home, marks) = (&sources, &home, marks.as_ref());
@@ -144,12 +143,11 @@ fn supervise(
                 rights,
                 umask,
                 mask,
-                id_maps,
+                exchange,
                 user_namespaces,
                 tally,
                 marks,
                 status,
-                changes: changes.as_ref(),
                 attendance: attendance.as_ref(),
             };
             inherited.restore_actions();
@@ -161,26 +159,29 @@ fn supervise(
         }
     };
     // Nothing is supervised with rights of root's. The child goes with its supervisor.
-    if let Err(failure) = rights.drop_for_good().and_then(|()| go_with_parent(&sources, parent.as_ref())) {
+    let ready = rights.drop_for_good().and_then(|()| go_with_parent(&sources, parent.as_ref()));
+    let hand_over = || exchange.as_ref().map_or(Ok(()), |exchange| exchange.hand_over_id_maps(plan));
+    if let Err(failure) = ready.and_then(|()| hand_over()) {
         let _ = sys::send(command, libc::SIGKILL);
+        let _ = sys::wait_for(command);
         return Err(failure);
     }
     let _kept = sources.into_directories(plan);
     if let Some(marks) = &mut marks {
         marks.let_go();
     }
-    drop((writer, environment, devices, id_maps, user_namespaces, status, changes));
+    drop((writer, environment, devices, child_end, user_namespaces, status));
     // While the child sets up, on another processor: nothing that it needs is in the way.
     stale::clean(&home, &record.name);
     // Most of what the program had in memory was for getting here.
     sys::forget_code();
-    let end =
-        wait::for_command(command, reports.as_ref(), progress, &mut clock, &mut account.usage, plan.has_terminal());
+    let (reports, usage) = (reports.as_ref(), &mut account.usage);
+    let end = wait::for_command(command, reports, exchange.as_mut(), progress, &mut clock, usage, plan.has_terminal());
     account.ended(end, marks.as_ref(), plan);
     account.timed_out = clock.is_up;
     let failure = read_failure(&report);
     account.attended = attendance.map(|attendance| attendance.conclude(failure.is_none())).unwrap_or_default();
-    account.discarded = changed.filter(|_| failure.is_none()).and_then(|receiver| changes::count(&receiver));
+    account.discarded = exchange.and_then(Exchange::changed).filter(|_| failure.is_none()).and_then(changes::count);
     // A time limit is for everything that the command started.
     if clock.is_up || plan.flags & LEAVE_RUNNING == 0 {
         leftovers::end(&mut account.usage);

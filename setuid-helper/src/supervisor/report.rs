@@ -41,10 +41,15 @@ impl Report {
 /// A pipe whose data, and end, SIGIO tells this process of. Reading never waits.
 pub fn announced_pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-    sys::set_owner(&reader, getpid())?;
-    let flags = fcntl_getfl(&reader)?;
-    fcntl_setfl(&reader, flags | OFlags::NONBLOCK | OFlags::from_bits_retain(libc::O_ASYNC.unsigned_abs()))?;
+    announce(&reader)?;
     Ok((reader, writer))
+}
+
+/// Have SIGIO tell this process of what arrives here. Reading never waits.
+pub fn announce(reader: &OwnedFd) -> Result<(), Errno> {
+    sys::set_owner(reader, getpid())?;
+    let flags = fcntl_getfl(reader)?;
+    fcntl_setfl(reader, flags | OFlags::NONBLOCK | OFlags::from_bits_retain(libc::O_ASYNC.unsigned_abs()))
 }
 
 /// The supervisor's end of the pipe.

@@ -1,6 +1,7 @@
 //! Waiting for the command, and passing signals on to it.
 
 use super::clock::Clock;
+use super::exchange::Exchange;
 use super::progress::Progress;
 use super::{Report, Reports};
 use crate::report::{Ending, Usage};
@@ -25,6 +26,7 @@ pub const FORWARDED: [i32; 9] = [
 pub fn for_command(
     mut command: Pid,
     reports: Option<&Reports>,
+    mut exchange: Option<&mut Exchange>,
     mut progress: Option<Progress>,
     clock: &mut Clock,
     usage: &mut Usage,
@@ -39,6 +41,9 @@ pub fn for_command(
         clock.strike();
         match arrived {
             Some(arrived) if arrived.signal == libc::SIGCHLD || arrived.signal == libc::SIGIO => {
+                if let Some(exchange) = &mut exchange {
+                    exchange.take();
+                }
                 let end = reports.and_then(|reports| hear(reports, &mut command, clock));
                 if progress.as_mut().is_some_and(|progress| !progress.look(command)) {
                     progress = None;
