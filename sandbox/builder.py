@@ -21,6 +21,7 @@ from sandbox.plan import (
     Image,
     Mkdir,
     Overlay,
+    Part,
     PlaceEnv,
     Run,
     Scratch,
@@ -75,6 +76,8 @@ class Builder:
         self.slots = 0
         self.tmpfs_size = tmpfs_size(spec, host)
         self.upper: int | None = None
+        # The tmpfs that private directories lie in, attached nowhere.
+        self.shared: int | None = None
         self.cgroup: Source | None = None
         self.cwd = b""
         self.private: Private | None = None
@@ -113,6 +116,15 @@ class Builder:
 
     def tmpfs(self, *, mode: int = 0o700) -> int:
         self.steps.append(Tmpfs(slot := self.slot(), self.tmpfs_size, 0, mode))
+        return slot
+
+    def private_directory(self, mode: int) -> int:
+        """With others in one tmpfs, unless each is to have a limit of its own. The setuid helper has none without."""
+        if self.spec.tmpfs_size is not None or self.mode is Mode.SETUID:
+            return self.tmpfs(mode=mode)
+        if self.shared is None:
+            self.shared = self.tmpfs()
+        self.steps.append(Part(slot := self.slot(), self.shared, mode))
         return slot
 
     def namespaces(self, more: int = 0, propagation: Propagation = Propagation.SLAVE) -> None:
@@ -278,7 +290,7 @@ class Builder:
             self.saved[self.to_save[lower]] = slot
             return slot
         if self.upper is None:
-            self.upper = self.tmpfs()
+            self.upper = self.tmpfs() if self.shared is None else self.shared
         # The kernel forbids redirect_dir together with userxattr: a rename of a lower directory is EXDEV there.
         if self.host.redirects and self.mode is not Mode.USERNS:
             option = OverlayOption.REDIRECT_DIR

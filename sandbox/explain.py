@@ -52,6 +52,7 @@ from sandbox.plan import (
     Mkdir,
     NoNewPrivs,
     Overlay,
+    Part,
     PlaceEnv,
     Plan,
     Run,
@@ -141,6 +142,8 @@ def _line(plan: Plan, step: Step) -> str:  # noqa: C901  (one line per kind of s
             return "guard: procdirs/ read-only beneath what follows"
         case Tmpfs(slot, size):
             return f"[{slot}] tmpfs of at most {size >> 20} MiB"
+        case Part(slot, of):
+            return f"[{slot}] a directory of its own in [{of}]"
         case Scratch(source, slot, overlay):
             return f"[{slot}] [{overlay}] a private directory in {_source(plan, source)}"
         case Tree(slot, source):

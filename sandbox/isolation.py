@@ -276,7 +276,7 @@ class Level:
             self.private(self.where.home, 0o700)
 
     def private(self, path: bytes, mode: int) -> None:
-        slot = self.builder.tmpfs(mode=mode)
+        slot = self.builder.private_directory(mode)
         self.add(Attach(slot, Place(Base.ROOT, path), SAFE))
 
     def ground(self, material: "Material", *, writable: bool) -> tuple[int, bool]:

@@ -99,13 +99,13 @@ def own_places(builder: "Builder") -> list[tuple[Place, int]]:
     A rule is for everything beneath, mounts too: a private place that the working directory lies in is not among them.
     """
     from sandbox.level_steps import Proc
-    from sandbox.plan import Attach, Tmpfs
+    from sandbox.plan import Attach, Part, Tmpfs
     from sandbox.plan_types import Attr
 
     if builder.mode is Mode.LANDLOCK:
         return []
     found = [(Place(Base.PROCDIR, b""), READ | WRITE)]
-    scratch = {step.slot for step in builder.steps if isinstance(step, Tmpfs)}
+    scratch = {step.slot for step in builder.steps if isinstance(step, Tmpfs | Part)}
     shown = {place.path for place in builder.shown}
     for step in builder.steps:
         if isinstance(step, Attach) and step.place.base == Base.ROOT:

@@ -82,6 +82,17 @@ class Tmpfs(Record):
     mode: U32
 
 
+class Part(Record):
+    """A detached mount of a new directory in the tmpfs of slot `of`, whose size bounds all of its parts together.
+
+    A filesystem for each costs several times as much, at its end too. `mode` are the directory's permissions.
+    """
+
+    slot: U32
+    of: U32
+    mode: U32
+
+
 class Scratch(Record):
     """A private directory made in the source directory, removed after the run: scratch on a disk.
 
@@ -257,6 +268,7 @@ Step = (
     | Protect
     | UserNamespace
     | Shift
+    | Part
 )
 
 OPCODES: dict[int, type[Any]] = {
@@ -317,6 +329,7 @@ OPCODES: dict[int, type[Any]] = {
     0x54: Protect,
     0x55: UserNamespace,
     0x56: Shift,
+    0x70: Part,
 }
 OPCODE_OF: dict[type[Any], int] = {cls: code for code, cls in OPCODES.items()}
 

@@ -46,6 +46,7 @@ from sandbox.plan import (
     Image,
     NoNewPrivs,
     Overlay,
+    Part,
     PlaceEnv,
     Plan,
     Run,
@@ -92,6 +93,9 @@ def fault(plan: Plan) -> str:
     for kind in (Timeout, Cgroup, Landlock, Network, Name, Label, NewRoot, PivotRoot):
         if sum(isinstance(step, kind) for step in plan.steps) > 1:
             return f"more than one {kind.__name__}"
+    whole = {step.slot for step in plan.steps if isinstance(step, Tmpfs)}
+    if any(isinstance(step, Part) and step.of not in whole for step in plan.steps):
+        return "a part of what is no tmpfs"
     if why := _pivot_fault(plan.steps):
         return why
     defined: set[int] = set()
@@ -233,6 +237,8 @@ def _slots(step: Step) -> tuple[tuple[int, ...], tuple[int, ...]]:
             return (*lowers, upper), (slot,)
         case Stack(slot, lowers):
             return lowers, (slot,)
+        case Part(slot, of):
+            return (of,), (slot,)
         case Extract() | Attach() | Idmap() | Shift() | NewRoot() | CountChanges() | Node():
             return (step.slot,), ()
         case _:

@@ -6,6 +6,7 @@ locked, so whoever gets the lock of a linked record knows that its run is dead (
 
 import contextlib
 import fcntl
+import itertools
 import os
 import select
 import signal
@@ -22,6 +23,8 @@ from sandbox.plan import Plan
 
 _LEFTOVER_AGE = 3600.0
 _END_SECONDS = 3.0
+# How many records every launch looks at, and one launch of how many looks at all.
+_SAMPLE, _EVERY = 8, 64
 # The kernel bounds a command line, and a plan is smaller than that.
 _MAX_RECORD = 8 << 20
 
@@ -143,20 +146,37 @@ def new_record(home: Home, command: tuple[bytes, ...], plan: Plan, scratch_paren
 # -- what the dead leave --------------------------------------------------------------------------------------
 
 
-def clean_stale(home: Home, *, say: Say) -> None:
-    """Remove the records, procdirs and scratch directories of runs that are dead, and nothing of others."""
-    for name in fsops.names(home.records_fd):
+def clean_stale(home: Home, *, say: Say, thorough: bool = False) -> None:
+    """Remove the records, procdirs and scratch directories of runs that are dead, and nothing of others.
+
+    Each live run costs a failed lock, so where many run only some of them are looked at, and all once one of these was
+    dead, or every so often; `thorough`: all at once. As the native engine does (setuid-helper/src/stale.rs).
+    """
+    thorough = thorough or os.urandom(1)[0] % _EVERY == 0
+    if not thorough and _clean_some(home, _SAMPLE, say):
+        thorough = True
+    if thorough:
+        _clean_some(home, None, say)
+
+
+def _clean_some(home: Home, most: int | None, say: Say) -> bool:
+    """Look at so many records, and procdirs, at most; whether a run was dead."""
+    found = False
+    for name in itertools.islice(fsops.names(home.records_fd), most):
         if name.startswith(fsops.TEMPORARY):
             fsops.remove_abandoned(home.records_fd, name, before=time.time() - _LEFTOVER_AGE)
             continue
         with contextlib.suppress(OSError):
             if clean_one(home, name):
                 say(f"cleaned up after the dead run {printable(name)}")
-    for name in fsops.names(home.procdirs_fd):
+                found = True
+    for name in itertools.islice(fsops.names(home.procdirs_fd), most):
         # A procdir is made after its record: without one it is nobody's.
         if not fsops.exists(home.records_fd, name):
             with contextlib.suppress(OSError):
                 remove_orphan(home, name)
+                found = True
+    return found
 
 
 def clean_one(home: Home, name: bytes) -> bool:
@@ -186,7 +206,7 @@ def clean_at(run_fd: int) -> None:
         fsops.closing(fsops.make_dir(run_fd, b"procdirs")) as procdirs,
         fsops.closing(fsops.make_dir(run_fd, b"records")) as records,
     ):
-        clean_stale(Home(b"", run_fd, b"", run_fd, procdirs, records), say=lambda _: None)
+        clean_stale(Home(b"", run_fd, b"", run_fd, procdirs, records), say=lambda _: None, thorough=True)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from sandbox import __version__, fsops
 from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, line, printable, reason
 from sandbox.level_steps import Bind, Text
-from sandbox.plan import Attach, Erofs, Extract, Fuse, Image, Overlay, Plan, Scratch, Stack, Tmpfs, Tree
+from sandbox.plan import Attach, Erofs, Extract, Fuse, Image, Overlay, Part, Plan, Scratch, Stack, Tmpfs, Tree
 from sandbox.plan_types import Attr, Base
 from sandbox.sources import Opened
 
@@ -226,8 +226,8 @@ def _mounts(plan: Plan) -> list[dict[str, Any]]:
         match step:
             case Overlay(slot, lowers) | Stack(slot, lowers):
                 made[slot] = ("overlay", made[lowers[-1]][1])
-            case Tmpfs(slot) | Text(slot):
-                made[slot] = ("tmpfs" if isinstance(step, Tmpfs) else "file", b"")
+            case Tmpfs(slot) | Part(slot) | Text(slot):
+                made[slot] = ("file" if isinstance(step, Text) else "tmpfs", b"")
             case Scratch(source, slot, overlay):
                 made[slot] = made[overlay] = ("directory", plan.sources[source].path)
             case Tree(slot, source):

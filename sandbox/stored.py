@@ -57,6 +57,8 @@ KNOWN = {
     "pass_env",
     "pass_fds",
     "allow_syscalls",
+    "allow_read",
+    "allow_write",
     "limits",
     "allow_new_privs",
     "log_format",
@@ -173,14 +175,23 @@ def _is_known(spec: Spec) -> bool:
     # A process behind the network, and what a person is told of a fence, are this process's.
     if spec.net == "private" or spec.mode == "landlock":
         return False
+    if (spec.allow_read or spec.allow_write) and _is_remarked(spec):
+        return False
     return all(getattr(spec, field) == getattr(defaults, field) for field in Spec.fields if field not in KNOWN)
+
+
+def _is_remarked(spec: Spec) -> bool:
+    """Whether a person has to be told, each time, what this kernel's fences leave open. A kernel is one boot's."""
+    from sandbox import landlock
+
+    return landlock.remarks(spec, landlock.probe()) != []
 
 
 def _is_anywhere(spec: Spec) -> bool:
     """Whether the working directory decided nothing."""
     paths = [path for tree in spec.trees if tree.kind is not TreeKind.EMPTY for path in _layers(tree)]
     names = [sources.split(tree.text)[0] or b"" for tree in spec.trees]
-    paths += [path for path in (spec.chdir, spec.scratch) if path is not None]
+    paths += [path for path in (spec.chdir, spec.scratch, *spec.allow_read, *spec.allow_write) if path is not None]
     mounted = any(name.startswith(b"/") for name in names)
     return spec.isolation == "none" and not mounted and all(path.startswith((b"/", b"@")) for path in paths)
 

@@ -44,7 +44,7 @@ from sandbox.level_steps import (
     Timeout,
     UserNamespace,
 )
-from sandbox.plan import Attach, Erofs, Overlay, Plan, Stack
+from sandbox.plan import Attach, Erofs, Overlay, Part, Plan, Stack
 from sandbox.plan_types import Attr, Mode, OverlayOption, PlanFlag
 from sandbox.record import Record
 
@@ -80,6 +80,7 @@ _ISOLATION = (
     Seccomp,
     CountChanges,
     Protect,
+    Part,
 )
 
 SINCE = (

@@ -206,7 +206,7 @@ def cleanup(environ: Mapping[str, str]) -> None:
         for one in running.mine(where):
             if one.called == job.name:
                 running.kill(one, kill_after=GRACE)
-        records.clean_stale(where, say=lambda _: None)
+        records.clean_stale(where, say=lambda _: None, thorough=True)
         with contextlib.ExitStack() as stack:
             held = where.fd
             for name in (b"gitlab", b"jobs"):

@@ -29,6 +29,7 @@ from sandbox.plan import (
     Mkdir,
     NoNewPrivs,
     Overlay,
+    Part,
     PlaceEnv,
     Plan,
     Run,
@@ -147,6 +148,20 @@ class Child:
         if step.inodes:
             options.append((b"nr_inodes", b"%d" % step.inodes))
         self.mounts[step.slot] = sys.make_mount(b"tmpfs", options, _SAFE)
+
+    def part(self, step: Part) -> None:
+        name = b"part%d" % step.slot
+        with fsops.closing(fsops.make_new_dir(self.mounts[step.of], name)) as directory:
+            os.fchown(directory, *self.owner)
+            os.fchmod(directory, step.mode)
+            try:
+                self.mounts[step.slot] = self.clone(directory, recursive=False)
+            except OSError as error:
+                # Before Linux 6.15 nothing is cloned that is attached nowhere.
+                if error.errno != errno.EINVAL:
+                    raise
+                size = next(one.size for one in self.plan.steps if isinstance(one, Tmpfs) and one.slot == step.of)
+                self.tmpfs(Tmpfs(step.slot, size, 0, step.mode))
 
     def scratch(self, step: Scratch) -> None:
         index = [s.source for s in self.plan.steps if isinstance(s, Scratch)].index(step.source)
@@ -325,6 +340,7 @@ _DO: dict[type[Any], Any] = {
     SetPropagation: Child.set_propagation,
     Guard: Child.guard,
     Tmpfs: Child.tmpfs,
+    Part: Child.part,
     Scratch: Child.scratch,
     Tree: Child.tree,
     Image: Child.image,

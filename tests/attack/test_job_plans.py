@@ -25,7 +25,7 @@ from sandbox.level_steps import (
     Terminal,
     UserNamespace,
 )
-from sandbox.plan import Attach, SetPropagation, Tmpfs, Unshare
+from sandbox.plan import Attach, Part, SetPropagation, Tmpfs, Unshare
 from sandbox.plan_types import Base, Place, PlanFlag, Source, SourceKind
 from tests.support.launcher import NEWNS, at
 
@@ -44,6 +44,7 @@ def test_what_belongs_to_the_host(helper):
         ((*START, Proc()), "a pid namespace of the run's own"),
         ((*START, Init(0), Init(0)), "one init"),
         ((*START, Identity(0, 0)), "no user namespace"),
+        ((*START, TMPFS, Part(1, 0, 0o777)), "a size is needed"),
         ((*START, TMPFS, Idmap(0, 0, helper.uid, 0, helper.gid)), "no user namespace"),
         ((*START, TMPFS, Shift(0, (0, helper.uid, 1), (0, helper.gid, 1))), "no user namespace"),
         ((*START, UserNamespace((0, 0, 65536), (0, 0, 65536), ())), "no user namespace"),

@@ -40,6 +40,21 @@ CASES = [
         "ls -A /tmp /run/user 2>/dev/null; echo x > /tmp/f && cat /tmp/f",
         stdout="/tmp:\nx\n",
     ),
+    job(
+        "private places are apart",
+        "echo x > /tmp/f; ls -A /dev/shm; ls -A /tmp/.. | grep -cE '^(tmp|usr)$'; "
+        "stat -c %a /tmp /dev/shm /run; mv /tmp/f /var/tmp/ && cat /var/tmp/f; "
+        "ln /var/tmp/f /tmp/f 2>/dev/null || echo other; "
+        'awk \'{last[$5] = $6} END {print last["/tmp"], last["/run"], last["/dev/shm"]}\' /proc/self/mountinfo',
+        stdout="2\n1777\n1777\n755\nx\nother\n" + " ".join(["rw,nosuid,nodev,relatime"] * 3) + "\n",
+    ),
+    job(
+        "private places with a limit of their own",
+        "head -c 3M /dev/zero > /tmp/f 2>/dev/null || echo full; head -c 1M /dev/zero > /var/tmp/f && echo room",
+        "--tmpfs-size",
+        "2M",
+        stdout="full\nroom\n",
+    ),
     job("shared memory", "echo x > /dev/shm/f && cat /dev/shm/f", stdout="x\n"),
     job("home is private", 'cd "$HOME" && ls -A && echo x > .profile && cat .profile', stdout="x\n"),
     job(

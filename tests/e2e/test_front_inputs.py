@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import newroot, stored
+from sandbox import landlock, newroot, stored
 from sandbox.engine import native
+from sandbox.spec import Spec
 from tests.support.front import PYTHON
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native programs were not built here (no cargo)")
@@ -42,6 +43,9 @@ def _changes(front):
     yield "scratch", ["--scratch", f"{at}/scratch"], lambda: replace_directory(at / "scratch"), {}
     yield "relative source", ["-s", "./image.sfs"], lambda: None, {"cwd": other}
     yield "relative chdir", ["--chdir", "tree"], lambda: None, {"cwd": other}
+    if not landlock.remarks(Spec((b"x",)), landlock.probe()):
+        yield "relative fence", ["--allow-write", "tree"], lambda: None, {"cwd": other}
+        yield "another fence", ["--allow-read", "/", "--allow-write", "./tree"], lambda: None, {"cwd": other}
     yield "variable", ["--env", "CONSULTED"], lambda: None, {"env": {"CONSULTED": "2"}}
     yield "switched off", ["--tmpfs-size", "1M"], lambda: None, {"env": {"SANDBOX_PLAN_CACHE": "0"}}
     yield "in a sandbox", ["--tmpfs-size", "2M"], lambda: None, {"env": {"SANDBOX_TMPDIR": "/nonexistent"}}

@@ -83,13 +83,15 @@ _NEWER = tuple(since.what for since in SINCE if isinstance(since.what, (type, Mo
 _CLASSES = sorted(plan.OPCODES.values(), key=str)
 
 
-def _step(draw, cls, sources, made):
-    """A step of this kind after those that made the slots in `made`; its own are added."""
+def _step(draw, cls, sources, made, whole):
+    """A step of this kind after those that made the slots in `made`; its own are added. `whole` are those of tmpfs."""
     values, makes = {}, []
     for name, kind in cls.__annotations__.items():
         if name == "overlay_slot" or (name == "slot" and cls not in _USES):
             values[name] = draw(_U32.filter(lambda slot: slot not in made and slot not in makes))
             makes.append(values[name])
+        elif name == "of":
+            values[name] = draw(st.sampled_from(whole))
         elif name in ("slot", "upper"):
             values[name] = draw(st.sampled_from(made))
         elif name == "lowers":
@@ -109,13 +111,14 @@ def _step(draw, cls, sources, made):
 def _steps(draw, classes, sources):
     steps, made = [], []
     for cls in draw(st.lists(st.sampled_from(classes), max_size=12)):
-        needs_slot = cls in (*_USES, plan.Overlay, plan.Stack) and not made
+        whole = [step.slot for step in steps if isinstance(step, plan.Tmpfs)]
+        needs_slot = (cls in (*_USES, plan.Overlay, plan.Stack) and not made) or (cls is plan.Part and not whole)
         kinds = {type(step) for step in steps}
         pivoted = level_steps.PivotRoot in kinds
         misplaced = cls is level_steps.PivotRoot and (pivoted or level_steps.NewRoot not in kinds)
         misplaced = misplaced or (pivoted and cls not in AFTER_PIVOT) or (cls in _ONCE and cls in kinds)
         if not needs_slot and not misplaced:
-            steps.append(_step(draw, cls, sources, made))
+            steps.append(_step(draw, cls, sources, made, whole))
     return tuple(steps)
 
 

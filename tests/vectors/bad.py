@@ -187,6 +187,13 @@ def bad_steps() -> Iterator[tuple[str, str, bytes]]:
     yield "network-twice", "two networks", with_steps(network, network, sources=(MEMORY,), version=2)
     yield "protect-attrs", "an unknown attribute", with_steps(step(0x54, place(1, b"/x") + u32(32)), version=2)
     yield "count-unmade", "changes in a slot that was not made", with_steps(step(0x53, u32(1)), version=2)
+    yield "part-unmade", "a part of a slot that was not made", with_steps(step(0x70, u32(1, 9, 0)), version=2)
+    whole = step(0x07, u32(0, 0) + b"\0")
+    yield (
+        "part-of-tree",
+        "a part of a directory of the host's",
+        with_steps(whole, step(0x70, u32(1, 0, 0)), sources=(DIRECTORY,), version=2),
+    )
     yield "nice-40", "a nice value of 20", with_steps(step(0x31, b"\x28"), version=2)
     yield "timeout-twice", "two timeouts", with_steps(step(0x32, bytes(16)), step(0x32, bytes(16)), version=2)
     yield (

@@ -54,6 +54,7 @@ from sandbox.plan import (
     Mkdir,
     NoNewPrivs,
     Overlay,
+    Part,
     PlaceEnv,
     Plan,
     Run,
@@ -190,6 +191,8 @@ def good() -> Iterator[tuple[str, str, Plan]]:
     yield "ranges", "user namespaces and a mount with ranges of ids", plan(*RANGES, mode=Mode.USERNS)
     stacked = (Tmpfs(0, 1, 0, 0), Tmpfs(1, 1, 0, 0), Stack(2, (0, 1), 0), Stack(3, (1, 2, 0), 1))
     yield "stacks", "stacks of two and three layers", plan(*stacked)
+    parts = (Tmpfs(0, 1 << 20, 0, 0o700), Part(1, 0, 0o1777), Part(2, 0, 0o755), Attach(1, OUTSIDE, 6))
+    yield "parts", "private directories in one tmpfs", plan(*parts)
     yield "erofs", "an erofs image", plan(Erofs(0, 1), Attach(0, TOP, 7), sources=(DIRECTORY, FILE))
     fence = (Allow(OUTSIDE, 2**64 - 1, 0), Allow(TOP, 1, 1), Landlock(2**64 - 1, 3))
     yield "fence", "a fence, in mode landlock", plan(*fence, mode=Mode.LANDLOCK)

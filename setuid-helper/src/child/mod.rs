@@ -233,6 +233,7 @@ impl<'p> Child<'p> {
             Step::SetPropagation { kind } => namespaces::set_propagation(kind, self.prepared.rights),
             Step::Guard => self.guard(),
             Step::Tmpfs { slot, size, inodes, mode } => self.tmpfs(slot, size, inodes, mode),
+            Step::Part { slot, of, mode } => self.part(slot, of, mode),
             Step::Scratch { source, slot, overlay_slot } => self.scratch(source, slot, overlay_slot),
             Step::Tree { slot, source, recursive } => self.tree(slot, source, recursive),
             Step::Image { slot, source } => self.image(slot, source),

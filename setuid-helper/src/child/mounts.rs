@@ -4,14 +4,14 @@ use super::Child;
 use crate::attendance::{MOST_FDS, send_fds};
 use crate::error::{Doing, Failure, Outcome, printable};
 use crate::fsops::open_path;
-use crate::plan::{Base, Place, Slot, SourceKind, attr};
+use crate::plan::{Base, Place, Slot, SourceKind, Step, attr};
 use crate::prelude::*;
 use crate::setuid::{MOUNT, OVERLAY, Rights, check_target};
 use crate::sources::same_directory;
 use crate::supervisor::LAYERS;
 use crate::{scratch, sys};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
@@ -166,6 +166,33 @@ impl Child<'_> {
         let root = new_mount("tmpfs", used, SAFE, self.prepared.rights)?;
         self.add_mount(slot, root, attr::NOSUID | attr::NODEV);
         Ok(())
+    }
+
+    /// A filesystem of its own would cost several times as much.
+    pub fn part(&mut self, slot: Slot, of: Slot, mode: u32) -> Outcome<()> {
+        let name = format!("part{slot}");
+        let base = &self.made(of)?.root;
+        let made =
+            mkdirat(base, &name, Mode::from_raw_mode(mode & 0o7777)).and_then(|()| open_path(base, name.as_bytes()));
+        let directory = made.doing("make a private directory", b"")?;
+        let own = self.owner.map_or(Ok(()), |(uid, gid)| {
+            chownat(&directory, "", Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH)
+        });
+        own.doing("make a private directory", b"")?;
+        match clone_mount(directory.as_fd(), false, 0, self.prepared.rights) {
+            // Before Linux 6.15 nothing is cloned that is attached nowhere.
+            Err(Errno::INVAL) => {
+                let size = self.prepared.plan.steps.iter().find_map(|step| match *step {
+                    Step::Tmpfs { slot, size, .. } if slot == of => Some(size),
+                    _ => None,
+                });
+                self.tmpfs(slot, size.unwrap_or_default(), 0, mode)
+            }
+            other => {
+                self.add_mount(slot, other.doing("clone a private directory", b"")?, attr::NOSUID | attr::NODEV);
+                Ok(())
+            }
+        }
     }
 
     /// The private directory was made before the fork; here its parts are opened anew and cloned.

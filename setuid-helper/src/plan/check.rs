@@ -101,6 +101,14 @@ fn step_fault(step: &Step, plan: &Plan, defined: &mut Defined) -> Fault {
             defined.used(upper)?;
             defined.made(slot)
         }
+        Step::Part { slot, of, .. } => {
+            let is_tmpfs = |step: &Step| matches!(*step, Step::Tmpfs { slot, .. } if slot == of);
+            if !plan.steps.iter().any(is_tmpfs) {
+                return Err("a part of what is no tmpfs");
+            }
+            defined.used(of)?;
+            defined.made(slot)
+        }
         Step::Stack { slot, lowers, options } => {
             if lowers.len() < 2 || options & !overlay::USERXATTR != 0 {
                 return Err("less than two lowers, or unknown options");

@@ -168,6 +168,7 @@ fn body<'a>(opcode: u16, r: &mut Reader<'a>) -> Read<Step<'a>> {
         0x51 => Step::Audit,
         0x52 => Step::Terminal,
         0x53 => Step::CountChanges { slot: r.u32()? },
+        0x70 => Step::Part { slot: r.u32()?, of: r.u32()?, mode: r.u32()? },
         0x54 => Step::Protect { place: place(r)?, attrs: r.u32()? },
         0x55 => Step::UserNamespace { uids: r.words()?, gids: r.words()?, programs: r.strings()? },
         0x56 => Step::Shift { slot: r.u32()?, uids: r.words()?, gids: r.words()? },

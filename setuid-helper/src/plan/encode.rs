@@ -140,6 +140,7 @@ impl Writer {
             Step::Audit => 0x51,
             Step::Terminal => 0x52,
             Step::CountChanges { slot } => self.u32(slot).code(0x53),
+            Step::Part { slot, of, mode } => self.u32(slot).u32(of).u32(mode).code(0x70),
             Step::Protect { ref place, attrs } => self.place(place).u32(attrs).code(0x54),
             Step::UserNamespace { uids, gids, programs } => {
                 self.words(uids).words(gids).u32(programs.count());

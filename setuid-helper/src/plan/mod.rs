@@ -183,63 +183,220 @@ pub type Slot = u32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the table there says what each field is
 pub enum Step<'a> {
-    Unshare { flags: u64 },
-    IdMap { uid_inside: u32, uid_outside: u32, gid_inside: u32, gid_outside: u32 },
-    SetPropagation { kind: Propagation },
+    Unshare {
+        flags: u64,
+    },
+    IdMap {
+        uid_inside: u32,
+        uid_outside: u32,
+        gid_inside: u32,
+        gid_outside: u32,
+    },
+    SetPropagation {
+        kind: Propagation,
+    },
     Guard,
-    Tmpfs { slot: Slot, size: u64, inodes: u64, mode: u32 },
-    Scratch { source: u32, slot: Slot, overlay_slot: Slot },
-    Tree { slot: Slot, source: u32, recursive: bool },
-    Image { slot: Slot, source: u32 },
-    Erofs { slot: Slot, source: u32 },
-    Fuse { slot: Slot, source: u32, program: &'a [u8] },
-    Extract { slot: Slot, source: u32, argv: Strings<'a> },
-    Overlay { slot: Slot, lowers: Slots<'a>, upper: Slot, options: u32 },
-    Stack { slot: Slot, lowers: Slots<'a>, options: u32 },
-    Attach { slot: Slot, place: Place<'a>, attrs: u32 },
-    Mkdir { place: Place<'a>, mode: u32 },
-    PlaceEnv { name: &'a [u8], place: Place<'a> },
-    UnsetEnv { name: &'a [u8] },
-    Chdir { place: Place<'a> },
-    Run { place: Place<'a>, path: &'a [u8] },
+    Tmpfs {
+        slot: Slot,
+        size: u64,
+        inodes: u64,
+        mode: u32,
+    },
+    /// A new directory in the tmpfs of another slot, as a detached mount.
+    Part {
+        slot: Slot,
+        of: Slot,
+        mode: u32,
+    },
+    Scratch {
+        source: u32,
+        slot: Slot,
+        overlay_slot: Slot,
+    },
+    Tree {
+        slot: Slot,
+        source: u32,
+        recursive: bool,
+    },
+    Image {
+        slot: Slot,
+        source: u32,
+    },
+    Erofs {
+        slot: Slot,
+        source: u32,
+    },
+    Fuse {
+        slot: Slot,
+        source: u32,
+        program: &'a [u8],
+    },
+    Extract {
+        slot: Slot,
+        source: u32,
+        argv: Strings<'a>,
+    },
+    Overlay {
+        slot: Slot,
+        lowers: Slots<'a>,
+        upper: Slot,
+        options: u32,
+    },
+    Stack {
+        slot: Slot,
+        lowers: Slots<'a>,
+        options: u32,
+    },
+    Attach {
+        slot: Slot,
+        place: Place<'a>,
+        attrs: u32,
+    },
+    Mkdir {
+        place: Place<'a>,
+        mode: u32,
+    },
+    PlaceEnv {
+        name: &'a [u8],
+        place: Place<'a>,
+    },
+    UnsetEnv {
+        name: &'a [u8],
+    },
+    Chdir {
+        place: Place<'a>,
+    },
+    Run {
+        place: Place<'a>,
+        path: &'a [u8],
+    },
     NoNewPrivs,
-    DeathSignal { signal: u32 },
-    Init { as_pid_1: bool },
-    LockTree { attrs: u32 },
-    Procdir { place: Place<'a> },
+    DeathSignal {
+        signal: u32,
+    },
+    Init {
+        as_pid_1: bool,
+    },
+    LockTree {
+        attrs: u32,
+    },
+    Procdir {
+        place: Place<'a>,
+    },
     Proc,
     Dev,
-    Hide { path: &'a [u8] },
+    Hide {
+        path: &'a [u8],
+    },
     Loopback,
-    Hostname { name: &'a [u8] },
-    Identity { uid: u32, gid: u32 },
+    Hostname {
+        name: &'a [u8],
+    },
+    Identity {
+        uid: u32,
+        gid: u32,
+    },
     DropCapabilities,
-    Idmap { slot: Slot, uid: u32, shown_uid: u32, gid: u32, shown_gid: u32 },
-    KeepDescriptors { fds: Slots<'a> },
-    Seccomp { filter: Words<'a> },
-    Bind { slot: Slot, place: Place<'a> },
-    Text { slot: Slot, mode: u32, content: &'a [u8] },
-    File { place: Place<'a>, mode: u32, content: &'a [u8] },
-    Symlink { place: Place<'a>, target: &'a [u8] },
-    Node { slot: Slot, path: &'a [u8] },
-    NewRoot { slot: Slot, attrs: u32 },
-    PivotRoot { read_only: bool },
-    Limit { resource: Resource, soft: u64, hard: u64 },
-    Nice { value: u8 },
-    Timeout { limit_ns: u64, kill_after_ns: u64 },
-    Cgroup { source: u32, memory: u64, swap: u64, pids: u64, cpu_us: u64 },
-    Allow { place: Place<'a>, access: u64, optional: bool },
-    Landlock { handled: u64, scoped: u64 },
-    Network { source: u32 },
-    Name { name: &'a [u8] },
-    Label { level: &'a [u8], images: Strings<'a> },
+    Idmap {
+        slot: Slot,
+        uid: u32,
+        shown_uid: u32,
+        gid: u32,
+        shown_gid: u32,
+    },
+    KeepDescriptors {
+        fds: Slots<'a>,
+    },
+    Seccomp {
+        filter: Words<'a>,
+    },
+    Bind {
+        slot: Slot,
+        place: Place<'a>,
+    },
+    Text {
+        slot: Slot,
+        mode: u32,
+        content: &'a [u8],
+    },
+    File {
+        place: Place<'a>,
+        mode: u32,
+        content: &'a [u8],
+    },
+    Symlink {
+        place: Place<'a>,
+        target: &'a [u8],
+    },
+    Node {
+        slot: Slot,
+        path: &'a [u8],
+    },
+    NewRoot {
+        slot: Slot,
+        attrs: u32,
+    },
+    PivotRoot {
+        read_only: bool,
+    },
+    Limit {
+        resource: Resource,
+        soft: u64,
+        hard: u64,
+    },
+    Nice {
+        value: u8,
+    },
+    Timeout {
+        limit_ns: u64,
+        kill_after_ns: u64,
+    },
+    Cgroup {
+        source: u32,
+        memory: u64,
+        swap: u64,
+        pids: u64,
+        cpu_us: u64,
+    },
+    Allow {
+        place: Place<'a>,
+        access: u64,
+        optional: bool,
+    },
+    Landlock {
+        handled: u64,
+        scoped: u64,
+    },
+    Network {
+        source: u32,
+    },
+    Name {
+        name: &'a [u8],
+    },
+    Label {
+        level: &'a [u8],
+        images: Strings<'a>,
+    },
     Expose,
     Audit,
     Terminal,
-    CountChanges { slot: Slot },
-    Protect { place: Place<'a>, attrs: u32 },
-    UserNamespace { uids: Words<'a>, gids: Words<'a>, programs: Strings<'a> },
-    Shift { slot: Slot, uids: Words<'a>, gids: Words<'a> },
+    CountChanges {
+        slot: Slot,
+    },
+    Protect {
+        place: Place<'a>,
+        attrs: u32,
+    },
+    UserNamespace {
+        uids: Words<'a>,
+        gids: Words<'a>,
+        programs: Strings<'a>,
+    },
+    Shift {
+        slot: Slot,
+        uids: Words<'a>,
+        gids: Words<'a>,
+    },
 }
 
 impl Step<'_> {
@@ -332,6 +489,7 @@ impl Step<'_> {
             Step::SetPropagation { .. } => "SetPropagation",
             Step::Guard => "Guard",
             Step::Tmpfs { .. } => "Tmpfs",
+            Step::Part { .. } => "Part",
             Step::Scratch { .. } => "Scratch",
             Step::Tree { .. } => "Tree",
             Step::Image { .. } => "Image",

@@ -43,7 +43,7 @@ fn of_step(step: &Step) -> u16 {
         Step::Bind { .. } | Step::Text { .. } | Step::File { .. } | Step::Symlink { .. } | Step::Node { .. } => 2,
         Step::NewRoot { .. } | Step::PivotRoot { .. } => 2,
         Step::Limit { .. } | Step::Nice { .. } | Step::Timeout { .. } | Step::Cgroup { .. } => 2,
-        Step::Stack { .. } | Step::Erofs { .. } => 2,
+        Step::Stack { .. } | Step::Erofs { .. } | Step::Part { .. } => 2,
         Step::Allow { .. } | Step::Landlock { .. } | Step::Network { .. } => 2,
         Step::Name { .. } | Step::Label { .. } => 2,
         Step::UserNamespace { .. } | Step::Shift { .. } => 2,

@@ -108,7 +108,7 @@ impl Rules<'_> {
             Step::Proc if !self.plan.has_init(index) => return Err("a /proc shows a pid namespace of the run's own"),
             Step::Scratch { .. } => return Err("a scratch directory on a disk is not supported (leave out --scratch)"),
             Step::Erofs { .. } => return Err("the kernel reads no erofs image for a user (use a squashfs image)"),
-            Step::Tmpfs { size: 0, .. } => return Err("a size is needed"),
+            Step::Tmpfs { size: 0, .. } | Step::Part { .. } => return Err("a size is needed"),
             Step::Tmpfs { slot, .. } => self.slots.push((slot, Kind::Tmpfs)),
             Step::Image { slot, source } => {
                 if self.plan.sources[source as usize].kind == SourceKind::Directory {
