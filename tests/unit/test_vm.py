@@ -61,7 +61,7 @@ def test_a_session_that_ended_badly_without_a_failed_case_failed():
 def test_the_page():
     page = report.page({"userns-max-0": _found()})
     assert (
-        "| userns-max-0 | user namespaces off, by their number | 6.1.0 | works | FAILS: scratch | one line | ?" in page
+        "| userns-max-0 | user namespaces off, by their number | 6.1.0 | works | FAILS: scratch | one line | -" in page
     )
     assert "- userns-max-0, userns: `sandbox: off`" in page
     assert "| 6.12 | Debian 13's kernel | not run | - | - | - | - |" in page
@@ -113,6 +113,6 @@ def test_every_variant_names_features_that_there_are(monkeypatch):
 
 
 def test_a_skip_that_nobody_explains():
-    assert matrix.explains("with the Python engine in make soak only")
+    assert matrix.explanation("with the Python engine in make soak only")
     assert _found().skipped() == {"no|reason"}
-    assert not matrix.explains("no|reason")
+    assert not matrix.explanation("no|reason")

@@ -81,7 +81,7 @@ def run(variant: Variant, *, verbose: bool) -> int:
         print(outcome.console[-8000:], flush=True)
     for session in found.sessions:
         print(f"vm: {variant.name}/{session.name}: {session.summary()}")
-    unexplained = [reason for reason in sorted(found.skipped()) if not matrix.explains(reason)]
+    unexplained = [reason for reason in sorted(found.skipped()) if not matrix.explanation(reason)]
     for reason in unexplained if variant.name != _SELECTION else ():
         print(f"vm: {variant.name}: skipped, and nobody says why that is right: {reason}")
     took = f"up in {found.booted} s, {outcome.seconds:.0f} s in all, {outcome.processor:.0f} s of processor time"

@@ -91,7 +91,7 @@ def _modes(variants: list[Variant], found: Mapping[str, Found]) -> str:
         if install and (line := install.properties.get("line")):
             lines.append(f"- {variant.name}, sandbox setuid install: `{_PLACE.sub('DIR', line)}`\n")
         image = result.expectations().get("test_what_serves_an_image[userns]")
-        served = image.properties.get("served by", "-") if image else "?"
+        served = image.properties.get("served by", "-") if image else "-"
         rows.append([variant.name, variant.why, result.kernel, *states, _SERVED.get(served, served)])
     table = _table(["variant", "what", "kernel", *matrix.MODES, "a user's image"], rows)
     return _MODES_HEAD + table + "\nWhat is said where it does not work:\n\n" + "".join(lines)
@@ -134,6 +134,11 @@ def _homes(found: Mapping[str, Found]) -> str:
     lines = "".join(f"- {', '.join(names)}: `{line}`\n" for line, names in said.items())
     table = _table(["filesystem", *matrix.MODES, "a job", "--workspace rw"], rows)
     return _HOMES_HEAD + table + (f"\n{lines}" if lines else "")
+
+
+def _why(reason: str) -> str:
+    why = matrix.explanation(reason)
+    return f"{reason}: {why}" if why else reason
 
 
 def _state(case: Case | None) -> str:
@@ -193,7 +198,7 @@ def _suites(variants: list[Variant], found: Mapping[str, Found]) -> str:
             rows.append([variant.name, session.name, *counts, f"{session.seconds:.0f}"])
         for reason in sorted(found[variant.name].skipped()) if variant.name in found else ():
             reasons.setdefault(reason, []).append(variant.name)
-    skipped = "".join(f"- {reason} ({', '.join(names)})\n" for reason, names in sorted(reasons.items()))
+    skipped = "".join(f"- {_why(reason)} ({', '.join(names)})\n" for reason, names in sorted(reasons.items()))
     return (
         _SUITES_HEAD + _table(["variant", "session", "passed", "failed", "skipped", "seconds"], rows) + "\n" + skipped
     )
