@@ -131,7 +131,8 @@ class Auditor:
             cookie = _NOTIFICATION.unpack_from(buffer)[0]
             data = bytes(buffer[_NOTIFICATION.size :])
             number = judge(self.words, data) & _RET_DATA
-            self._note(data, number)
+            if number:  # without an error nothing is refused: it has no effect
+                self._note(data, number)
             fcntl.ioctl(listener, _NOTIF_SEND, _RESPONSE.pack(cookie, 0, -number, 0))
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.EINTR):

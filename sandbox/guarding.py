@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Iterator
 
@@ -27,6 +28,7 @@ _GIT_DIRECTORIES = (b"hooks", b"modules", b"worktrees")
 _GIT_FILES = (b"config", b"config.worktree")
 # An empty one would be an error to git: it is looked for behind the run.
 _GIT_NEVER = b"commondir"
+_HOOKS_PATH = re.compile(rb"(?im)^\s*(?:\[core\])?\s*hookspath\s*=\s*([^#;\n]*[^#;\s])")
 # What no directory of anybody's has: the time of a stand-in.
 _STAND_IN_NS = 0
 _SET_ID, _EXECUTE = stat.S_ISUID | stat.S_ISGID, 0o111
@@ -50,9 +52,45 @@ def protect(workspace: int, path: bytes, stack: contextlib.ExitStack) -> tuple[P
             inside = path.rstrip(b"/") + b"/.git"
             steps += [git, *(_cover(fd, name, inside, stack) for name in _GIT_DIRECTORIES)]
             steps += [_cover(fd, name, inside, stack, empty_file=True) for name in _GIT_FILES]
+            steps += [step for where in _hooks(fd, path) for step in _cover_all(workspace, where, path, stack)]
             stack.callback(_look_behind, fd, inside, fsops.exists(fd, _GIT_NEVER))
             git = None
     return tuple(step for step in (*steps, git) if step is not None)
+
+
+def _hooks(git: int, path: bytes) -> list[list[bytes]]:
+    """Where in the workspace core.hooksPath has the hooks, as components; git-config(1). What it includes is not read.
+
+    A hidden directory is taken whole: what husky has there runs what lies beside it.
+    """
+    found = []
+    for name in _GIT_FILES:
+        try:
+            text = fsops.read_file(git, name)
+        except OSError:
+            continue
+        for value in _HOOKS_PATH.findall(text):
+            where = os.path.normpath(os.path.join(path, value.strip(b'"')))
+            parts = os.path.relpath(where, path).split(b"/")
+            if parts[0] not in (b"..", b".") and value[:1] not in (b"~", b"%"):
+                whole = parts[0].startswith(b".") and parts[0] != b".git"
+                found.append(parts[:1] if whole else parts)
+    return found
+
+
+def _cover_all(parent: int, parts: list[bytes], path: bytes, stack: contextlib.ExitStack) -> Iterator[Protect | None]:
+    """Cover what has this path, or the first directory on the way that is not there; others become mounts of their own,
+    or they could be renamed.
+    """
+    for at, name in enumerate(parts, 1):
+        was_there = fsops.exists(parent, name)
+        step = _cover(parent, name, path, stack)
+        if step is None or at == len(parts) or not was_there:
+            yield step
+            return
+        yield step.replace(attrs=_SAFE)
+        parent = stack.enter_context(fsops.closing(fsops.open_dir(parent, name)))
+        path = path.rstrip(b"/") + b"/" + name
 
 
 def protect_programs(workspace: int, path: bytes) -> tuple[Protect, ...]:

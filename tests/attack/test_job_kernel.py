@@ -66,5 +66,6 @@ def test_sockets_of_four_families(launch):
 
 def test_no_core_for_the_host(launch):
     """With a limit of 1 the kernel pipes none to core_pattern; with 0 it does (core(5)). The job cannot change it."""
-    done = launch("--isolation", "strict", "--", "/usr/bin/python3", "-c", CORES)
+    done = launch("--isolation", "strict", "--audit", "--", "/usr/bin/python3", "-c", CORES)
+    assert "rlimit" not in done.stderr, "nothing that the job is told of is refused"
     assert done.stdout == "(1, 1)\n(1, 1)\nb'0\\n64\\n'\n", done.stderr

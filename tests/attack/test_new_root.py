@@ -3,12 +3,14 @@
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from sandbox.level_steps import Bind, Dev, File, NewRoot, Node, PivotRoot, Symlink
 from sandbox.plan import Attach, Mkdir, SetPropagation, Tmpfs, Unshare
 from sandbox.plan_types import Base, Place
+from tests.support import jobs
 from tests.support.launcher import NEWNS, at
 
 START = (Unshare(NEWNS), SetPropagation(2))
@@ -103,6 +105,28 @@ def test_links_of_a_root_lead_nowhere_out_of_it(launch, area):
         assert os.listdir(outside) == [], name
     for path in ("/forged", "/etc/forged", "/run/forged", "/home/made"):
         assert not os.path.lexists(path)
+
+
+def test_mount_points_of_a_root_that_are_none(launch, area):
+    """A file or a FIFO where setup mounts something: it is not opened, nobody waits, and nothing is left out."""
+    jobs.spare_python(launch)
+    for name, make in (("proc", Path.touch), ("dev", os.mkfifo), ("tmp", os.mkfifo), ("etc/resolv.conf", os.mkfifo)):
+        root = area.path / f"root-{name.replace('/', '-')}"
+        (root / "bin").mkdir(parents=True)
+        shutil.copy2(shutil.which("busybox"), root / "bin" / "busybox")
+        for other in {"etc", "dev", "proc", "tmp", "run", "var"} - {name}:
+            (root / other).mkdir()
+        make(root / name)
+        os.chown(root / name, area.dir(launch.as_user).stat().st_uid, -1)
+        words = ["--isolation", "strict", "--root", root, "--net", "host", "--", "/bin/busybox", "stat", "-c", "%F"]
+        done = launch(*words, "/etc/resolv.conf")
+        if done.returncode == 0:  # a FIFO is not copied into RAM, where that is done
+            assert name != "proc"
+            assert done.stdout == "regular file\n"
+        else:
+            assert name != "etc/resolv.conf", done.stderr
+            assert (done.returncode, len(done.stderr.splitlines())) == (125, 1), (name, done.stderr)
+            assert f"/{name}" in done.stderr
 
 
 def test_a_device_is_one_that_the_user_can_open(launch, area):

@@ -1,6 +1,7 @@
 """What is left of a job: artefacts that --keep copies out, the count of what vanished, the refused system calls."""
 
 import os
+import shutil
 import stat
 
 import pytest
@@ -89,6 +90,51 @@ def test_an_audit_names_what_was_refused(launch, own):
     calls = {call["call"]: (call["error"], call["count"]) for call in reports.read(own / "r.json")["refused_calls"]}
     assert (calls["unshare"], calls["number 9999"]) == (("EPERM", 2), ("ENOSYS", 1))
     assert "refused: unshare (EPERM, 2 times)" in done.stderr
+
+
+HOOKS = """
+import os
+def attempt(what, *words):
+    try: what(*words)
+    except OSError: pass
+def write(name): open(name, "w").write("evil")
+def make(name): os.makedirs(os.path.dirname(name)); write(name)
+for name in (".husky/_/pre-commit", ".husky/pre-commit", "tools/git/hooks/pre-commit", "new/hooks/pre-commit"):
+    attempt(write, name)
+    attempt(make, name)
+    for above in (os.path.dirname(name), name.split("/")[0]):
+        attempt(os.rename, above, "moved" + above.replace("/", "-"))
+        attempt(os.rename, "plain", above)
+    attempt(make, name)
+write("tools/free")
+print("wrote")
+"""
+
+
+def test_hooks_that_git_has_elsewhere(launch, own):
+    """core.hooksPath: in a hidden directory, in a deeper one, in one that is not there."""
+    for name in (".git", ".husky/_", "tools/git/hooks", "plain"):
+        (own / name).mkdir(parents=True)
+    lines = (
+        "[Core]\n\tHooksPath = .husky/_  # x\n",
+        '[core] hookspath="tools/git/hooks"\n',
+        f"[core]\nhooksPath={own}/new/hooks\n",
+    )
+    for line in lines:
+        (own / ".git/config").write_text(line)
+        for path in own.iterdir():
+            for each in (path, *path.rglob("*")):
+                os.chown(each, own.stat().st_uid, own.stat().st_gid)
+        done = launch("--workspace", "rw", "--", "/usr/bin/python3", "-c", HOOKS)
+        assert done.stdout == "wrote\n", done.stderr
+        wanted = next(name for name in (".husky", "tools/git/hooks", "new/hooks") if name in line)
+        assert not [path for path in (own / wanted).rglob("*") if path.is_file()], line
+        for path in own.iterdir():
+            if path.name.startswith("moved") or path.name == "new":
+                shutil.rmtree(path)
+        for name in (".husky/_", "tools/git/hooks", "plain"):
+            shutil.rmtree(own / name, ignore_errors=True)
+            (own / name).mkdir(parents=True, exist_ok=True)
 
 
 def test_what_the_host_executes_is_not_the_jobs(launch, own):
