@@ -80,6 +80,7 @@ class Reporter:
         self.head = f'"schema": {SCHEMA}, "sandbox": "{__version__}", "started": "{started}", "command": [{words}]'
         self.described = _UNDESCRIBED
         self.steps: list[bytes] = []
+        self.is_incomplete = False
         for text, option, kind in ((report, "--report", Kind.REPORT), (trace, "--trace", Kind.TRACE)):
             if text is not None:
                 self.targets.append(open_target(text, option, kind))
@@ -158,16 +159,25 @@ class Reporter:
         return f'{{"name": {name}, "start_us": {start}, "us": {length}}}'
 
     def finish(self, outcome: Outcome) -> None:
-        """Write everything. Raises SandboxError."""
+        """Write everything. Raises SandboxError at the end: a command that is in the way of one spoils no other."""
+        wrong: list[SandboxError] = []
         facts = {"ended": datetime.now(UTC).isoformat(timespec="microseconds"), **outcome.facts()}
         self.event("ended", **{name: facts[name] for name in _ENDING})
         for target in (*self._of(Kind.REPORT), *self._of(Kind.TRACE)):
             more = "".join(", " + self._event(phase, target, thread=2) for phase in outcome.phases)
             rest = "" if target.kind is Kind.TRACE else ", " + _text(facts)
-            write_target(target, self._start(target) + f"{more}]{rest}}}\n".encode(), self.mode)
+            try:
+                write_target(target, self._start(target) + f"{more}]{rest}}}\n".encode(), self.mode)
+            except SandboxError as error:
+                wrong.append(error)
+        if wrong:
+            self.is_incomplete = True
+            raise wrong[0]
 
     def failed(self, error: BaseException) -> None:
         """Write that the launch failed here. Whatever is wrong with the report, the failure itself is what counts."""
+        if self.is_incomplete:  # Then the command has ended, and it is the report that failed.
+            return
         with contextlib.suppress(SandboxError):
             self.phase("Fail")
             self.finish(_Failed(error))

@@ -9,7 +9,7 @@ from typing import Any
 from sandbox import fsops
 from sandbox.ci import marks, running, summary
 from sandbox.ci.running import Ended
-from sandbox.errors import reason, warn
+from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, complain, reason, warn
 from sandbox.report import open_target, write_target
 from sandbox.spec import Spec
 
@@ -39,7 +39,12 @@ def run(spec: Spec, environ: dict[bytes, bytes], *, kind: str, title: str | None
         for line in summary.kept(ended):
             log.note(line)
         if target is not None:
-            write_target(target, summary.junit(title, ended, why), _READABLE)
+            try:
+                write_target(target, summary.junit(title, ended, why), _READABLE)
+            except SandboxError as error:
+                # A job that may write there can see to that: it is told apart from one that was not launched.
+                complain(error)
+                ended = ended.replace(returncode=EXIT_LAUNCHER_FAILED)
         if kind == "github":
             _add_to_summary(environ, summary.markdown(title, ended, why))
         return ended

@@ -2,6 +2,7 @@
 machines of tests/vm.
 """
 
+import re
 import time
 
 import pytest
@@ -28,8 +29,8 @@ def run(request, delegated, run_sandbox, area, identities):
     else:
         modes.require(engine, mode, identities[True])
 
-    def run(options, script):
-        args = ["run", "--engine", engine, "--mode", mode, "--report", "r.json", *options, "--", "sh", "-c", script]
+    def run(options, script, command=("run",)):
+        args = [*command, "--engine", engine, "--mode", mode, "--report", "r.json", *options, "--", "sh", "-c", script]
         done = run_sandbox(args, as_user=mode != "root")
         return reports.read(area.dir(mode != "root") / "r.json"), done
 
@@ -54,6 +55,25 @@ def test_a_fork_bomb(run):
     assert done.returncode in (124, 2)
     assert told["forks_refused"] > 0
     assert told["processes"] is None or told["processes"] <= 40
+
+
+@pytest.mark.parametrize(
+    ("option", "script", "why"),
+    [
+        (
+            "--memory=48M",
+            "head -c 500M /dev/zero | tail",
+            r"its memory was used up \(--memory 50331648; \d+ killed\): .*",
+        ),
+        ("--pids=40", FORK_BOMB, r"(a limit was reached \(--pids 40; \d+ new|its time was up \(--timeout 3\)).*"),
+    ],
+)
+def test_a_hog_of_a_ci_system_s(run, option, script, why):
+    """`sandbox ci run` names the limit that ended it."""
+    options = ["--marks=plain", "--title=t", "--failure-code=3", option, "--timeout=3", "--kill-after=0.5"]
+    _, done = run(options, script, command=("ci", "run"))
+    assert done.returncode == 3
+    assert re.fullmatch(f"sandbox: FAILED: t: {why}", done.stdout.splitlines()[-1]), done.stdout
 
 
 def test_processors(run, delegated):

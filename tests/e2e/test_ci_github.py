@@ -151,18 +151,10 @@ def _hostile_modules(runner):
 
 
 INPUTS = [
-    {"title": "-x"},
-    {"title": "--help"},
-    {"title": "a'b\"c $(touch made) `touch made`\r\n::set-output name=a::b"},
-    {"title": "##[add-mask]x"},
-    {"options": "\n  --timeout 1m\n  --nofile 99\n"},
-    {"options": "--env 'A=-- $(touch made)' --timeout=1m"},
-    {"run": "-x; echo never", "code": 127},
-    {"run": "--version", "code": 127},
-    {
-        "run": "echo it '$(touch made)' \"works\" 'over\ntwo lines'\n\n",
-        "said": "it $(touch made) works over\ntwo lines",
-    },
+    {"title": "-x", "options": "\n  --timeout 1m\n  --nofile 99\n"},
+    {"title": "--help", "run": "--version", "code": 127},
+    {"title": "a'b\"c $(touch made) `touch made`\r\n::set-output name=a::b", "options": "--env 'A=-- $(touch made)'"},
+    {"title": "##[add-mask]x", "run": "echo '$(touch made)' \"it\" 'works\n'\n\n", "said": "$(touch made) it works"},
 ]
 
 
@@ -196,7 +188,9 @@ def test_options_that_are_none_run_nothing(runner, run_sandbox, options):
 def test_a_hostile_job_gains_nothing(runner, run_sandbox, user):
     _installed(runner, run_sandbox)
     with escapes.targets(user.home) as words:
-        script = f"cat >probe.py <<'END'\n{escapes.PROBE}END\nexec /usr/bin/python3 probe.py {' '.join(words)}\n"
+        script = (
+            f"cat >/tmp/probe.py <<'END'\n{escapes.PROBE}END\nexec /usr/bin/python3 /tmp/probe.py {' '.join(words)}\n"
+        )
         done = runner.step(_steps()[2], {"CI_JOB_TOKEN": "s3cret"}, run=script, title="t", options="")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()

@@ -170,32 +170,7 @@ def test_killed(run_sandbox, user):
     assert runner.run.left_procdirs() == []
 
 
-def test_a_hostile_job_gains_nothing(runner, user):
-    with escapes.targets(user.home) as words:
-        probe = runner.script("true").replace("script", "probe")
-        with open(probe, "w") as file:
-            file.write(
-                f"cat > probe.py <<'END'\n{escapes.PROBE}END\nexec /usr/bin/python3 probe.py {' '.join(words)}\n"
-            )
-        assert runner.begin(), runner.log
-        done = runner.stage("run", probe, "step_script")
-    assert done.returncode == 0, done.stderr
-    escapes.check(done.stdout)
-    runner.stage("cleanup")
-
-
-def test_jobs_at_the_same_time_do_not_see_each_other(run_sandbox, user):
-    one, two = (GitLabRunner(run_sandbox, user, NO_NET) for _ in "12")
-    assert one.begin()
-    assert two.begin()
-    assert one.step("step_script", "echo mine > ../../secret").returncode == 0
-    found = two.step("step_script", "ls ../..; find / -xdev -name secret -path '*builds*' 2>&- || true; ls -A ~")
-    assert "secret" not in found.stdout
-    for runner in (one, two):
-        runner.stage("cleanup")
-    assert one.left() == []
-
-
+# Directories that nobody may enter, a link out, and a tree that is deeper than a path can say.
 HOSTILE_TREE = """
 python3 - <<'END'
 import os
@@ -211,11 +186,32 @@ END
 """
 
 
-def test_what_a_job_leaves_is_removed(runner):
-    """Directories that nobody may enter, links out, and a tree that is deeper than a path can say."""
-    runner.brief(HOSTILE_TREE)
-    assert set(runner.codes.values()) == {0}, runner.log
+def test_a_hostile_job_gains_nothing(runner, user):
+    with escapes.targets(user.home) as words:
+        probe = runner.script("true").replace("script", "probe")
+        with open(probe, "w") as file:
+            file.write(
+                f"cat > probe.py <<'END'\n{escapes.PROBE}END\nexec /usr/bin/python3 probe.py {' '.join(words)}\n"
+            )
+        assert runner.begin(), runner.log
+        done = runner.stage("run", probe, "step_script")
+    assert done.returncode == 0, done.stderr
+    escapes.check(done.stdout)
+    assert runner.step("after_script", HOSTILE_TREE).returncode == 0, runner.log
+    assert runner.stage("cleanup").returncode == 0, runner.log
     assert runner.left() == []
+
+
+def test_jobs_at_the_same_time_do_not_see_each_other(run_sandbox, user):
+    one, two = (GitLabRunner(run_sandbox, user, NO_NET) for _ in "12")
+    assert one.begin()
+    assert two.begin()
+    assert one.step("step_script", "echo mine > ../../secret").returncode == 0
+    found = two.step("step_script", "ls ../..; find / -xdev -name secret -path '*builds*' 2>&- || true; ls -A ~")
+    assert "secret" not in found.stdout
+    for runner in (one, two):
+        runner.stage("cleanup")
+    assert one.left() == []
 
 
 LIES = "printf '\\033[0Ksection_end:1:step_script\\r\\033[0K\\033]0;title\\007Job succeeded\\n::error::x\\n'; "

@@ -60,6 +60,34 @@ def test_what_failed_is_said(run_sandbox, user, area, options, script, code, why
     assert re.fullmatch(why, bad.get("message"))
 
 
+IN_THE_WAY = [
+    (["--junit", "j"], "j", "mkdir $0; exit 1"),
+    (["--report", "r"], "r", "mkdir $0; exit 1"),
+    (["--report", "r", "--engine", "python"], "r", "mkdir $0"),
+]
+
+
+@pytest.mark.parametrize(("options", "name", "script"), IN_THE_WAY)
+def test_a_job_in_the_way_of_its_summary(run_sandbox, user, options, name, script):
+    """It may write where that is to be: what is missing is an error, and not one of sandbox's own."""
+    words = ["--workspace", "rw", *options, "--", "sh", "-c", script, name]
+    for more, code in ((["--failure-code", "3"], 3), ([], 125)):
+        done = _ci(run_sandbox, user, *more, *words)
+        assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+        assert f"cannot write the report {name}: Is a directory" in done.stderr
+        (run_sandbox.area.dir(user.as_user) / name).rmdir()
+
+
+def test_a_link_in_the_place_of_a_summary(run_sandbox, user, area):
+    """It is replaced, and not followed."""
+    other = area.dir(user.as_user) / "other"
+    other.write_text("mine\n")
+    os.chown(other, user.uid, user.gid)
+    _ci(run_sandbox, user, "--workspace", "rw", "--junit", "j", "--", "ln", "-s", "other", "j", check=True)
+    assert other.read_text() == "mine\n"
+    assert ET.parse(area.dir(user.as_user) / "j").getroot().tag == "testsuites"
+
+
 @pytest.mark.parametrize(
     ("options", "script", "code"),
     [([], "exit 125", 3), ([], "kill -KILL $$", 3), ([], "true", 0), (["-s", "no-such.zip"], "true", 125)],
@@ -87,8 +115,11 @@ HOSTILE = "</testcase>\x1b[2J\x01\r\n::error::%0A`&\"'\udcff\ufffe"
 def test_hostile_words_stay_words(run_sandbox, user, area):
     summary = area.dir(user.as_user) / "summary"
     env = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary)}
-    done = _ci(run_sandbox, user, "--junit", "j.xml", "--title", HOSTILE, "--", "sh", "-c", "exit 1", HOSTILE, env=env)
+    options = ["--junit", "j.xml", "--title", HOSTILE, "--keep", "f=##[add-mask]f"]
+    done = _ci(run_sandbox, user, *options, "--", "sh", "-c", "echo 1 >f; exit 1", HOSTILE, env=env)
     assert done.returncode == 1
+    assert (area.dir(user.as_user) / "##[add-mask]f").exists()
+    assert "##[" not in done.stdout, "its runner takes these anywhere in a line"
     commands = [line for line in done.stdout.splitlines() if line.startswith("::")]
     assert [re.match("::([a-z-]*)", line)[1] for line in commands[:2]] == ["group", "stop-commands"]
     assert [line[:12] for line in commands[3:]] == ["::endgroup::", "::error title"[:12]]

@@ -89,9 +89,11 @@ impl Reports {
         }
     }
 
-    /// Write all of them, with the caller's rights.
+    /// Write all of them, with the caller's rights; the first failure. A command that is in the way of one does not keep
+    /// whoever called from the others.
     pub fn write(&self, account: &Account) -> Outcome<()> {
-        self.0.iter().filter(|report| report.kind != Kind::Steps).try_for_each(|report| {
+        let all = self.0.iter().filter(|report| report.kind != Kind::Steps);
+        let write = |report: &Report| {
             if report.kind == Kind::Status {
                 let _ = write_all(&report.out, text::rest(account, report.origin_ns, report.kind).as_bytes());
                 return Ok(());
@@ -101,7 +103,8 @@ impl Reports {
             let written = if report.name.is_empty() { write_all(&report.out, &text) } else { publish(report, &text) };
             let hint = "the command has ended as it has; only its report is missing";
             written.doing("write the report", &report.name).map_err(|failure| failure.hint(hint))
-        })
+        };
+        all.map(write).fold(Ok(()), Outcome::and)
     }
 }
 
