@@ -366,7 +366,9 @@ def _chdir_place(path: bytes, trees: list[Opened], cwd: bytes) -> Place:
                 place = mounted_name(tree)
                 parts = [part for part in rest.split(b"/") if part not in (b"", b".")]
                 if b".." in parts:
-                    raise UsageError(f"--chdir: {printable(path)}: '..' is not allowed inside a tree")
+                    raise UsageError(
+                        f"--chdir: {printable(path)}: '..' is not allowed inside a tree", hint="write it out"
+                    )
                 return place.replace(path=b"/".join([place.path, *parts]))
     if not cwd and not path.startswith(b"/"):
         raise UsageError(f"--chdir: {printable(path)}: the working directory was deleted", hint="give an absolute path")

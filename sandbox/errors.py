@@ -5,6 +5,7 @@ The native programs say the same in the same shape (setuid-helper/src/messages.r
 """
 
 import contextlib
+import errno
 import os
 from typing import Final
 
@@ -13,6 +14,8 @@ EXIT_LAUNCHER_FAILED = 125
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
 LOG_FORMATS = ("text", "json")
+# Of a message, in characters: at most this, else so many of its start and of its end.
+_LONGEST, _KEPT = 1000, 500
 # A job that floods a descriptor that nobody reads must not keep its supervisor from its end.
 _PATIENCE_MS = 5_000
 
@@ -75,6 +78,31 @@ class CommandError(SandboxError):
 TIMED_OUT: Final = CommandError("the command was ended: its time was up", hint="--timeout", exit_code=EXIT_TIMED_OUT)
 
 
+_REMEDIES = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path: something on its way is no directory",
+    errno.EISDIR: "name a file",
+    errno.ENAMETOOLONG: "a path has at most 4,095 bytes, a name in it 255",
+    errno.ELOOP: "name what the symbolic links lead to",
+    errno.EACCES: "see the modes and owners on its way: namei -l",
+    errno.EPERM: "see its owner, mode and attributes: ls -l, lsattr",
+    errno.EROFS: "it is mounted read-only: name a place on another file system",
+    errno.ENOSPC: "make room there: df, df -i",
+    errno.EDQUOT: "make room there: quota",
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+    errno.ENFILE: "close programs: the machine has too many files open",
+    errno.ENOMEM: "free memory",
+    errno.EIO: "the storage fails: dmesg",
+    errno.ESTALE: "try again: the share has changed",
+    errno.ENXIO: "name a regular file",
+}
+
+
+def remedy(error: OSError) -> str:
+    """What a user can do about a path that the kernel refuses; empty where nothing can be said in general."""
+    return _REMEDIES.get(error.errno or 0, "")
+
+
 def reason(error: OSError) -> str:
     """The kernel's word for an errno, as in "No space left on device"."""
     return os.strerror(error.errno) if error.errno else str(error)
@@ -99,7 +127,13 @@ def complain(error: SandboxError, *, trace: str = "") -> None:
     if trace and not _as_json:
         _put(trace)
     extra = {"traceback": trace} if trace else {}
-    _put(line("error", error.message, hint=error.hint, exit_code=error.exit_code, **extra))
+    _put(line("error", _short(error.message), hint=error.hint, exit_code=error.exit_code, **extra))
+
+
+def _short(text: str) -> str:
+    """Without the middle of what nobody reads to its end: a value of an option may have any length."""
+    left = len(text) - _LONGEST
+    return text if left <= 0 else f"{text[:_KEPT]} [... {left} characters ...] {text[-_KEPT:]}"
 
 
 def warn(text: str) -> None:

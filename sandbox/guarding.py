@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from sandbox import fsops
 from sandbox.codec import MAX_PATH
 from sandbox.engine import syscalls as sys
-from sandbox.errors import UsageError, printable, reason, warn
+from sandbox.errors import UsageError, printable, reason, remedy, warn
 from sandbox.level_steps import Protect
 from sandbox.plan_types import Attr, Base, Place
 
@@ -133,7 +133,9 @@ def _programs(directory: int, path: bytes, depth: int) -> Iterator[tuple[bytes, 
         except OSError as error:
             # Gone meanwhile, or something else, or a mount: what is there is not the job's own.
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV):
-                raise UsageError(f"--workspace rw: cannot look at {printable(path + name)}: {reason(error)}") from None
+                raise UsageError(
+                    f"--workspace rw: cannot look at {printable(path + name)}: {reason(error)}", hint=remedy(error)
+                ) from None
 
 
 def _has_capabilities(directory: int, name: bytes) -> bool:
@@ -160,7 +162,9 @@ def _cover(
             ) from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return None  # who launches cannot make it, nor can the job
-        raise UsageError(f"--workspace rw: cannot protect {printable(full)}: {reason(error)}") from None
+        raise UsageError(
+            f"--workspace rw: cannot protect {printable(full)}: {reason(error)}", hint=remedy(error)
+        ) from None
     status = os.fstat(fd)
     return Protect(Place(Base.ROOT, full, status.st_dev, status.st_ino), _LOCKED)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from sandbox import fsops, records
 from sandbox.engine import syscalls as sys
-from sandbox.errors import HostError, UsageError, printable, reason
+from sandbox.errors import HostError, UsageError, printable, reason, remedy
 from sandbox.home import Home
 from sandbox.record import Record
 
@@ -309,4 +309,4 @@ def _open_or_explain(path: bytes) -> int:
     try:
         return _open(path)
     except OSError as error:
-        raise UsageError(f"cannot open the directory {printable(path)}: {reason(error)}") from None
+        raise UsageError(f"cannot open the directory {printable(path)}: {reason(error)}", hint=remedy(error)) from None

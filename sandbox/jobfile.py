@@ -13,7 +13,7 @@ from typing import Any
 
 from sandbox import fsops, sources, toml_lines
 from sandbox.engine import syscalls as sys
-from sandbox.errors import UsageError, printable, reason
+from sandbox.errors import UsageError, printable, reason, remedy
 from sandbox.option_file import Key, Opened, OptionFile, nearest, type_name
 from sandbox.record import Record
 
@@ -61,7 +61,7 @@ def find() -> Opened:
             if error.errno == errno.ELOOP:
                 raise UsageError(f"{name} is a symbolic link", hint=_NAME_IT.format(name)) from None
             if error.errno != errno.ENOENT:
-                raise UsageError(f"cannot read {name}: {reason(error)}") from None
+                raise UsageError(f"cannot read {name}: {reason(error)}", hint=remedy(error)) from None
         directory, name = _parent(directory), f"../{name}"
     with fsops.closing(fd):
         _check_trust(name, os.fstat(fd), os.fstat(directory), _NAME_IT.format(name))
@@ -112,7 +112,7 @@ def open_named(name: str, option: str = "--job-file") -> Opened:
     try:
         fd = sys.openat2(sys.AT_FDCWD, os.fsencode(name), _READ)
     except OSError as error:
-        raise UsageError(f"{option}: cannot open {shown}: {reason(error)}") from None
+        raise UsageError(f"{option}: cannot open {shown}: {reason(error)}", hint=remedy(error)) from None
     except ValueError:
         raise UsageError(f"{option}: {shown} holds a NUL byte") from None
     with fsops.closing(fd):
@@ -121,12 +121,12 @@ def open_named(name: str, option: str = "--job-file") -> Opened:
 
 def _read(fd: int, name: str) -> bytes:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
-        raise UsageError(f"{name} is not a regular file")
+        raise UsageError(f"{name} is not a regular file", hint="name a TOML file")
     try:
         with open(fd, "rb", closefd=False) as file:
             return file.read(toml_lines.MAX_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"cannot read {name}: {reason(error)}") from None
+        raise UsageError(f"cannot read {name}: {reason(error)}", hint=remedy(error)) from None
 
 
 def place(metavar: str, base: str, text: str) -> str:

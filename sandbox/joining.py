@@ -30,6 +30,7 @@ _KINDS = {
 }
 _NEWPID, _NEWUSER = _KINDS["pid"], _KINDS["user"]
 _PATIENCE = 10.0
+_ANOTHER = "start another run with the same options"
 _SETUID = "the kernel lets nobody but root join mounts that the setuid helper made"
 
 
@@ -110,7 +111,7 @@ def _look(run: Running, plan: Plan, stack: contextlib.ExitStack) -> Target:
         cwd = os.open(f"/proc/{pid}/cwd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.enter_context(fsops.closing(cwd))
         if os.readlink(f"/proc/{pid}/root") != "/":
-            raise UsageError(f"cannot join {run.shown}: its command has changed its root directory")
+            raise UsageError(f"cannot join {run.shown}: its command has changed its root directory", hint=_ANOTHER)
         with open(f"/proc/{pid}/environ", "rb") as file:
             words = [word.partition(b"=") for word in file.read().split(b"\0") if b"=" in word]
         no_new_privs = status["NoNewPrivs"] == "1" or plan.mode is not Mode.ROOT
@@ -226,7 +227,9 @@ def _filter(run: Running, plan: Plan, status: dict[str, str]) -> tuple[int, ...]
     ours = int(_status(os.getpid()).get("Seccomp_filters", "0"))
     theirs = int(status.get("Seccomp_filters", "1" if status["Seccomp"] == "2" else "0"))
     if status["Seccomp"] == "1" or theirs > ours + bool(words):
-        raise UsageError(f"cannot join {run.shown}: its command has put itself behind a filter that nobody else knows")
+        raise UsageError(
+            f"cannot join {run.shown}: its command has put itself behind a filter that nobody else knows", hint=_ANOTHER
+        )
     return words
 
 
@@ -254,4 +257,6 @@ def _cgroup(run: Running, plan: Plan, stack: contextlib.ExitStack) -> int:
         fd = cgroups.control(os.path.join(os.fsencode(run.words("scratch")[-1]), b"cgroup.procs"))
         return stack.enter_context(fsops.closing(fd))
     except (OSError, IndexError):
-        raise HostError(f"cannot join {run.shown}: its cgroup cannot be entered") from None
+        raise HostError(
+            f"cannot join {run.shown}: its cgroup cannot be entered", hint="it may just have ended: sandbox ps"
+        ) from None

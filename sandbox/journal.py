@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sandbox import fsops
-from sandbox.errors import HostError, printable, reason
+from sandbox.errors import HostError, printable, reason, remedy
 
 RECORD = b"setuid-install.json"
 _FORMAT = 1
@@ -32,7 +32,7 @@ def open_system_dir(path: str) -> int:
             try:
                 inner = fsops.open_dir(fd, os.fsencode(part))
             except OSError as error:
-                raise HostError(f"cannot open the directory {seen}: {reason(error)}") from None
+                raise HostError(f"cannot open the directory {seen}: {reason(error)}", hint=remedy(error)) from None
         fd = _roots_alone(inner, seen)
     return fd
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sandbox import records, sources, versions
 from sandbox.engine import Launch, Result
-from sandbox.errors import HostError, UsageError, printable, reason, speak
+from sandbox.errors import HostError, UsageError, printable, reason, remedy, speak
 from sandbox.home import Home
 from sandbox.images import formats
 from sandbox.materials import Say
@@ -180,7 +180,7 @@ def _enter(path: bytes) -> None:
     try:
         os.chdir(path)
     except OSError as error:
-        raise UsageError(f"cannot work in {printable(path)}: {reason(error)}") from None
+        raise UsageError(f"cannot work in {printable(path)}: {reason(error)}", hint=remedy(error)) from None
 
 
 def choose_engine(wanted: str, mode: Mode) -> str:

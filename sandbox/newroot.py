@@ -4,7 +4,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from sandbox.errors import HostError, reason
+from sandbox.errors import HostError, reason, remedy
 from sandbox.isolation import HOSTNAME, LOCKED, RUN_DIRECTORY, SAFE, Level, Surroundings
 from sandbox.level_steps import Bind, File, NewRoot, PivotRoot, Procdir, Symlink, Text
 from sandbox.plan import Attach, Guard, Mkdir
@@ -80,7 +80,7 @@ def resolver(spec: "Spec") -> bytes:
     except FileNotFoundError:
         return nothing
     except OSError as error:
-        raise HostError(f"cannot read /etc/resolv.conf: {reason(error)}") from None
+        raise HostError(f"cannot read /etc/resolv.conf: {reason(error)}", hint=remedy(error)) from None
 
 
 def _user_name(uid: int) -> bytes:

@@ -150,7 +150,7 @@ def _check_device(change: Change, fd: int, mode: int) -> None:
     if not change.dest.startswith(b"/dev/") or not (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)):
         raise UsageError(f"--device: {shown} is not a device node below /dev", hint="for all else there is --bind")
     if os.fstatvfs(fd).f_flag & os.ST_NODEV:
-        raise SourceError(f"--device: {shown}: no device can be opened there (mounted nodev)")
+        raise SourceError(f"--device: {shown}: no device can be opened there (mounted nodev)", hint="name one in /dev")
     if not os.access(b"/proc/self/fd/%d" % fd, os.R_OK):
         raise SourceError(f"--device: {shown}: Permission denied", hint="join the group that the node belongs to")
 

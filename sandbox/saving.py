@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from sandbox import fsops, sources
 from sandbox.engine import Result
-from sandbox.errors import SandboxError, SourceError, printable, reason, warn
+from sandbox.errors import SandboxError, SourceError, printable, reason, remedy, warn
 from sandbox.home import Home
 from sandbox.images import names, store
 from sandbox.images.store import Store
@@ -84,7 +84,9 @@ def draft(where: Home, stack: contextlib.ExitStack) -> Draft:
         stack.callback(fsops.remove_tree, images.cache, name)
         fd = stack.enter_context(fsops.closing(fsops.make_new_dir(images.cache, name)))
     except OSError as error:
-        raise SandboxError(f"--save: cannot make a directory in the sandbox home: {reason(error)}") from None
+        raise SandboxError(
+            f"--save: cannot make a directory in the sandbox home: {reason(error)}", hint=remedy(error)
+        ) from None
     store.hold(fd, shared=False)
     return Draft(fd, sources.describe(os.path.join(where.path, b"cache", name), os.fstat(fd)))
 
@@ -136,7 +138,7 @@ def _pack(
             base = "" if save.full else " ".join(_digest(images, fd, material.tree.label) for fd in layers)
             return images.publish(out, "saved: " + material.tree.label, base=base)
     except OSError as error:
-        raise SandboxError(f"cannot save @{printable(save.image)}: {reason(error)}") from None
+        raise SandboxError(f"cannot save @{printable(save.image)}: {reason(error)}", hint=remedy(error)) from None
     except SandboxError as error:
         raise SourceError(f"cannot save @{printable(save.image)}: {error.message}", hint=error.hint) from None
 

@@ -62,7 +62,7 @@ def open_path(kind: TreeKind, name: bytes | None, path: bytes, *, option: str) -
             name = name if name is not None else _directory_name(path, option)
             return Opened(kind, check_name(name, option=option), path, fd, status, None)
         if not stat.S_ISREG(status.st_mode):
-            raise SourceError(f"{option}: {printable(path)} is neither a regular file nor a directory")  # noqa: TRY301
+            raise SourceError(f"{option}: {printable(path)} is neither a regular file nor a directory", hint="name one")  # noqa: TRY301
         name = check_name(name if name is not None else default_name(path), option=option)
         return Opened(kind, name, path, fd, status, detect(fd, printable(path)))
     except BaseException:

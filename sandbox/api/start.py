@@ -18,7 +18,7 @@ from typing import Any
 from sandbox import environment, fsops, host, isolation, launch, preparing
 from sandbox.codec import encode
 from sandbox.engine import native
-from sandbox.errors import HostError, SandboxError, UsageError, reason
+from sandbox.errors import HostError, SandboxError, UsageError, reason, remedy
 from sandbox.images import reaper
 from sandbox.plan import Extract
 from sandbox.plan_types import Mode
@@ -328,7 +328,7 @@ def absolute(cwd: Any) -> bytes:
     try:
         fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise UsageError(f"cwd: {os.fsdecode(path)!r}: {reason(error)}") from None
+        raise UsageError(f"cwd: {os.fsdecode(path)!r}: {reason(error)}", hint=remedy(error)) from None
     os.close(fd)
     return path
 

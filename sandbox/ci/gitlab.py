@@ -18,7 +18,7 @@ from sandbox.ci.gitlab_config import Config, RefusedError
 from sandbox.ci.running import GRACE
 from sandbox.ci.running import run as run_beside
 from sandbox.engine.native import memory
-from sandbox.errors import SandboxError, SourceError, UsageError, printable, reason
+from sandbox.errors import SandboxError, SourceError, UsageError, printable, reason, remedy
 from sandbox.home import Home
 from sandbox.images import names
 from sandbox.images.store import Store
@@ -160,7 +160,7 @@ def run(environ: Mapping[str, str], settings: Config, script: str, stage: str) -
         with open(script, "rb") as file:
             text = file.read(_LONGEST + 1)
     except OSError as error:
-        raise SandboxError(f"cannot read the script {printable(script)}: {reason(error)}") from None
+        raise SandboxError(f"cannot read the script {printable(script)}: {reason(error)}", hint=remedy(error)) from None
     if len(text) > _LONGEST:
         raise SandboxError(f"the script {printable(script)} is longer than {_LONGEST >> 20} MiB")
     return _run(Job(environ), settings, stage, text)
@@ -214,4 +214,6 @@ def cleanup(environ: Mapping[str, str]) -> None:
             try:
                 fsops.remove_tree(held, job.word.encode())
             except OSError as error:
-                raise SandboxError(f"cannot remove the directory of job {job.word}: {reason(error)}") from None
+                raise SandboxError(
+                    f"cannot remove the directory of job {job.word}: {reason(error)}", hint=remedy(error)
+                ) from None

@@ -7,12 +7,12 @@ import sys
 import time
 from typing import Any
 
-from sandbox.cli.units import age, size
 from sandbox.errors import UsageError, printable
 from sandbox.home import Home
 from sandbox.images import catalog, names, reaper
 from sandbox.images.store import Store
 from sandbox.records import clean_at
+from sandbox.units import age, size
 
 
 def register(subparsers: Any) -> None:

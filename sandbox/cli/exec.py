@@ -42,7 +42,7 @@ def main(args: argparse.Namespace, home: Home) -> int:
         for item in args.env:
             name, equals, value = os.fsencode(item).partition(b"=")
             if not name or not equals:
-                raise UsageError(f"--env: {item!r} is not NAME=VALUE")
+                raise UsageError(f"--env: {item!r} is not NAME=VALUE", hint="-e NAME=VALUE")
             env[name] = value
         running.mark_joined(home, run)
         result = join.run(run.decoded(), target, tuple(map(os.fsencode, words)), env)

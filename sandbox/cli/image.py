@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sandbox import fsops
-from sandbox.cli.units import size
 from sandbox.errors import SandboxError, note, printable
 from sandbox.home import Home
 from sandbox.images import names
 from sandbox.images.store import IMAGE, Store
 from sandbox.spec import DEFAULT_MAX_UNPACKED, parse_size
+from sandbox.units import size
 
 _EPILOG = """\
 IMAGE is NAME, @NAME or @sha256:PREFIX; wherever `sandbox run` and `image build` take a SRC, @NAME and @sha256:PREFIX

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from sandbox import processes, running
-from sandbox.cli.units import age, seconds, size
 from sandbox.errors import printable
 from sandbox.home import Home
 from sandbox.processes import Process
 from sandbox.running import Running, Usage
+from sandbox.units import age, seconds, size
 
 _TITLES = ("id", "name", "user", "age", "level", "mode", "tasks", "cpu", "memory", "images", "command")
 _RIGHT = ("tasks", "cpu", "memory")

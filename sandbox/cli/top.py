@@ -5,9 +5,9 @@ import sys
 from typing import Any
 
 from sandbox.cli import ps
-from sandbox.cli.units import seconds
 from sandbox.home import Home
 from sandbox.running import Running, Usage
+from sandbox.units import seconds
 
 _DESCRIPTION = "As sandbox ps, sorted anew every time; ^C ends it."
 

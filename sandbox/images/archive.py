@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from sandbox.errors import ArchiveError, printable
 from sandbox.images.reader import Blocks, Raw
+from sandbox.units import size
 
 MAX_ENTRIES = 5_000_000
 _MAX_NAME = 4095  # PATH_MAX without its NUL
@@ -175,7 +176,7 @@ class Guard:
 
     def _too_large(self) -> ArchiveError:
         return ArchiveError(
-            f"it unpacks to more than {self.max_unpacked} bytes", hint="raise --max-unpacked if it is to be trusted"
+            f"it unpacks to more than {size(self.max_unpacked)}", hint="raise --max-unpacked if it is to be trusted"
         )
 
 

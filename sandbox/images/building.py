@@ -5,8 +5,8 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sandbox import fsops, sources
-from sandbox.errors import SandboxError, reason
+from sandbox import fsops, sources, units
+from sandbox.errors import SandboxError, reason, remedy
 from sandbox.images import cache, formats, names, store
 from sandbox.images.formats import Kind
 from sandbox.spec import TreeKind
@@ -94,6 +94,6 @@ def keep(images: store.Store, fd: int, label: str) -> bytes:
             return images.publish(draft, label)
     except OSError as error:
         if error.errno not in store.NO_SPACE:
-            raise SandboxError(f"cannot keep {label}: {reason(error)}") from None
-        needs = f"it needs {size} bytes; {store.room(images.cache, error)}"
+            raise SandboxError(f"cannot keep {label}: {reason(error)}", hint=remedy(error)) from None
+        needs = f"it needs {units.size(size)}; {store.room(images.cache, error)}"
         raise SandboxError(f"cannot keep {label}: {needs}", hint=store.ROOM_HINT) from None

@@ -19,6 +19,7 @@ from sandbox.errors import HostError, SandboxError, SourceError, reason
 from sandbox.images import digests, formats, store
 from sandbox.images.formats import Kind
 from sandbox.images.store import IMAGE, TREE, Store
+from sandbox.units import size
 
 _FORMAT_VERSION = 2  # a change of how images are made makes old ones unfindable; the reaper takes them in time
 FAST, SMALL = "lz4", "zstd"
@@ -252,7 +253,7 @@ class Cache(Store):
         free = room.f_bavail * room.f_frsize
         if needed > free:
             raise HostError(
-                f"cannot cache {job.label}: it needs about {needed} bytes in the sandbox home, {free} are free",
+                f"cannot cache {job.label}: it needs about {size(needed)} in the sandbox home, {size(free)} are free",
                 hint="free some with: sandbox cache clean, or run without --cache",
             )
 

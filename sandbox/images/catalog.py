@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from sandbox import fsops
-from sandbox.errors import SandboxError, UsageError, printable, reason
+from sandbox.errors import SandboxError, UsageError, printable, reason, remedy
 from sandbox.images import names, store
 from sandbox.images.store import ABOUT, DIGEST_LENGTH, IMAGE, TREE, USES, Store
 
@@ -163,7 +163,7 @@ def detach(images: Store, name: str, *, before: float = math.inf) -> bytes | Non
         except FileNotFoundError:
             doomed = b""
         except OSError as error:
-            raise SandboxError(f"cannot remove {name} from the cache: {reason(error)}") from None
+            raise SandboxError(f"cannot remove {name} from the cache: {reason(error)}", hint=remedy(error)) from None
         for suffix in (USES, ABOUT):
             fsops.delete_file(cache, key + suffix)
     return doomed or None

@@ -11,6 +11,7 @@ from sandbox import fsops
 from sandbox.errors import ArchiveError, HostError, SandboxError
 from sandbox.images import formats, pipeline
 from sandbox.images.formats import Kind
+from sandbox.units import size
 
 if TYPE_CHECKING:
     from sandbox.images.progress import Progress
@@ -171,7 +172,7 @@ def check_claims(fd: int, kind: Kind, label: str, max_unpacked: int) -> None:
     claimed = unpacked_size(fd, kind)
     if claimed is not None and claimed > max_unpacked:
         raise ArchiveError(
-            f"cannot unpack {label}: it unpacks to {claimed} bytes, the limit is {max_unpacked}",
+            f"cannot unpack {label}: it unpacks to {size(claimed)}, the limit is {size(max_unpacked)}",
             hint="raise --max-unpacked if it is to be trusted",
         )
 
@@ -180,11 +181,11 @@ def _packing_failed(out: Output, log: str) -> SandboxError:
     """tar2sqfs says "I/O error" and no more: what the image and its file system look like tells why."""
     written = os.fstat(out.fd).st_size
     if refused := _refused_room(out.fd, written):
-        what = f"cannot convert {out.label}: its image needs more than the {written} bytes that there was room for"
+        what = f"cannot convert {out.label}: its image needs more than the {size(written)} that there was room for"
         return NoSpaceError(what, hint="free some", cause=refused)
     if out.max_image and written > out.max_image - _NEARLY:
         return HostError(
-            f"cannot convert {out.label}: its image needs more than {out.max_image} bytes of memory",
+            f"cannot convert {out.label}: its image needs more than {size(out.max_image)} of memory",
             hint="keep it on disk with --cache",
         )
     return SandboxError(f"cannot convert {out.label}: tar2sqfs failed: {log or 'it was killed'}")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sandbox import fsops
-from sandbox.errors import SourceError, reason
+from sandbox.errors import SourceError, reason, remedy
 
 _CHUNK = 1 << 20
 _SETTLED_NS = 2_000_000_000
@@ -81,7 +81,7 @@ def of_file(fd: int, label: str, told: Told = None) -> tuple[bytes, os.stat_resu
             if told is not None:
                 told(at)
     except OSError as error:
-        raise SourceError(f"cannot read {label}: {reason(error)}") from None
+        raise SourceError(f"cannot read {label}: {reason(error)}", hint=remedy(error)) from None
     if state_of(os.fstat(fd)) != state_of(status) or at != status.st_size:
         raise SourceError(f"cannot use {label}: it changes while it is read", hint="try again when it is complete")
     return digest.hexdigest().encode(), status, is_settled(status, began)

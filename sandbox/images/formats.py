@@ -11,7 +11,8 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sandbox.errors import ArchiveError, HostError, SandboxError, reason
+from sandbox.errors import ArchiveError, HostError, SandboxError, reason, remedy
+from sandbox.units import size
 
 _CHUNK = 1 << 20
 _KNOWN = (
@@ -51,7 +52,7 @@ def detect(fd: int, label: str) -> Kind:
         start = os.pread(fd, len(_EROFS_START), 0)
         size = os.fstat(fd).st_size
     except OSError as error:
-        raise ArchiveError(f"cannot read {label}: {reason(error)}") from None
+        raise ArchiveError(f"cannot read {label}: {reason(error)}", hint=remedy(error)) from None
     if start == _EROFS_START:
         return Kind.EROFS
     head = start[:1024]
@@ -200,7 +201,7 @@ def _into_memory(chunks: Iterator[bytes], kind: Kind, label: str, max_bytes: int
         for chunk in chunks:
             total += len(chunk)
             if total > max_bytes:
-                what = f"it holds more than {max_bytes} bytes"
+                what = f"it holds more than {size(max_bytes)}"
                 raise ArchiveError(f"cannot use {label}: {what}", hint="see --max-unpacked")
             _write_all(memory, chunk)
         inner = _kind_of(os.pread(memory, 1024, 0), total)
@@ -212,8 +213,10 @@ def _into_memory(chunks: Iterator[bytes], kind: Kind, label: str, max_bytes: int
     except OSError as error:
         os.close(memory)
         if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
-            raise HostError(f"cannot hold the content of {label} in memory: {reason(error)}") from None
-        raise ArchiveError(f"cannot read {label}: {reason(error)}") from None
+            raise HostError(
+                f"cannot hold the content of {label} in memory: {reason(error)}", hint=remedy(error)
+            ) from None
+        raise ArchiveError(f"cannot read {label}: {reason(error)}", hint=remedy(error)) from None
     except SandboxError:
         os.close(memory)
         raise
@@ -256,12 +259,12 @@ def _decoded(fd: int, label: str) -> Iterator[bytes]:
         try:
             yield binascii.a2b_base64(pending[:whole], strict_mode=True)
         except binascii.Error:
-            raise ArchiveError(f"cannot use {label}: line {number} is not base64") from None
+            raise ArchiveError(f"cannot use {label}: line {number} is not base64", hint="get it again") from None
         pending = pending[whole:]
     if in_comments:
         raise ArchiveError(f"cannot use {label}: it is text with nothing behind the # lines", hint=_KNOWN)
     if pending:
-        raise ArchiveError(f"cannot use {label}: the base64 text is truncated")
+        raise ArchiveError(f"cannot use {label}: the base64 text is truncated", hint="get it again")
 
 
 def _lines(fd: int, label: str) -> Iterator[tuple[int, bytes]]:

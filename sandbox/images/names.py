@@ -123,7 +123,10 @@ def rollback(images: Store, name: bytes) -> bytes:
         lines = _lines(images, name)
         older = [digest for digest, _ in lines[_position(lines, current) + 1 :] if _there(images, digest)]
         if not older:
-            raise SandboxError(f"cannot roll back @{printable(name)}: no generation before this one is kept")
+            raise SandboxError(
+                f"cannot roll back @{printable(name)}: no generation before this one is kept",
+                hint="see sandbox image history",
+            )
         images.link(images.names, name, older[0])
         return older[0]
 

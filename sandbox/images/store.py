@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 
 from sandbox import fsops
-from sandbox.errors import ArchiveError, HostError, SandboxError, SourceError, reason, warn
+from sandbox.errors import ArchiveError, HostError, SandboxError, SourceError, reason, remedy, warn
 from sandbox.images import digests, formats
 from sandbox.images.formats import Kind
+from sandbox.units import size
 
 IMAGE, TREE, USES, ABOUT = b".sfs", b".tree", b".uses", b".json"
 DIGEST_LENGTH = 64
@@ -131,7 +132,7 @@ class Store:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise HostError(f"cannot open the image of {label}: {reason(error)}") from None
+            raise HostError(f"cannot open the image of {label}: {reason(error)}", hint=remedy(error)) from None
         try:
             hold(fd, shared=True)
             if not self.is_intact(fd, digest, label):
@@ -214,7 +215,10 @@ class Store:
             except FileExistsError:
                 if self._replaceable(digest):
                     return digest
-        raise HostError(f"cannot keep the image of {source}: a damaged one is in its place, and cannot be removed")
+        raise HostError(
+            f"cannot keep the image of {source}: a damaged one is in its place, and cannot be removed",
+            hint="sandbox image verify --all",
+        )
 
     def _replaceable(self, digest: bytes) -> bool:
         """True when the image that is there is as good as ours; otherwise it has been removed."""
@@ -264,7 +268,7 @@ class Store:
                 f"cannot change the image store: its file system has no locks or no symlinks ({reason(error)})",
                 hint="SANDBOX_HOME on a local file system has both",
             )
-        return HostError(f"cannot change the image store: {reason(error)}")
+        return HostError(f"cannot change the image store: {reason(error)}", hint=remedy(error))
 
 
 ROOM_HINT = "free some with: sandbox cache clean --now, or image rm"
@@ -275,10 +279,10 @@ def room(directory: int, error: OSError | None = None) -> str:
     status = os.fstatvfs(directory)
     free = status.f_bavail * status.f_frsize
     if error is not None and error.errno == errno.EDQUOT:
-        return f"your disk quota is used up; the file system has {free} bytes free"
+        return f"your disk quota is used up; the file system has {size(free)} free"
     if status.f_files and not status.f_favail:
         return "no inode is left for another file in the sandbox home"
-    return f"no space left in the sandbox home, {free} bytes are free"
+    return f"no space left in the sandbox home, {size(free)} are free"
 
 
 def digest_of(link: bytes) -> bytes | None:
@@ -298,7 +302,7 @@ def read_link(parent: int, name: bytes) -> bytes | None:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.EINVAL, errno.ENAMETOOLONG):
             return None
-        raise HostError(f"cannot read the image store: {reason(error)}") from None
+        raise HostError(f"cannot read the image store: {reason(error)}", hint=remedy(error)) from None
 
 
 def hold(fd: int, *, shared: bool) -> None:

@@ -12,9 +12,10 @@ import struct
 from typing import Any
 
 from sandbox import fsops
-from sandbox.errors import SandboxError, SourceError, printable, reason
+from sandbox.errors import SandboxError, SourceError, printable, reason, remedy
 from sandbox.images import digests, formats, progress, store, verify
 from sandbox.images.store import About, Store
+from sandbox.units import size
 
 _MAGIC = b"SBXIMG1\n"
 _TAIL = struct.Struct("<Q8s")
@@ -48,8 +49,8 @@ def _why(error: OSError, fd: int, directory: bytes) -> str:
     if error.errno not in store.NO_SPACE:
         return reason(error)
     status = os.statvfs(directory)
-    needed = os.fstat(fd).st_size
-    return f"no space left there: it needs {needed} bytes, {status.f_bavail * status.f_frsize} are free"
+    needed, free = os.fstat(fd).st_size, status.f_bavail * status.f_frsize
+    return f"no space left there: it needs {size(needed)}, {size(free)} are free"
 
 
 def _digest(fd: int, shown: str) -> bytes:
@@ -73,7 +74,7 @@ def take(images: Store, source: bytes) -> bytes:
             raise SandboxError(
                 f"cannot import {shown}: {store.room(images.cache, error)}", hint=store.ROOM_HINT
             ) from None
-        raise SourceError(f"cannot import {shown}: {reason(error)}") from None
+        raise SourceError(f"cannot import {shown}: {reason(error)}", hint=remedy(error)) from None
 
 
 def _take(images: Store, fd: int, shown: str) -> bytes:

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 
 from sandbox.engine import syscalls as sys
-from sandbox.errors import SourceError, printable, reason
+from sandbox.errors import SourceError, printable, reason, remedy
 from sandbox.images.reader import Raw
 
 _CHUNK = 1 << 18
@@ -40,7 +40,9 @@ def walk(root: int) -> Iterator[Found]:
             if stat.S_ISDIR(status.st_mode):
                 stack.append(_enter(fd, name, full))
     except OSError as error:
-        raise SourceError(f"cannot read '{printable(os.fsencode(error.filename or b'.'))}': {reason(error)}") from None
+        raise SourceError(
+            f"cannot read '{printable(os.fsencode(error.filename or b'.'))}': {reason(error)}", hint=remedy(error)
+        ) from None
     finally:
         for fd, _, _ in stack:
             os.close(fd)
@@ -84,11 +86,11 @@ class TreeSource:
             try:
                 fd = os.open(name, _FILE, dir_fd=parent)
             except OSError as error:
-                raise SourceError(f"cannot read '{printable(path)}': {reason(error)}") from None
+                raise SourceError(f"cannot read '{printable(path)}': {reason(error)}", hint=remedy(error)) from None
             try:
                 opened = os.fstat(fd)
                 if not stat.S_ISREG(opened.st_mode):
-                    raise SourceError(f"'{printable(path)}' changes while it is read")
+                    raise SourceError(f"'{printable(path)}' changes while it is read", hint="try again")
                 self._fd = fd
                 self._map = _data_map(fd, opened)
                 yield Raw(path, kind, perm, mtime, opened.st_size, b"", None, True, self._map)
@@ -114,7 +116,7 @@ class TreeSource:
             while at < begin + length:
                 chunk = os.pread(self._fd, min(_CHUNK, begin + length - at), at)
                 if not chunk:
-                    raise SourceError(f"'{printable(name)}' changes while it is read")
+                    raise SourceError(f"'{printable(name)}' changes while it is read", hint="try again")
                 yield at, memoryview(chunk)
                 at += len(chunk)
 

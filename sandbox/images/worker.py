@@ -27,6 +27,7 @@ from sandbox import fsops
 from sandbox.engine import syscalls
 from sandbox.errors import ArchiveError, HostError, SandboxError, reason
 from sandbox.images.formats import Kind, detect
+from sandbox.units import size
 
 if TYPE_CHECKING:
     from sandbox.images.archive import Sink, Source
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> int:
     except SandboxError as error:
         return _say(str(error))
     except MemoryError:
-        return _say(f"cannot unpack {options.label}: it needs more memory than {_MEMORY} bytes to decompress")
+        return _say(f"cannot unpack {options.label}: it needs more memory than {size(_MEMORY)} to decompress")
     except OSError as error:
         _say(_trouble(options, error))
         return NO_SPACE if error.errno in _FULL else FAILED
@@ -265,7 +266,7 @@ def _check_room(options: argparse.Namespace) -> None:
     free = room.f_bavail * room.f_frsize
     if needed is not None and needed > options.max_unpacked:
         raise ArchiveError(
-            f"cannot unpack {options.label}: it unpacks to {needed} bytes, the limit is {options.max_unpacked}",
+            f"cannot unpack {options.label}: it unpacks to {size(needed)}, the limit is {size(options.max_unpacked)}",
             hint="raise --max-unpacked if it is to be trusted",
         )
     if needed is not None and room.f_blocks and needed > free:
@@ -276,8 +277,8 @@ _ROOM_HINT = "give it more with --tmpfs-size, or a disk with --scratch DIR"
 
 
 def _no_room(label: str, needed: int | None, free: int) -> str:
-    needs = f"it needs {needed} bytes" if needed is not None else "it does not fit"
-    return f"cannot unpack {label}: {needs}, there are {free} free"
+    needs = f"it needs {size(needed)}" if needed is not None else "it does not fit"
+    return f"cannot unpack {label}: {needs}, {size(free)} are free"
 
 
 def _trouble(options: argparse.Namespace, error: OSError) -> str:
@@ -285,8 +286,8 @@ def _trouble(options: argparse.Namespace, error: OSError) -> str:
         room = os.fstatvfs(options.out)
         if room.f_files and not room.f_favail:
             return f"cannot unpack {options.label}: too many files for the file system ({_ROOM_HINT})"
-        size = room.f_blocks * room.f_frsize
-        needs = f"no space left, it needs more than the {size} bytes there are"
+        there = size(room.f_blocks * room.f_frsize)
+        needs = f"no space left, it needs more than the {there} there are"
         return f"cannot unpack {options.label}: {needs} ({_ROOM_HINT})"
     return f"cannot unpack {options.label}: {reason(error)}"
 

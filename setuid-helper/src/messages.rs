@@ -10,6 +10,9 @@ use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, Ordering};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+/// Of a message, in characters: at most this, else so many of its start and of its end.
+const LONGEST: usize = 1000;
+const KEPT: usize = 500;
 const PATIENCE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 /// The whole program speaks in one way, which is settled before it says anything.
@@ -22,7 +25,17 @@ pub fn speak_json() {
 
 /// What cannot go on: why, what can be done about it, and the exit code that comes of it.
 pub fn complain(failure: &Failure) {
-    put(&line("error", &failure.message, &failure.hint, Some(failure.code)));
+    put(&line("error", &short(&failure.message), &failure.hint, Some(failure.code)));
+}
+
+/// Without the middle of what nobody reads to its end: a word of the command may have any length.
+fn short(text: &str) -> String {
+    let count = text.chars().count();
+    if count <= LONGEST {
+        return text.to_owned();
+    }
+    let (start, end): (String, String) = (text.chars().take(KEPT).collect(), text.chars().skip(count - KEPT).collect());
+    format!("{start} [... {} characters ...] {end}", count - LONGEST)
 }
 
 /// How it went.

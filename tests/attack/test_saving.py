@@ -90,6 +90,6 @@ def test_more_than_the_limit_is_not_saved(run_sandbox, who, area):
     done = run_sandbox(args, as_user=who.as_user)
     assert done.returncode == 125
     assert "cannot save @no" in done.stderr
-    assert "more than 1048576 bytes" in done.stderr
+    assert "more than 1.0 MiB" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not [name for name in os.listdir(area.home(who.as_user) / "cache") if name.startswith(".")]

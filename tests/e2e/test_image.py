@@ -203,7 +203,7 @@ $S image verify --all; $S image ls; ls -A /mnt/home/cache | grep -c .tmp"""
     assert len(full) == 2, done.stderr
     assert "needs about" in full[0]
     assert "needs more than" in full[1]
-    assert all("bytes" in line and "free" in line for line in full)
+    assert all("iB" in line and "free" in line for line in full)
     *_, verdict, listed, drafts = done.stdout.splitlines()
     assert verdict.endswith("ok")
     assert listed.startswith("a\t")
@@ -231,7 +231,7 @@ def test_a_quota_is_told_apart_from_a_full_disk(run_sandbox: Runner, area: Area,
     (line,) = done.stderr.splitlines()
     assert "cannot cache zeros.tar: its image needs more than" in line
     assert "your disk quota is used up" in line
-    assert "bytes free" in line
+    assert "iB free" in line
     assert '"problem": ""' in done.stdout
     assert done.stdout.splitlines()[-1] == "0"
 

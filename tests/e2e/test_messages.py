@@ -120,6 +120,17 @@ def test_an_interrupt_waits_until_python_can_take_it(run_sandbox, who, area):
             assert (held, bool(int(mask, 16) & 2)) == (told, bool(before) or words[0] is front), done
 
 
+def test_a_long_value_is_not_said_whole(launch):
+    """By the command line, and by the engine that cannot execute a name like this."""
+    for words in (["-s", "x" * 5000, "--", "true"], ["--", "x" * 3000]):
+        refused = launch(*words)
+        assert refused.returncode in (125, 126, 127)
+        assert refused.stderr.startswith("sandbox: ")
+        assert refused.stderr.count("\n") == 1
+        assert re.search(r"x{400,} \[\.\.\. [0-9]+ characters \.\.\.\] x{400,}", refused.stderr)
+        assert len(refused.stderr) < 1300
+
+
 def test_a_fifo_keeps_nobody_waiting(run_sandbox, who, area):
     """No FIFO with a name, which may never have a writer; a pipe that a shell passes on is read to its end."""
     fifo = area.dir(who.as_user) / "fifo"

@@ -136,7 +136,7 @@ def test_garbage_in_base64_is_refused(text: bytes, word: str) -> None:
 
 
 def test_the_content_is_bounded(squashfs: bytes) -> None:
-    with pytest.raises(ArchiveError, match="more than 100 bytes"):
+    with pytest.raises(ArchiveError, match="more than 100 B"):
         unwrap(b"#\n" + base64.b64encode(squashfs), Kind.TEXT, 100)
 
 
