@@ -33,10 +33,6 @@ _SYSTEM = (b"/usr", b"/bin", b"/sbin", b"/lib", b"/lib32", b"/lib64", b"/etc/ld.
 _DEVICES = (b"null", b"zero", b"full", b"random", b"urandom", b"tty")
 
 
-def is_wanted(spec: Spec) -> bool:
-    return bool(spec.allow_read or spec.allow_write or spec.mode == "landlock")
-
-
 def probe() -> int:
     """The ABI of this kernel's Landlock. Raises HostError where it has none."""
     from sandbox.engine.syscalls import landlock_abi

@@ -140,6 +140,8 @@ def validate(spec: Spec) -> Spec:
     _check_root(spec)
     for item in spec.env:
         _check_variable(item.partition(b"=")[0], "--env")
+        if b"\0" in item:
+            raise UsageError(f"--env: {printable(item)} holds a NUL byte")
     for name in spec.unset_env:
         _check_variable(name, "--unset-env")
     for tree in spec.trees:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import subprocess
 import threading
 import weakref
@@ -12,7 +11,7 @@ from typing import IO, Any, Literal, Self, TypedDict, Unpack, overload
 
 from sandbox import environment
 from sandbox.api import start as starting
-from sandbox.api.options import CommonOptions, Options, Text, command_words, make_spec
+from sandbox.api.options import CommonOptions, Options, Text, command_words, make_spec, variables
 from sandbox.api.process import AsyncProcess, Process
 from sandbox.api.result import Result
 from sandbox.api.start import Ready, Start
@@ -161,7 +160,7 @@ class Sandbox:
         if not self._finalizer.alive:
             raise UsageError("this sandbox is closed", hint="make another one")
         directory = starting.absolute(cwd)
-        environ = environment.own() if env is None else {os.fsencode(k): os.fsencode(v) for k, v in env.items()}
+        environ = environment.own() if env is None else variables(env)
         if not command or not command[0]:
             validate(self.spec.replace(command=command))
         with self._lock:

@@ -137,7 +137,21 @@ def _words(name: str, value: Any, known: Mapping[str, option_file.Key]) -> list[
 def _text(name: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | bytes | os.PathLike | int | float):
         raise UsageError(f"{name}: {value!r} is not a string, path or number")
-    return str(value) if isinstance(value, int | float) else os.fsdecode(value)
+    text = str(value) if isinstance(value, int | float) else os.fsdecode(value)
+    if "\0" in text:
+        raise UsageError(f"{name}: {printable(text)} holds a NUL byte")
+    return text
+
+
+def variables(env: Mapping[str, str]) -> dict[bytes, bytes]:
+    """The whole environment of a command. Raises UsageError for what would be another variable, or two."""
+    found = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
+    for name, value in found.items():
+        if not name or b"=" in name:
+            raise UsageError(f"env: {printable(name)!r} is not a variable name")
+        if b"\0" in name or b"\0" in value:
+            raise UsageError(f"env: {printable(name)} holds a NUL byte")
+    return found
 
 
 def command_words(argv: Any) -> tuple[bytes, ...]:

@@ -76,6 +76,8 @@ def test_values():
         ({"static": [None]}, "static: None is not a string, path or number"),
         ({"chdir": ["a"]}, "chdir: ['a'] is not a string, path or number"),
         ({"memory": "x"}, "--memory: 'x' is not a size"),
+        ({"env": {"A": "x\0B=y"}}, "env: x\\x00B=y holds a NUL byte"),
+        ({"chdir": "a\0b"}, "chdir: a\\x00b holds a NUL byte"),
     ],
 )
 def test_what_is_wrong_is_a_usage_error(options, message):
@@ -88,6 +90,14 @@ def test_a_command_is_a_list():
     for bad in ("ls", b"ls", ["a\0b"], []):
         with pytest.raises(UsageError):
             Sandbox().run(bad)
+
+
+@pytest.mark.parametrize("env", [{"A": "x\0B=injected"}, {"A\0B": "x"}, {"A=B": "x"}, {"": "x"}])
+@pytest.mark.parametrize("engine", ["native", "python"])
+def test_a_variable_is_one_variable(env, engine):
+    """The environment goes to the native engine as text, where a NUL begins another one."""
+    with pytest.raises(UsageError, match="env: "):
+        Sandbox(engine=engine).run(["true"], env=env)
 
 
 def test_a_spec_or_options():

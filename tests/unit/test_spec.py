@@ -128,7 +128,14 @@ def test_symlink_policies():
 
 
 @pytest.mark.parametrize(
-    "spec", [Spec(), Spec(command=(b"",)), Spec((b"x",), env=(b"=1",)), Spec((b"x",), unset_env=(b"",))]
+    "spec",
+    [
+        Spec(),
+        Spec(command=(b"",)),
+        Spec((b"x",), env=(b"=1",)),
+        Spec((b"x",), env=(b"A=\0B=1",)),
+        Spec((b"x",), unset_env=(b"",)),
+    ],
 )
 def test_what_validation_refuses(spec):
     with pytest.raises(UsageError):
