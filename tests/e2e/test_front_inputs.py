@@ -123,6 +123,7 @@ def test_whatever_compiling_looks_at_is_a_condition(front, level):
         "/etc/localtime",
         "/dev/null",
         "/dev/fuse",  # a plan that wants it fails without it, and is compiled anew
+        "/proc/sys/user/max_user_namespaces",  # the same
         str(front.full.parent),
         "/usr/bin/python",
         "/bin/python",
