@@ -121,9 +121,12 @@ impl Child<'_> {
     }
 
     /// Leave the last descriptor of what is attached nowhere to the supervisor: closing it takes time, and the command can
-    /// start meanwhile. What does not get there ends with this process. Rights of root's make nothing that is handed on.
+    /// start meanwhile. What does not get there ends with this process. Rights of root's make nothing that is handed on;
+    /// and a command that is as short as that takes has to wait for the supervisor, where no init ends it.
     pub fn let_go_of_layers(&mut self) {
-        let Some(socket) = self.prepared.exchange.filter(|_| !self.prepared.rights.are_lent()) else { return };
+        let Some(socket) = self.prepared.exchange.filter(|_| self.has_init && !self.prepared.rights.are_lent()) else {
+            return;
+        };
         let loose = self.mounts.iter().filter(|(_, mount)| !mount.attached);
         let fds: Vec<BorrowedFd> = loose.map(|(_, mount)| mount.root.as_fd()).collect();
         for some in fds.chunks(MOST_FDS) {

@@ -23,7 +23,8 @@ impl Exchange {
     /// Both ends, if anything is to be handed over. What arrives here announces itself with SIGIO.
     pub fn of(plan: &Plan) -> Outcome<Option<(Exchange, OwnedFd)>> {
         let has_need = |step: &Step| match step {
-            Step::CountChanges { .. } | Step::Overlay { .. } | Step::Stack { .. } => true,
+            Step::CountChanges { .. } => true,
+            Step::Overlay { .. } | Step::Stack { .. } => plan.has_init(plan.steps.len()),
             other => other.maps_mount_ids(),
         };
         if !plan.steps.iter().any(has_need) {
