@@ -42,7 +42,7 @@ FEATURES = {
     "directory": Feature(("-d", "t:{d}/tree"), _WRITE),
     "job": Feature(("--isolation", "job", "--workspace", "ro"), "echo hello"),
     # Of the container's root, which is an overlay: no volume. On the 6.1 of this variant that takes no loop device.
-    "job's copy": Feature(
+    "copy for a job": Feature(
         ("--isolation", "job", "-d", "t:/etc/skel"), 'rm "$SANDBOX_DYNAMIC/t/.profile" && echo hello'
     ),
     "sandbox in it": Feature((), "exec {s} run --engine {e} -s t:{d}/tree -- sh -c 'cat \"$SANDBOX_STATIC/t/f\"'"),
@@ -60,7 +60,7 @@ class Container(NamedTuple):
 
 
 def _jobs(words: str) -> dict[str, str]:
-    return dict.fromkeys(("job", "job's copy"), words)
+    return dict.fromkeys(("job", "copy for a job"), words)
 
 
 _ADMIN = ("--cap-add", "SYS_ADMIN")
