@@ -30,7 +30,7 @@ pub struct PlanSeed {
     numbers: [u64; 5],
 }
 
-const KINDS: u8 = 57;
+const KINDS: u8 = 58;
 
 fn seed() -> impl Strategy<Value = Seed> {
     let component = prop::collection::vec(b'a'..=b'z', 1..8);
@@ -104,7 +104,11 @@ pub fn plan(seed: &PlanSeed) -> Plan<'_> {
     plan.sources = vec![file, Source { kind: SourceKind::Memory, path: b"", ..file }];
     let mut made = 0;
     for seed in &seed.steps {
-        let step = step(seed, &mut made);
+        let whole = plan.steps.iter().find_map(|step| match *step {
+            Step::Tmpfs { slot, .. } => Some(slot),
+            _ => None,
+        });
+        let step = step(seed, &mut made, whole);
         if may_follow(&plan.steps, &step) {
             plan.steps.push(step);
         }
@@ -131,8 +135,8 @@ fn resource(number: u64) -> Resource {
     [CpuSeconds, FileBytes, OpenFiles, DataBytes, Processes][(number % 5) as usize]
 }
 
-/// Slots are numbered as they are made; a step that needs one before there is one becomes a `Tmpfs`.
-fn step<'a>(seed: &'a Seed, made: &mut u32) -> Step<'a> {
+/// Slots are numbered as they are made; a step that needs one before there is one becomes a `Tmpfs`. `whole` is one of those.
+fn step<'a>(seed: &'a Seed, made: &mut u32, whole: Option<u32>) -> Step<'a> {
     let [a, b, c] = seed.numbers;
     let (x, y, z) = (a as u32, b as u32, c as u32);
     let source = x % 2;
@@ -213,6 +217,7 @@ fn step<'a>(seed: &'a Seed, made: &mut u32) -> Step<'a> {
         (53, _) => Step::Erofs { slot: slot(), source: 1 },
         (54, _) => Step::UserNamespace { uids, gids, programs },
         (55, Some(used)) => Step::Shift { slot: used, uids, gids },
+        (56, _) if whole.is_some() => Step::Part { slot: slot(), of: whole.unwrap_or_default(), mode: z },
         (51, _) => Step::Protect { place, attrs: z % 32 },
         _ => Step::Tmpfs { slot: slot(), size: b, inodes: c, mode: x },
     }
