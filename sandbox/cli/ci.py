@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from typing import Any, NoReturn
 
 from sandbox.cli import run as running
@@ -105,7 +106,7 @@ def run(argv: list[bytes]) -> NoReturn:
 
 
 def _failure_code(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text[:4]) not in {*range(1, 256)} - {EXIT_LAUNCHER_FAILED}:
+    if not re.fullmatch("[0-9]{1,3}", text) or int(text) not in {*range(1, 256)} - {EXIT_LAUNCHER_FAILED}:
         why = f"ci run: --failure-code: {printable(text)!r} is no exit code that tells of a failure"
         raise UsageError(why, hint=f"1 to 255, but for {EXIT_LAUNCHER_FAILED}, which says that sandbox itself failed")
     return int(text)

@@ -232,6 +232,7 @@ def test_a_job_of_the_helper_s_is_ended_and_its_limit_told(request, run_sandbox)
         ["--marks=x", "true"],
         [],
         ["--failure-code=125", "true"],
+        ["--failure-code=00011000", "true"],
     ],
 )
 def test_what_is_asked_wrongly(run_sandbox, user, words):

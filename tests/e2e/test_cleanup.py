@@ -143,8 +143,12 @@ def test_nothing_is_left_after_kills_at_random(engine, mode, run_sandbox, identi
     print(f"seed {seed}")
     chance = random.Random(seed)
     rounds, before = Rounds(run_sandbox, as_user, chance), on_the_network()
+    # A kill is to come at any moment of a launch, however long one takes here.
+    started = time.monotonic()
+    run_sandbox(["run", "--engine", engine, "--mode", mode, "--isolation", "job", "--", "true"], as_user=as_user)
+    pace = max(0.2, time.monotonic() - started)
     # What daemonises and ignores requests is left when its supervisor dies at level none.
-    script = "(trap '' TERM; setsid sleep 1000 >/dev/null 2>&1 &) ; sleep 0.3"
+    script = f"(trap '' TERM; setsid sleep 1000 >/dev/null 2>&1 &) ; sleep {1.5 * pace:.2f}"
     for number in range(ROUNDS):
         options = [*chance.choice(LEVELS), *(word.replace("{d}", str(inputs)) for word in chance.choice(SOURCES))]
         options += ["--name", f"n{number}"] if number % 2 else []
@@ -153,12 +157,12 @@ def test_nothing_is_left_after_kills_at_random(engine, mode, run_sandbox, identi
         with contextlib.suppress(FileNotFoundError):
             os.utime(area.home(as_user) / "locks" / "reaper", (0, 0))
         rounds.launchers.append(rounds.start(*command))
-        time.sleep(chance.uniform(0, 0.4))
+        time.sleep(chance.uniform(0, 2 * pace))
         if number % 2:
             python = run_sandbox.command.with_name("sandbox-python")
             run_sandbox.instead["exec"] = python if number % 4 == 3 and python.exists() else run_sandbox.command
             rounds.clients.append(rounds.start("exec", f"n{number}", "sh", "-c", script))
-            time.sleep(chance.uniform(0, 0.2))
+            time.sleep(chance.uniform(0, pace))
         for _ in rounds.launchers:
             if chance.random() < 0.7:
                 rounds.kill_one()

@@ -20,6 +20,7 @@ CONTROL = "cp -a /dev/loop-control /mnt"
 COVER = "mount --move /mnt /dev"
 MASK = "mount -t tmpfs -o ro mask /proc/tty"
 NO_NODES = ("setpriv", "--bounding-set=-mknod", "--inh-caps=-mknod")
+NO_NETWORK = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
 NO_MOUNTS = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
 READ = 'cat "$SANDBOX_STATIC/t/f"'
 
@@ -195,3 +196,7 @@ def test_a_home_that_forbids_programs(run, area):
     system = Container(f"mount -t tmpfs -o noexec,mode=700,uid={own.stat().st_uid} x {own}")
     done = run(system, ["--mode", "userns", "--cache", "-s", f"t:{archive}"], '"$SANDBOX_STATIC/t/tool"', as_user=True)
     assert (done.stdout, done.stderr) == ("ran\n", "")
+
+
+def test_a_job_names_the_flag_that_its_network_needs(run):
+    refused(run(Container(wrapper=NO_NETWORK), ["--isolation", "job"], "true"), "Loopback", "CAP_NET_ADMIN")

@@ -1,6 +1,6 @@
 //! Who the command is and what it may still do: ids, capabilities, descriptors; and the names of its world.
 
-use super::namespaces::join_network;
+use super::namespaces::{NoNetwork, join_network};
 use super::ranges::lines;
 use super::{Child, explained};
 use crate::attendance::receive_fd;
@@ -40,13 +40,14 @@ impl Child<'_> {
     }
 
     pub fn loopback(&mut self) -> Outcome<()> {
-        if let Some(made) = &self.network {
-            join_network(made).doing("make the namespaces", b"")?;
-            self.network = None;
-            return Ok(());
-        }
-        let raised = self.prepared.rights.raise(NETWORK);
-        raised.and_then(|_raised| sys::loopback_up()).map(drop).doing("bring up the loopback device", b"")
+        let up = match self.network.as_ref().map(join_network) {
+            Some(Err(NoNetwork::Namespace(error))) => return Err(error).doing("make the namespaces", b""),
+            Some(Err(NoNetwork::Loopback(error))) => Err(error),
+            Some(Ok(())) => Ok(()),
+            None => self.prepared.rights.raise(NETWORK).and_then(|_raised| sys::loopback_up()).map(drop),
+        };
+        self.network = None;
+        up.doing("bring up the loopback device", b"")
     }
 
     /// All of our own descriptors are close-on-exec: one that is not was inherited. Below a directory of the host's,

@@ -54,22 +54,34 @@ impl Child<'_> {
 
 const NETWORK: u64 = libc::CLONE_NEWNET as u64;
 
-/// Make a network namespace with its loopback device up, and hand it over; or the number of the error.
+/// What could not be had of a network namespace whose loopback device is up.
+pub enum NoNetwork {
+    Namespace(Errno),
+    Loopback(Errno),
+}
+
+/// Make a network namespace with its loopback device up, and hand it over; or the number of the error, which is negative where
+/// there is a namespace.
 pub fn make_network(to: &OwnedFd) -> Result<(), Errno> {
-    let made = sys::unshare(NETWORK).and_then(|()| sys::loopback_up()).and_then(|socket| sys::network_of(&socket));
+    let up = || sys::loopback_up().and_then(|socket| sys::network_of(&socket));
+    let made = sys::unshare(NETWORK).map_err(Errno::raw_os_error).and_then(|()| up().map_err(|it| -it.raw_os_error()));
     match made {
         Ok(network) => send_fds(to.as_fd(), &[0; 4], &[network.as_fd()]),
-        Err(error) => rustix::io::write(to, &error.raw_os_error().to_ne_bytes()).map(drop),
+        Err(error) => rustix::io::write(to, &error.to_ne_bytes()).map(drop),
     }
 }
 
 /// Enter the network namespace that comes out of here.
-pub fn join_network(from: &OwnedFd) -> Result<(), Errno> {
-    poll(&mut [PollFd::new(from, PollFlags::IN)], None)?;
+pub fn join_network(from: &OwnedFd) -> Result<(), NoNetwork> {
+    poll(&mut [PollFd::new(from, PollFlags::IN)], None).map_err(NoNetwork::Namespace)?;
     let mut error = [0; 4];
-    match receive_fd(from.as_fd(), &mut error) {
-        Some(network) => move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)),
-        None => Err(Errno::from_raw_os_error(i32::from_ne_bytes(error).max(1))),
+    if let Some(network) = receive_fd(from.as_fd(), &mut error) {
+        let moved = move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network));
+        return moved.map_err(NoNetwork::Namespace);
+    }
+    match i32::from_ne_bytes(error) {
+        up @ ..0 => Err(NoNetwork::Loopback(Errno::from_raw_os_error(up.saturating_neg()))),
+        made => Err(NoNetwork::Namespace(Errno::from_raw_os_error(made.max(1)))),
     }
 }
 
