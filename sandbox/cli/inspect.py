@@ -29,11 +29,11 @@ def main(args: argparse.Namespace, home: Home) -> int:
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0
-    for name, value in facts.items():
+    for name, value in (facts | ps.amounts(used)).items():
         if name == "command":
             print(f"{name:10} {' '.join(map(printable, value))}")
         elif not isinstance(value, list):
-            print(f"{name:10} {printable(str(value))}")
+            print(f"{name:10} {ps.UNKNOWN if value is None else printable(str(value))}")
     for image in facts["images"]:
         print(f"image      {printable(image)}")
     for process in facts["processes"]:

@@ -17,6 +17,7 @@ from sandbox.processes import Process
 from sandbox.running import Running, Usage
 from sandbox.units import age, seconds, size
 
+UNKNOWN = "-"
 _TITLES = ("id", "name", "user", "age", "level", "mode", "tasks", "cpu", "memory", "images", "command")
 _RIGHT = ("tasks", "cpu", "memory")
 _SHORTEST = 0.1
@@ -99,19 +100,29 @@ def _user(uid: int) -> str:
         return str(uid)
 
 
+def amounts(used: Usage) -> dict[str, str]:
+    """What a person is told of it; "-" is not known."""
+    return {
+        "age": UNKNOWN if used.age is None else age(used.age),
+        "tasks": UNKNOWN if used.tasks is None else str(used.tasks),
+        "cpu": UNKNOWN if used.cpu is None else f"{used.cpu:.1f} s",
+        "memory": UNKNOWN if used.memory is None else size(used.memory),
+    }
+
+
 def _row(run: Running, used: Usage) -> tuple[str, ...]:
-    unknown = "-"
+    shown = amounts(used)
     cells = (
         run.id[:12],
-        run.called or unknown,
+        run.called or UNKNOWN,
         _user(run.uid),
-        unknown if used.age is None else age(used.age),
-        str(run.facts.get("level") or unknown),
-        str(run.facts.get("mode") or unknown),
-        unknown if used.tasks is None else str(used.tasks),
-        unknown if used.cpu is None else f"{used.cpu:.1f} s",
-        unknown if used.memory is None else size(used.memory),
-        " ".join(image.partition("=")[0] for image in run.words("images")) or unknown,
+        shown["age"],
+        str(run.facts.get("level") or UNKNOWN),
+        str(run.facts.get("mode") or UNKNOWN),
+        shown["tasks"],
+        shown["cpu"],
+        shown["memory"],
+        " ".join(image.partition("=")[0] for image in run.words("images")) or UNKNOWN,
         " ".join(run.words("command")),
     )
     return tuple(printable(cell) for cell in cells)
