@@ -205,10 +205,13 @@ project() {
     local pip=("$venv/bin/python" -m pip --disable-pip-version-check --quiet)
     # What pyproject.toml needs to build.
     "${pip[@]}" install 'pip>=24' 'setuptools>=77' 'setuptools-rust>=1.10' wheel 'argparse-manpage>=4.6' 'markdown-it-py>=3' 'shtab>=1.13'
+    # The build goes on when theirs fails: what an older one left is not to be taken for today's.
+    rm -f sandbox/bin/sandbox-engine sandbox/bin/sandbox-helper
     PYTHONWARNINGS=ignore "${pip[@]}" install --no-build-isolation --config-settings editable_mode=compat --editable '.[test,lint]'
-    local program
+    local program why='there is no cargo here'
+    ! command -v cargo >/dev/null || why='cargo build --release --manifest-path setuid-helper/Cargo.toml says why'
     for program in sandbox-engine sandbox-helper; do
-        [ -x "sandbox/bin/$program" ] || say "$program was not built; the Python engine works without it (sandbox doctor)"
+        [ -x "sandbox/bin/$program" ] || say "$program was not built ($why); the Python engine works without it"
     done
 }
 

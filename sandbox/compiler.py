@@ -56,7 +56,7 @@ def compile_plan(
     kinds: set[TreeKind] = {TreeKind.DYNAMIC if tree.kind is TreeKind.EMPTY else tree.kind for tree in inside}
     policies = {policy.name: policy.deny for policy in spec.symlinks}
     for name in policies.keys() - {tree.name for tree in trees} - {b""}:
-        raise UsageError(f"--symlinks: no tree is named {printable(name)!r}", hint=f"one of: {names_of(trees)}")
+        raise UsageError(f"--symlinks: no tree is named '{printable(name)}'", hint=f"one of: {names_of(trees)}")
     _check_saves(spec, trees)
     builder.saving = saving
     if changes:
@@ -107,7 +107,7 @@ def _check_saves(spec: Spec, trees: list[Opened]) -> None:
         found = [tree for tree in trees if tree.name == save.tree and tree.kind is not TreeKind.STATIC]
         if not found:
             raise UsageError(
-                f"--save: no dynamic tree is named {printable(save.tree)!r}",
+                f"--save: no dynamic tree is named '{printable(save.tree)}'",
                 hint="--dynamic NAME:SRC --save NAME=IMAGE",
             )
         for layer in found[0].layers:

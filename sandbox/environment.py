@@ -51,7 +51,7 @@ def _scrubbed(spec: Spec, caller: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
 def _apply(env: dict[bytes, bytes], item: bytes, caller: Mapping[bytes, bytes], *, where: str) -> None:
     name, equals, value = item.partition(b"=")
     if not name or any(blank in name for blank in b" \t"):
-        raise UsageError(f"{where}: {printable(name)!r} is not a variable name", hint="NAME=VALUE, or NAME alone")
+        raise UsageError(f"{where}: '{printable(name)}' is not a variable name", hint="NAME=VALUE, or NAME alone")
     if not equals:
         if name not in caller:
             raise UsageError(f"{where}: {printable(name)} is not set", hint="export it first, or give NAME=VALUE")

@@ -176,7 +176,7 @@ class JobFile(OptionFile):
         self.refuse_problems()
         if name not in self.jobs:
             hint = printable(nearest(name, self.jobs)) or f"there are: {', '.join(map(printable, self.jobs)) or 'none'}"
-            raise UsageError(f"{self.name} has no job {printable(name)!r}", hint=hint)
+            raise UsageError(f"{self.name} has no job '{printable(name)}'", hint=hint)
         return self.jobs[name]
 
     def blame(self, job: Job, error: UsageError) -> None:

@@ -1,6 +1,7 @@
 """--keep: artefacts are copied out of a job's tree by descriptor, when nothing of it is alive, however it ended."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -127,6 +128,8 @@ def _publish_tree(copy: "fsops.Copy", opened: int, destination: Destination) -> 
 def _why(error: OSError, source: bytes) -> str:
     # What we raise ourselves says more than the errno.
     text = error.strerror or reason(error)
+    if error.errno == errno.EXDEV:
+        text = "it leads out of the working directory, or into something mounted there"
     name = error.filename
     where = f" ('{printable(name)}')" if isinstance(name, bytes) and name not in (source, b"") else ""
     return f"cannot keep {printable(source)}: {text}{where}"

@@ -65,7 +65,7 @@ def parse(refinement: Refinement) -> Change:
     if option == "symlink":
         target, _, link = text.rpartition(b":")
         if not target:
-            raise UsageError(f"--symlink: {printable(text)!r} has no target and no name", hint="TARGET:LINK")
+            raise UsageError(f"--symlink: '{printable(text)}' has no target and no name", hint="TARGET:LINK")
         return Change(option, _dest(option, link), target)
     if option == "file":
         dest, equals, content = text.partition(b"=")
@@ -84,7 +84,7 @@ def _source_and_dest(text: bytes) -> tuple[bytes, bytes]:
 def _dest(option: str, path: bytes) -> bytes:
     if not path.startswith(b"/") or b".." in path.split(b"/") or not path.strip(b"/"):
         raise UsageError(
-            f"--{option}: {printable(path)!r} must be an absolute path without '..', and not /",
+            f"--{option}: '{printable(path)}' must be an absolute path without '..', and not /",
             hint="the place inside the sandbox",
         )
     return b"/" + b"/".join(part for part in path.split(b"/") if part not in (b"", b"."))

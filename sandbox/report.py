@@ -302,7 +302,7 @@ def open_target(text: bytes, option: str, kind: Kind = Kind.REPORT) -> Target:
         digits = b"1" if text == b"-" else text[3:]
         try:
             if not digits.isdigit():
-                raise UsageError(f"{option}: {printable(text)!r} names no descriptor", hint="FILE, -, or as in fd:3")
+                raise UsageError(f"{option}: '{printable(text)}' names no descriptor", hint="FILE, -, or as in fd:3")
             return Target(_own_descriptor(int(digits)), b"", kind)
         except (OSError, OverflowError, ValueError):
             raise UsageError(f"{option}: descriptor {printable(digits)} is not open for writing") from None

@@ -216,8 +216,8 @@ def find(runs: list[Running], text: str) -> Running:
         return found[0]
     if found:
         which = ", ".join(run.id[:12] for run in found)
-        raise UsageError(f"{len(found)} running sandboxes match {printable(text)!r}: {which}", hint="give one of these")
-    raise UsageError(f"no running sandbox is called {printable(text)!r}", hint="sandbox ps lists them")
+        raise UsageError(f"{len(found)} running sandboxes match '{printable(text)}': {which}", hint="give one of these")
+    raise UsageError(f"no running sandbox is called '{printable(text)}'", hint="sandbox ps lists them")
 
 
 def usage(runs: list[Running], everybody: dict[int, Process]) -> dict[str, Usage]:

@@ -83,7 +83,7 @@ def split(text: bytes, *, base: bytes = b"") -> tuple[bytes | None, bytes]:
         return None, text
     name, _, path = text.partition(b":")
     if not name or not path:
-        raise UsageError(f"{printable(text)!r}: an empty name or source", hint="[NAME:]SRC")
+        raise UsageError(f"'{printable(text)}': an empty name or source", hint="[NAME:]SRC")
     return name, path
 
 
@@ -133,7 +133,7 @@ def refuse_repeated(opened: list[Opened]) -> None:
         key = os.path.normpath(item.name)
         if key in seen:
             raise UsageError(
-                f"two trees are named {printable(item.name)!r}: {seen[key].label} and {item.label}",
+                f"two trees are named '{printable(item.name)}': {seen[key].label} and {item.label}",
                 hint="give one of them another name: NAME:SRC",
             )
         seen[key] = item

@@ -298,7 +298,7 @@ def _check_log(spec: Spec) -> None:
 
 def _check_variable(name: bytes, option: str) -> None:
     if not name or b"=" in name:
-        raise UsageError(f"{option}: {printable(name)!r} is not a variable name", hint="NAME=VALUE, or NAME alone")
+        raise UsageError(f"{option}: '{printable(name)}' is not a variable name", hint="NAME=VALUE, or NAME alone")
     if name in OUR_VARIABLES:
         raise UsageError(f"{option}: {printable(name)} is set by sandbox itself", hint="leave it out")
 
@@ -311,7 +311,7 @@ def check_name(name: bytes, *, option: str) -> bytes:
             raise UsageError(f"{option}: {printable(name)}: the place of a tree must be an absolute path without '..'")
     elif len(parts) != 1 or name in (b"", b".", b".."):
         raise UsageError(
-            f"{option}: {printable(name)!r} cannot be the name of a tree",
+            f"{option}: '{printable(name)}' cannot be the name of a tree",
             hint="a name is one path component, or an absolute path: NAME:SRC",
         )
     return name
@@ -330,7 +330,7 @@ def parse_save(text: bytes, *, full: bool) -> Save:
     option = "--save-full" if full else "--save"
     tree, _, image = text.rpartition(b"=")
     if not tree or not image:
-        raise UsageError(f"{option}: {printable(text)!r} is not a tree and an image", hint="NAME=IMAGE")
+        raise UsageError(f"{option}: '{printable(text)}' is not a tree and an image", hint="NAME=IMAGE")
     return Save(tree, image.removeprefix(b"@"), full)
 
 
@@ -339,9 +339,9 @@ def parse_keep(text: bytes) -> Keep:
     source, equals, target = text.partition(b"=")
     name = source.rstrip(b"/").rpartition(b"/")[2]
     if not source or name in (b"", b".", b"..") or (equals and not target):
-        raise UsageError(f"--keep: {printable(text)!r} names nothing to keep", hint="SRC, or SRC=DEST")
+        raise UsageError(f"--keep: '{printable(text)}' names nothing to keep", hint="SRC, or SRC=DEST")
     if (target or name).rpartition(b"/")[2] in (b".", b".."):
-        raise UsageError(f"--keep: {printable(target)!r} is not a new name", hint="SRC=DEST, or SRC=DIRECTORY/")
+        raise UsageError(f"--keep: '{printable(target)}' is not a new name", hint="SRC=DEST, or SRC=DIRECTORY/")
     return Keep(source, target or name)
 
 
@@ -349,7 +349,7 @@ def parse_symlinks(text: bytes) -> SymlinkPolicy:
     """[NAME=]follow|deny. Raises UsageError."""
     name, _, policy = text.rpartition(b"=")
     if policy not in (b"follow", b"deny"):
-        raise UsageError(f"--symlinks: {printable(policy)!r} is not a policy", hint="[NAME=]follow or [NAME=]deny")
+        raise UsageError(f"--symlinks: '{printable(policy)}' is not a policy", hint="[NAME=]follow or [NAME=]deny")
     return SymlinkPolicy(name, policy == b"deny")
 
 
@@ -357,7 +357,7 @@ def parse_hostname(text: bytes) -> bytes:
     """A host name (hostname(7)). Raises UsageError."""
     if not re.fullmatch(rb"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?", text):
         raise UsageError(
-            f"--hostname: {printable(text)!r} is not a host name", hint="letters, digits, - and ., at most 64"
+            f"--hostname: '{printable(text)}' is not a host name", hint="letters, digits, - and ., at most 64"
         )
     return text
 
@@ -366,7 +366,7 @@ def parse_run_name(text: bytes) -> bytes:
     """What a run is called. Raises UsageError."""
     if not is_run_name(text):
         raise UsageError(
-            f"--name: {printable(text)!r} cannot be the name of a run",
+            f"--name: '{printable(text)}' cannot be the name of a run",
             hint="a letter, then at most 62 letters, digits, '.', '_' and '-'",
         )
     return text

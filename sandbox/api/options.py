@@ -148,7 +148,7 @@ def variables(env: Mapping[str, str]) -> dict[bytes, bytes]:
     found = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
     for name, value in found.items():
         if not name or b"=" in name:
-            raise UsageError(f"env: {printable(name)!r} is not a variable name")
+            raise UsageError(f"env: '{printable(name)}' is not a variable name")
         if b"\0" in name or b"\0" in value:
             raise UsageError(f"env: {printable(name)} holds a NUL byte")
     return found

@@ -52,7 +52,7 @@ class Config(Record):
         image = image or self.image
         if image in self.images or not image:
             return self.images.get(image, "")
-        what = f"image {printable(image)!r}"
+        what = f"image '{printable(image)}'"
         if image.startswith("/"):
             return self._path(image, what)
         if _STORE_NAME.fullmatch(image):

@@ -107,6 +107,6 @@ def run(argv: list[bytes]) -> NoReturn:
 
 def _failure_code(text: str) -> int:
     if not re.fullmatch("[0-9]{1,3}", text) or int(text) not in {*range(1, 256)} - {EXIT_LAUNCHER_FAILED}:
-        why = f"ci run: --failure-code: {printable(text)!r} is no exit code that tells of a failure"
+        why = f"ci run: --failure-code: '{printable(text)}' is no exit code that tells of a failure"
         raise UsageError(why, hint=f"1 to 255, but for {EXIT_LAUNCHER_FAILED}, which says that sandbox itself failed")
     return int(text)

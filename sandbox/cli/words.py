@@ -57,7 +57,7 @@ def with_args(options: list[str], actions: Sequence[argparse.Action]) -> list[st
         if options[at].partition("=")[0] == "--args":
             more, command = split_command(_read("=".join(options[at:end]).partition("=")[2]), actions)
             if command:
-                raise UsageError(f"--args: {printable(command[0])!r} is no option", hint="the command stands behind it")
+                raise UsageError(f"--args: '{printable(command[0])}' is no option", hint="the command stands behind it")
             found += with_args(more, actions)
         else:
             found += options[at:end]

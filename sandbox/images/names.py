@@ -49,7 +49,7 @@ def check_name(name: bytes) -> bytes:
     name = name.removeprefix(b"@")
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"{printable(name)!r} cannot be the name of an image",
+            f"'{printable(name)}' cannot be the name of an image",
             hint="letters, digits, '_', '-' and '.', at most 128, the first a letter, a digit or '_'",
         )
     return name

@@ -53,7 +53,7 @@ def settings(environment: Mapping[str, str]) -> Settings:
         age = -1.0
     if not 0 <= age < 1e6:
         raise UsageError(
-            f"{AGE_VARIABLE} is {printable(age_text)!r}, which is no number of days", hint="0 switches ageing off"
+            f"{AGE_VARIABLE} is '{printable(age_text)}', which is no number of days", hint="0 switches ageing off"
         )
     return Settings(age, _bytes(environment.get(BYTES_VARIABLE, "").strip()))
 
@@ -64,7 +64,7 @@ def _bytes(text: str) -> int | None:
     unit = text[-1].upper() if not text[-1].isdigit() else ""
     number = text[: len(text) - len(unit)]
     if unit not in _UNITS or not (number.isascii() and number.isdigit()):
-        what = f"{BYTES_VARIABLE} is {printable(text)!r}, which is no size"
+        what = f"{BYTES_VARIABLE} is '{printable(text)}', which is no size"
         raise UsageError(what, hint="bytes, or with K, M, G or T")
     return int(number) * _UNITS[unit]
 
