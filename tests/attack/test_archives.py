@@ -50,7 +50,7 @@ def test_a_full_tmpfs_is_one_line_with_the_way_out() -> None:
         assert status != 0
         assert line.count("\n") == 1
         assert "--tmpfs-size" in line
-        assert "8388608" in line or "4194304" in line
+        assert "8.0 MiB" in line or "4.0 MiB" in line
 
 
 def test_too_many_files_for_a_tmpfs() -> None:

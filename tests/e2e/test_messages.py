@@ -103,16 +103,18 @@ def test_an_interrupt_waits_until_python_can_take_it(run_sandbox, who, area):
     show = (
         "import os; print('SANDBOX_HELD' in os.environ, *(x for x in open('/proc/self/status') if x[:6] == 'SigBlk'))"
     )
+    # One that every identity may execute.
+    python = run_sandbox.command.with_name("sandbox-python").read_text().splitlines()[0].removeprefix("#!")
     front = area.path / "client" / "sandbox"
     front.parent.mkdir()
     shutil.copy(run_sandbox.command, front)
     beside = front.with_name("sandbox-python")
-    beside.write_text(f"#!{sys.executable}\n{show}\n")
+    beside.write_text(f"#!{python}\n{show}\n")
     beside.chmod(0o755)
     blocking = "import os, signal, sys; signal.pthread_sigmask(0, [2]); os.execv(sys.argv[1], sys.argv[1:])"
-    own = [run_sandbox.command, "run", "--no-plan-cache", "--", sys.executable, "-c", show]
+    own = [run_sandbox.command, "run", "--no-plan-cache", "--", python, "-c", show]
     for words, first, second in (([front, "ps"], "True", "False"), (own, "False", "False")):
-        for before, told in (([], first), ([sys.executable, "-c", blocking], second)):
+        for before, told in (([], first), ([python, "-c", blocking], second)):
             options = {**who.popen_options(), "env": run_sandbox.environment(who.as_user), "cwd": area.dir(who.as_user)}
             done = subprocess.run([*before, *words], capture_output=True, text=True, check=True, timeout=60, **options)
             held, _, mask = done.stdout.split()
