@@ -18,7 +18,7 @@ from sandbox import preparing
 from sandbox.cli.run import parse
 from sandbox.codec import encode
 from sandbox.level_steps import Hide, Hostname, Seccomp, Text
-from sandbox.plan import Attach, Chdir, Overlay, Plan, Tmpfs, Tree
+from sandbox.plan import Attach, Chdir, Overlay, Part, Plan, Tmpfs, Tree
 from sandbox.plan_types import Base
 
 # docs/plan.md, section 11.
@@ -80,14 +80,14 @@ def bubblewrap_like(plan: Plan, command: Sequence[str], stack: contextlib.ExitSt
         "/proc",
     ]
     line: list[str | int] = ["bwrap", *first]
-    slots = {step.slot: step for step in plan.steps if isinstance(step, Tmpfs | Overlay | Tree | Text)}
+    slots = {step.slot: step for step in plan.steps if isinstance(step, Tmpfs | Part | Overlay | Tree | Text)}
     for step in plan.steps:
         if isinstance(step, Attach) and step.place.base is Base.ROOT:
             made, place = slots[step.slot], os.fsdecode(step.place.path)
             if isinstance(made, Text):
                 line += ["--ro-bind-data", _in_memory("text", made.content, stack), place]
             else:  # bubblewrap before 0.11 has no overlay: a bind does less
-                line += ["--tmpfs", place] if isinstance(made, Tmpfs) else ["--bind", place, place]
+                line += ["--tmpfs", place] if isinstance(made, Tmpfs | Part) else ["--bind", place, place]
         elif isinstance(step, Hide):
             line += _hidden(os.fsdecode(step.path))
         elif isinstance(step, Hostname):
