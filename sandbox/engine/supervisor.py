@@ -70,20 +70,21 @@ def supervise(
             clock.strike()
             if info is None:
                 continue
-            if info.si_signo in (signal.SIGCHLD, signal.SIGIO):
-                command, result = _hear(command, reports, clock)
-                if progress is not None:
+            # Of signals that wait the lowest number comes first: one to pass on before the news of who is to get it.
+            command, result = _hear(command, reports, clock)
+            is_news = info.si_signo in (signal.SIGCHLD, signal.SIGIO)
+            if is_news and progress is not None:
+                progress.look(command)
+            if result is not None:
+                _end_namespace(command, account)
+            elif is_news:
+                command, result = _reap(command, reports, account, clock)
+                if result is not None and progress is not None:
+                    # It may have gone on, and ended, since that look.
                     progress.look(command)
-                if result is not None:
-                    _end_namespace(command, account)
-                else:
-                    command, result = _reap(command, reports, account, clock)
-                    if result is not None and progress is not None:
-                        # It may have gone on, and ended, since that look.
-                        progress.look(command)
-                if result is not None:
-                    return result.replace(timed_out=clock.is_up)
-            elif info.si_signo in forwarded and _is_for_command(info, command):
+            if result is not None:
+                return result.replace(timed_out=clock.is_up)
+            if not is_news and info.si_signo in forwarded and _is_for_command(info, command):
                 account.asked_to_end |= info.si_signo in _ENDING
                 _send(command, info.si_signo)
 

@@ -17,10 +17,12 @@ except ProcessLookupError: print('nobody')
 """
 
 CATCH = """
-import signal, sys
+import signal, sys, time
 signal.signal(NUMBER, lambda *_: sys.exit(7))
 print('ready', flush=True)
-signal.pause()
+# pause() would miss a signal that comes just before it.
+while True:
+    time.sleep(0.05)
 """
 
 

@@ -39,29 +39,30 @@ pub fn for_command(
     loop {
         let arrived = sys::wait(mask, clock.left());
         clock.strike();
-        match arrived {
-            Some(arrived) if arrived.signal == libc::SIGCHLD || arrived.signal == libc::SIGIO => {
-                if let Some(exchange) = &mut exchange {
-                    exchange.take();
-                }
-                let end = reports.and_then(|reports| hear(reports, &mut command, clock));
-                if progress.as_mut().is_some_and(|progress| !progress.look(command)) {
-                    progress = None;
-                }
-                if let Some(end) = end {
-                    end_namespace(command, usage);
-                    return end;
-                }
-                if let Some(end) = reap(&mut command, reports, clock, usage) {
-                    // It may have gone on, and ended, since that look.
-                    progress.map(|mut progress| progress.look(command));
-                    return end;
-                }
+        let Some(arrived) = arrived else { continue };
+        let is_news = arrived.signal == libc::SIGCHLD || arrived.signal == libc::SIGIO;
+        if let Some(exchange) = exchange.as_mut().filter(|_| is_news) {
+            exchange.take();
+        }
+        // Of signals that wait the lowest number comes first: one to pass on comes before the news of who is to get it.
+        let end = reports.and_then(|reports| hear(reports, &mut command, clock));
+        if is_news && progress.as_mut().is_some_and(|progress| !progress.look(command)) {
+            progress = None;
+        }
+        if let Some(end) = end {
+            end_namespace(command, usage);
+            return end;
+        }
+        if is_news {
+            if let Some(end) = reap(&mut command, reports, clock, usage) {
+                // It may have gone on, and ended, since that look.
+                progress.map(|mut progress| progress.look(command));
+                return end;
             }
+        } else if has_terminal && arrived.signal == libc::SIGWINCH {
             // The size of a terminal of its own changes a moment later, and the kernel tells.
-            Some(arrived) if has_terminal && arrived.signal == libc::SIGWINCH => {}
-            Some(arrived) if is_for(command, &arrived) => drop(sys::send(command, arrived.signal)),
-            _ => {}
+        } else if is_for(command, &arrived) {
+            let _ = sys::send(command, arrived.signal);
         }
     }
 }
