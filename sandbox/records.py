@@ -152,10 +152,7 @@ def clean_stale(home: Home, *, say: Say, thorough: bool = False) -> None:
     Each live run costs a failed lock, so where many run only some of them are looked at, and all once one of these was
     dead, or every so often; `thorough`: all at once. As the native engine does (setuid-helper/src/stale.rs).
     """
-    thorough = thorough or os.urandom(1)[0] % _EVERY == 0
-    if not thorough and _clean_some(home, _SAMPLE, say):
-        thorough = True
-    if thorough:
+    if thorough or os.urandom(1)[0] % _EVERY == 0 or _clean_some(home, _SAMPLE, say):
         _clean_some(home, None, say)
 
 
@@ -174,8 +171,8 @@ def _clean_some(home: Home, most: int | None, say: Say) -> bool:
         # A procdir is made after its record: without one it is nobody's.
         if not fsops.exists(home.records_fd, name):
             with contextlib.suppress(OSError):
-                remove_orphan(home, name)
-                found = True
+                # What is no procdir stays, and is no reason to look at all each time.
+                found |= remove_orphan(home, name)
     return found
 
 

@@ -132,7 +132,7 @@ def _refuse_missing(where: Home, image: bytes) -> None:
         except SourceError:
             shown = printable(image.removeprefix(b"@"))
             raise RefusedError(
-                f"image {shown!r}: this runner has no such image", hint="sandbox image ls, as its user, says which"
+                f"image '{shown}': this runner has no such image", hint="sandbox image ls, as its user, says which"
             ) from None
 
 

@@ -19,8 +19,7 @@ def as_it_was(plan: "Plan") -> Iterator[None]:
     has settings of its own there.
     """
     kinds = {type(step) for step in plan.steps}
-    fd = next((fd for fd in range(3) if os.isatty(fd)), -1)
-    if Init not in kinds or Terminal in kinds or fd < 0:
+    if Init not in kinds or Terminal in kinds or (fd := next(filter(os.isatty, range(3)), -1)) < 0:
         yield
         return
     import fcntl

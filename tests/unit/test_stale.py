@@ -47,3 +47,13 @@ def test_one_that_is_dead_is_a_reason_to_look_at_all(where, looks, monkeypatch):
     records.clean_stale(where, say=print)
     assert os.listdir(where.procdirs_fd) == []
     assert len(set(looks)) == RUNNING
+
+
+def test_what_is_no_procdir_is_no_reason(where, looks, monkeypatch):
+    """It stays, so every launch would look at all."""
+    monkeypatch.setattr(records.os, "urandom", lambda count: b"\1" * count)
+    os.mkdir("full", dir_fd=where.procdirs_fd)
+    os.mkdir("full/of", dir_fd=where.procdirs_fd)
+    records.clean_stale(where, say=print)
+    assert os.listdir(where.procdirs_fd) == ["full"]
+    assert len(looks) == 8

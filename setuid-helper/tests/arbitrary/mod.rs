@@ -131,8 +131,8 @@ fn may_follow(steps: &[Step], step: &Step) -> bool {
 }
 
 fn resource(number: u64) -> Resource {
-    use Resource::{CpuSeconds, DataBytes, FileBytes, OpenFiles, Processes};
-    [CpuSeconds, FileBytes, OpenFiles, DataBytes, Processes][(number % 5) as usize]
+    use Resource::{CoreBytes, CpuSeconds, DataBytes, FileBytes, OpenFiles, Processes};
+    [CpuSeconds, FileBytes, OpenFiles, DataBytes, Processes, CoreBytes][(number % 6) as usize]
 }
 
 /// Slots are numbered as they are made; a step that needs one before there is one becomes a `Tmpfs`. `whole` is one of those.

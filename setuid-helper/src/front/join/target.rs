@@ -14,23 +14,14 @@ use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getgid, getgroups, getp
 
 const NEWPID: i32 = libc::CLONE_NEWPID;
 /// Kinds of namespaces, and what setns(2) calls them.
-const KINDS: [Namespace; 7] = [
-    Namespace("mnt", 0xff03),
-    Namespace("cgroup", 0xff01),
-    Namespace("uts", 0xff0a),
-    Namespace("ipc", 0xff02),
-    Namespace("user", 0xff09),
-    Namespace::PID,
-    Namespace("net", 0xff04),
-];
-const FLAGS: [i32; 7] = [
-    libc::CLONE_NEWNS,
-    libc::CLONE_NEWCGROUP,
-    libc::CLONE_NEWUTS,
-    libc::CLONE_NEWIPC,
-    libc::CLONE_NEWUSER,
-    NEWPID,
-    libc::CLONE_NEWNET,
+const KINDS: [(Namespace, i32); 7] = [
+    (Namespace("mnt", 0xff03), libc::CLONE_NEWNS),
+    (Namespace("cgroup", 0xff01), libc::CLONE_NEWCGROUP),
+    (Namespace("uts", 0xff0a), libc::CLONE_NEWUTS),
+    (Namespace("ipc", 0xff02), libc::CLONE_NEWIPC),
+    (Namespace("user", 0xff09), libc::CLONE_NEWUSER),
+    (Namespace::PID, NEWPID),
+    (Namespace("net", 0xff04), libc::CLONE_NEWNET),
 ];
 /// As /proc/PID/limits has them, which is in the order of their numbers: proc_pid_limits(5).
 const RESOURCES: [Resource; 16] = [
@@ -198,7 +189,7 @@ fn children(parent: Pid, process: &OwnedFd) -> Option<Vec<Child>> {
 /// to who may trace the process: ptrace(2).
 fn namespaces(process: &OwnedFd) -> Option<(i32, bool)> {
     let mut found = 0;
-    for ((kind, ours), flag) in KINDS.iter().zip(sys::own_namespaces(KINDS).ok()?).zip(FLAGS) {
+    for ((kind, flag), ours) in KINDS.into_iter().zip(sys::own_namespaces(KINDS.map(|(kind, _)| kind)).ok()?) {
         let theirs = statat(process, format!("ns/{}", kind.0), AtFlags::empty()).ok()?;
         if !same_inode(&theirs, &ours) {
             found |= flag;
