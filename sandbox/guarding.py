@@ -1,36 +1,40 @@
 """--workspace rw: what the host executes without being asked stays as it is, and does not come to be.
 
-That is git's hooks and configuration, settings of editors, and .envrc. A name that is not there cannot be covered, so
-an empty stand-in is made for the run, and removed behind it: whoever uses one holds a shared lock on it.
-For jobs of root's it is set-id programs as well.
+That is git's hooks and configuration, settings of editors, and .envrc; for jobs of root's set-id programs as well.
 """
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
+import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from sandbox import fsops
+from sandbox import fsops, git_config
 from sandbox.codec import MAX_PATH
+from sandbox.covering import LOCKED, SAFE, cover, cover_all
 from sandbox.engine import syscalls as sys
 from sandbox.errors import UsageError, printable, reason, remedy, warn
 from sandbox.level_steps import Protect
-from sandbox.plan_types import Attr, Base, Place
+from sandbox.plan_types import Base, Place
 
-_SAFE = Attr.NOSUID | Attr.NODEV
-_LOCKED = _SAFE | Attr.READ_ONLY
-_SETTINGS = (b".vscode", b".vs", b".idea", b".zed", b".fleet", b".devcontainer", b".devcontainer.json", b".envrc")
+_SETTINGS = (
+    *(b".vscode", b".vs", b".idea", b".zed", b".fleet", b".helix", b".devcontainer", b".devcontainer.json", b".envrc"),
+    *(b".cursor", b".claude", b".mcp.json"),
+)
 # gitrepository-layout(5): what names programs, and where git looks for repositories with such names of their own.
 _GIT_DIRECTORIES = (b"hooks", b"modules", b"worktrees")
 _GIT_FILES = (b"config", b"config.worktree")
-# An empty one would be an error to git: it is looked for behind the run.
-_GIT_NEVER = b"commondir"
-_HOOKS_PATH = re.compile(rb"(?im)^\s*(?:\[core\])?\s*hookspath\s*=\s*([^#;\n]*[^#;\s])")
-# What no directory of anybody's has: the time of a stand-in.
-_STAND_IN_NS = 0
+# Where git takes all of these from instead. A stand-in says: from here.
+_GIT_ELSEWHERE = b"commondir"
+# What makes any directory a repository.
+_GIT_SIGNS = (b"HEAD", b"objects", b"refs")
+# Keys that say what git runs, of git-config(1): as a rule while it looks for changes.
+_RUNS = re.compile(
+    rb"core\.(fsmonitor|sshcommand|gitproxy|askpass|editor|pager)|(filter|diff|merge)\.(clean|smudge|process|external|"
+    rb"command|textconv|driver)|gpg\.program|credential\.helper"
+)
 _SET_ID, _EXECUTE = stat.S_ISUID | stat.S_ISGID, 0o111
 # Each is a mount, and each directory on the way an open descriptor.
 _MOST_PROGRAMS, _DEEPEST = 200, 256
@@ -42,55 +46,123 @@ def protect(workspace: int, path: bytes, stack: contextlib.ExitStack) -> tuple[P
 
     Raises UsageError for a symlink, which can be replaced whatever is mounted.
     """
-    steps = [_cover(workspace, name, path, stack) for name in _SETTINGS]
-    git = _cover(workspace, b".git", path, stack)
-    if git is not None and stat.S_ISDIR(os.stat(b".git", dir_fd=workspace, follow_symlinks=False).st_mode):
-        fd = stack.enter_context(fsops.closing(fsops.open_dir(workspace, b".git")))
-        if fsops.names(fd):
-            # A mount of its own: a directory with mounts in it can be renamed, a mount cannot.
-            git = git.replace(attrs=_SAFE)
-            inside = path.rstrip(b"/") + b"/.git"
-            steps += [git, *(_cover(fd, name, inside, stack) for name in _GIT_DIRECTORIES)]
-            steps += [_cover(fd, name, inside, stack, empty_file=True) for name in _GIT_FILES]
-            steps += [step for where in _hooks(fd, path) for step in _cover_all(workspace, where, path, stack)]
-            stack.callback(_look_behind, fd, inside, fsops.exists(fd, _GIT_NEVER))
-            git = None
-    return tuple(step for step in (*steps, git) if step is not None)
+    steps = [cover(workspace, name, path, stack) for name in _SETTINGS]
+    repositories = list(_repositories(workspace, path))
+    for parts in repositories:
+        steps += _protect_repository(workspace, parts, path, stack)
+    if [b".git"] not in repositories:
+        steps.append(cover(workspace, b".git", path, stack))
+    if [] not in repositories:
+        # A directory here stops git where the job makes a repository of the workspace itself.
+        steps.append(cover(workspace, _GIT_ELSEWHERE, path, stack))
+        stack.callback(_look_behind, workspace, path)
+    files = [os.path.join(path, *parts, name) for parts in repositories for name in _GIT_FILES]
+    steps += _protect_what_git_names(workspace, path, files, stack)
+    return tuple(step for step in steps if step is not None)
 
 
-def _hooks(git: int, path: bytes) -> list[list[bytes]]:
-    """Where in the workspace core.hooksPath has the hooks, as components; git-config(1). What it includes is not read.
+def _repositories(workspace: int, path: bytes) -> Iterator[list[bytes]]:
+    """Directories of the workspace that git takes for its own there, as components below it."""
+    with contextlib.suppress(OSError):
+        if _is_directory(workspace, b".git"):
+            with fsops.closing(fsops.open_dir(workspace, b".git")) as fd:
+                if fsops.names(fd):
+                    yield [b".git"]
+        else:
+            kind, _, where = fsops.read_file(workspace, b".git").partition(b": ")
+            if kind == b"gitdir" and (parts := _below(os.path.join(path, where.rstrip(b"\r\n")), path)):
+                yield parts
+    if _is_repository(workspace) and not _is_directory(workspace, _GIT_ELSEWHERE):
+        yield []
+
+
+def _is_repository(directory: int) -> bool:
+    return all(fsops.exists(directory, name) for name in _GIT_SIGNS) and not _is_directory(directory, b"HEAD")
+
+
+def _is_directory(parent: int, name: bytes) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _below(path: bytes, top: bytes) -> list[bytes] | None:
+    """Components of an absolute path from `top`, as git would get there; None where that is elsewhere."""
+    parts = os.path.relpath(os.path.normpath(path), top).split(b"/")
+    return None if parts[0] == b".." else [part for part in parts if part != b"."]
+
+
+def _protect_repository(
+    workspace: int, parts: list[bytes], path: bytes, stack: contextlib.ExitStack
+) -> Iterator[Protect | None]:
+    """It is a mount of its own: a directory with mounts in it can be renamed, a mount cannot."""
+    fd, inside, is_there = workspace, os.path.join(path, *parts), True
+    if parts:
+        try:
+            fd = stack.enter_context(fsops.closing(fsops.open_path(workspace, b"/".join(parts))))
+        except FileNotFoundError:
+            is_there = False
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.EACCES):
+                raise
+            is_there = False
+        for step in cover_all(workspace, parts, path, stack):
+            yield step.replace(attrs=SAFE) if step is not None and is_there else step
+    if is_there:
+        yield from (cover(fd, name, inside, stack) for name in _GIT_DIRECTORIES)
+        yield from (cover(fd, name, inside, stack, text=b"") for name in _GIT_FILES)
+        yield cover(fd, _GIT_ELSEWHERE, inside, stack, text=b".\n")
+
+
+def _protect_what_git_names(
+    workspace: int, path: bytes, files: list[bytes], stack: contextlib.ExitStack
+) -> Iterator[Protect | None]:
+    """What the configuration includes, and the hooks and programs of the workspace that it names."""
+    all_files, said = git_config.read_all([*files, *git_config.of_user()])
+    for file in all_files:
+        if file not in files and (parts := _below(file, path)):
+            yield from cover_all(workspace, parts, path, stack, text=b"")
+    for parts in _hooks(said, path):
+        yield from cover_all(workspace, parts, path, stack)
+    for parts in _programs_named(workspace, said, path):
+        yield from cover_all(workspace, parts, path, stack)
+
+
+def _hooks(said: Iterable[tuple[bytes, bytes]], path: bytes) -> Iterator[list[bytes]]:
+    """Where in the workspace core.hooksPath has the hooks, as components.
 
     A hidden directory is taken whole: what husky has there runs what lies beside it.
     """
-    found = []
-    for name in _GIT_FILES:
+    for value in {value for key, value in said if key == b"core.hookspath" and value.lstrip(b"%") == value != b""}:
+        if parts := _below(os.path.join(path, os.path.expanduser(value)), path):
+            whole = parts[0].startswith(b".") and parts[0] != b".git"
+            yield parts[:1] if whole else parts
+
+
+def _programs_named(workspace: int, said: Iterable[tuple[bytes, bytes]], path: bytes) -> Iterator[list[bytes]]:
+    """Files of the workspace that are words of a command of git's configuration."""
+    for value in {value for key, value in said if _RUNS.fullmatch(key)}:
         try:
-            text = fsops.read_file(git, name)
-        except OSError:
+            words = shlex.split(os.fsdecode(value).lstrip("!"))
+        except ValueError:
             continue
-        for value in _HOOKS_PATH.findall(text):
-            where = os.path.normpath(os.path.join(path, value.strip(b'"')))
-            parts = os.path.relpath(where, path).split(b"/")
-            if parts[0] not in (b"..", b".") and value[:1] not in (b"~", b"%"):
-                whole = parts[0].startswith(b".") and parts[0] != b".git"
-                found.append(parts[:1] if whole else parts)
-    return found
+        for word in map(os.fsencode, words):
+            parts = _below(os.path.join(path, os.path.expanduser(word)), path)
+            with contextlib.suppress(OSError, ValueError):
+                if parts and stat.S_ISREG(os.stat(b"/".join(parts), dir_fd=workspace, follow_symlinks=False).st_mode):
+                    yield parts
 
 
-def _cover_all(parent: int, parts: list[bytes], path: bytes, stack: contextlib.ExitStack) -> Iterator[Protect | None]:
-    """Cover what has this path, or the first directory on the way that is not there; others become mounts of their own,
-    or they could be renamed.
-    """
-    for at, name in enumerate(parts, 1):
-        was_there = fsops.exists(parent, name)
-        step = _cover(parent, name, path, stack)
-        if step is None or at == len(parts) or not was_there:
-            yield step
-            return
-        yield step.replace(attrs=_SAFE)
-        parent = stack.enter_context(fsops.closing(fsops.open_dir(parent, name)))
-        path = path.rstrip(b"/") + b"/" + name
+def _look_behind(workspace: int, path: bytes) -> None:
+    if not _is_repository(workspace):
+        return
+    head = printable(path.rstrip(b"/") + b"/HEAD")
+    try:
+        fsops.delete_file(workspace, b"HEAD")
+        warn(f"removed {head}: with it the working directory was a repository, with hooks of the job's")
+    except OSError as error:
+        warn(f"cannot remove {head}, which makes a repository with hooks of the job's: {reason(error)}")
 
 
 def protect_programs(workspace: int, path: bytes) -> tuple[Protect, ...]:
@@ -106,7 +178,7 @@ def protect_programs(workspace: int, path: bytes) -> tuple[Protect, ...]:
                 f"--workspace rw: too many set-id programs to protect, or too deep: {printable(full)}",
                 hint="chmod ug-s what a job may change, or --workspace overlay",
             )
-        steps.append(Protect(Place(Base.ROOT, full, status.st_dev, status.st_ino), _LOCKED))
+        steps.append(Protect(Place(Base.ROOT, full, status.st_dev, status.st_ino), LOCKED))
     return tuple(steps)
 
 
@@ -146,66 +218,3 @@ def _has_capabilities(directory: int, name: bytes) -> bool:
             return False
         raise
     return True
-
-
-def _cover(
-    parent: int, name: bytes, path: bytes, stack: contextlib.ExitStack, *, empty_file: bool = False
-) -> Protect | None:
-    full = path.rstrip(b"/") + b"/" + name
-    try:
-        fd = _hold(parent, name, stack, empty_file=empty_file)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise UsageError(
-                f"--workspace rw: {printable(full)} is a symbolic link, which the job could replace",
-                hint="--workspace-unprotected allows that",
-            ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return None  # who launches cannot make it, nor can the job
-        raise UsageError(
-            f"--workspace rw: cannot protect {printable(full)}: {reason(error)}", hint=remedy(error)
-        ) from None
-    status = os.fstat(fd)
-    return Protect(Place(Base.ROOT, full, status.st_dev, status.st_ino), _LOCKED)
-
-
-def _hold(parent: int, name: bytes, stack: contextlib.ExitStack, *, empty_file: bool) -> int:
-    """What has that name, made where nothing has, open and locked as long as `stack`. ELOOP for a symlink."""
-    while True:
-        if not fsops.exists(parent, name):
-            with contextlib.suppress(FileExistsError):
-                made = fsops.new_file(parent, name, 0o644) if empty_file else fsops.make_new_dir(parent, name, 0o755)
-                with fsops.closing(made):
-                    fsops.set_mode_and_time(made, 0o644 if empty_file else 0o755, _STAND_IN_NS)
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
-        except FileNotFoundError:
-            continue
-        try:
-            # Waits for who is about to remove it.
-            fcntl.flock(fd, fcntl.LOCK_SH)
-            if fsops.exists(parent, name) and fsops.same_file(os.stat(name, dir_fd=parent), os.fstat(fd)):
-                stack.callback(_let_go, parent, name, fd)
-                return fd
-        except FileNotFoundError:
-            pass
-        os.close(fd)
-
-
-def _let_go(parent: int, name: bytes, fd: int) -> None:
-    """A stand-in goes with the last run that needs it; one that a killed run left is no different."""
-    with fsops.closing(fd), contextlib.suppress(OSError):
-        status = os.fstat(fd)
-        if status.st_mtime_ns != _STAND_IN_NS:
-            return
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if stat.S_ISDIR(status.st_mode):
-            fsops.remove_dir(parent, name)  # only an empty one goes
-        elif status.st_size == 0:
-            fsops.delete_file(parent, name, expected=fd)
-
-
-def _look_behind(git: int, path: bytes, was_there: bool) -> None:
-    if not was_there and fsops.exists(git, _GIT_NEVER):
-        fsops.delete_file(git, _GIT_NEVER)
-        warn(f"removed {printable(path)}/commondir: git would have taken hooks and configuration from elsewhere")

@@ -58,8 +58,13 @@ _ACCOUNT = b"sandbox-job"
 PASSWD, GROUP = b"/etc/passwd", b"/etc/group"
 _LONGEST_ACCOUNTS = 60_000
 SHARED_DIRECTORIES = (b"/tmp", b"/var/tmp")
-HOMES = (b"/home", b"/root")
-_HIDDEN = (b"/sys/firmware", b"/sys/devices/virtual/powercap", b"/sys/kernel/debug", b"/sys/kernel/tracing")
+# Of persons, and what the kernel, services and other persons wrote down: many a user may read it, by a group.
+HOMES = (b"/home", b"/root", b"/var/log", b"/var/mail", b"/var/spool/mail")
+# The last is the host's, whatever cgroup namespace there is: it names every service, and who runs what.
+_HIDDEN = (
+    *(b"/sys/firmware", b"/sys/devices/virtual/powercap", b"/sys/kernel/debug", b"/sys/kernel/tracing"),
+    b"/sys/fs/cgroup",
+)
 
 
 class Surroundings(Record):
@@ -125,7 +130,7 @@ def look(environ: Mapping[bytes, bytes], spec: Spec, mode: Mode, home: bytes) ->
     own = _real((environ.get(b"HOME", b""),))
     wanted = own[0] if (own and own[0].count(b"/") > 1) or own == (b"/root",) else RUN_DIRECTORY + b"/home"
     own_ids = ids(spec, mode)
-    tops = _real(HOMES)
+    tops = _outermost(_real(HOMES), shared)
     homes = tops + _other_homes({os.getuid(), *(own_ids or ())[:1]}, shared + tops)
     found = Surroundings(shared, homes, wanted, None, own_ids, (*_HIDDEN, home))
     if spec.isolation != "strict":
@@ -188,6 +193,11 @@ def _real(paths: tuple[bytes, ...]) -> tuple[bytes, ...]:
     """Those that are directories, without links, each once."""
     found = dict.fromkeys(os.path.realpath(path) for path in paths if path.startswith(b"/") and os.path.isdir(path))
     return tuple(found)
+
+
+def _outermost(paths: tuple[bytes, ...], covered: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Those that lie in none of the others, and in nothing covered: in an empty directory there is nothing to cover."""
+    return tuple(path for path in paths if not _is_covered(path, (*covered, *(set(paths) - {path}))))
 
 
 def _is_below(path: bytes, top: bytes) -> bool:

@@ -41,7 +41,7 @@ epoll_pwait signalfd timerfd_create eventfd fallocate timerfd_settime timerfd_ge
 epoll_create1 dup3 pipe2 inotify_init1 preadv pwritev rt_tgsigqueueinfo recvmmsg prlimit64 name_to_handle_at syncfs
 sendmmsg getcpu process_vm_readv process_vm_writev sched_setattr sched_getattr renameat2 seccomp getrandom
 memfd_create execveat membarrier mlock2 copy_file_range preadv2 pwritev2 pkey_mprotect pkey_alloc pkey_free statx rseq
-pidfd_send_signal pidfd_open pidfd_getfd close_range openat2 faccessat2 process_madvise epoll_pwait2
+pidfd_send_signal pidfd_open close_range openat2 faccessat2 epoll_pwait2
 landlock_create_ruleset landlock_add_rule landlock_restrict_self memfd_secret process_mrelease futex_waitv cachestat
 fchmodat2 map_shadow_stack futex_wake futex_wait futex_requeue
 """
@@ -49,9 +49,9 @@ _DENIED = """
 acct add_key adjtimex bpf chroot clock_adjtime clock_settime delete_module fanotify_init finit_module fsconfig fsmount
 fsopen fspick get_mempolicy init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp
 kexec_file_load kexec_load keyctl lookup_dcookie mbind migrate_pages mount mount_setattr move_mount move_pages
-nfsservctl open_by_handle_at open_tree perf_event_open personality pivot_root quotactl quotactl_fd reboot request_key
-set_mempolicy set_mempolicy_home_node setdomainname sethostname setns settimeofday swapoff swapon sysfs syslog umount
-umount2 unshare userfaultfd uselib ustat vhangup
+nfsservctl open_by_handle_at open_tree perf_event_open personality pidfd_getfd pivot_root process_madvise quotactl
+quotactl_fd reboot request_key set_mempolicy set_mempolicy_home_node setdomainname sethostname setns settimeofday
+swapoff swapon sysfs syslog umount umount2 unshare uselib userfaultfd ustat vhangup
 """
 # CLONE_NEW* of clone(2), and of an own time namespace.
 _NAMESPACES = 0x7E020080

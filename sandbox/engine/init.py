@@ -109,12 +109,15 @@ def die_with_supervisor(status: int) -> None:
 def _be_init(child: "Child", command: int) -> NoReturn:
     """Reap and forward. Has no more rights than the command, and cannot be traced by it."""
     try:
+        # At once, and again: the command is never to find an init with its own rights and this unset, and a change of
+        # ids sets it to fs.suid_dumpable.
+        prctl.set_dumpable(0)
         os.chdir("/")
         if child.owner != (child.plan.uid, child.plan.gid):
             become(*child.owner)
+            prctl.set_dumpable(0)
         drop_capabilities()
         prctl.set_no_new_privs(1)
-        prctl.set_dumpable(0)
         die_with_supervisor(child.status)
         os.closerange(3, child.status)
         os.closerange(child.status + 1, 65536)

@@ -46,7 +46,7 @@ ATTRS = {
 }
 _SAFE = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV | sys.MOUNT_ATTR_NOEXEC
 # docs/plan.md, section 10.
-_PROC_READ_ONLY = (b"bus", b"fs", b"irq", b"sys", b"sysrq-trigger")
+_PROC_READ_ONLY = (b"bus", b"fs", b"irq", b"pressure", b"sys", b"sysrq-trigger")
 _PROC_MASKED = (
     b"acpi",
     b"asound",

@@ -63,18 +63,26 @@ impl Child<'_> {
 
     /// With no more rights than the command, and not to be traced by it. Returns only when that cannot be had.
     fn be_init(&self, status: &OwnedFd, command: Pid) -> Outcome<()> {
+        // At once, and again: the command, which may be there soon, is never to find an init with its own rights and this
+        // unset, and a change of ids sets it to fs.suid_dumpable.
+        hide_memory()?;
         chdir("/").doing("change to", b"/")?;
         if let Some((uid, gid)) = self.owner {
             become_command_ids(uid, gid)?;
+            hide_memory()?;
         }
         drop_capabilities(self.prepared.rights)?;
         set_no_new_privs(true).doing("set no_new_privs", b"")?;
-        set_dumpable_behavior(DumpableBehavior::NotDumpable).doing("hide the memory of the init", b"")?;
         // Again: a change of ids cleared it.
         die_with_supervisor(status).doing("set the death signal", b"")?;
         sys::keep_only(&[status.as_fd()]);
         serve(status, command, self.prepared.plan.has_terminal())
     }
+}
+
+/// Nobody without more rights traces this process, nor reads what `/proc` says of it.
+fn hide_memory() -> Outcome<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).doing("hide the memory of the init", b"")
 }
 
 /// The supervisor is the parent, and reads the other end of the pipe.
