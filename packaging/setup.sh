@@ -21,6 +21,7 @@ tar2sqfs              | squashfs-tools-ng | squashfs-tools-ng | squashfs-tools-n
 slirp4netns           | slirp4netns       | slirp4netns       | slirp4netns       | slirp4netns
 pasta                 | passt             | passt             | passt             | passt
 nft                   | nftables          | nftables          | nftables          | nftables
+ip                    | iproute2          | iproute           | iproute2          | iproute2
 squashfuse_ll         | squashfuse        | squashfuse        | squashfuse        | squashfuse
 libarchive.so.13      | libarchive13      | libarchive        | libarchive        | libarchive13
 libseccomp.so.2       | libseccomp2       | libseccomp        | libseccomp        | libseccomp2

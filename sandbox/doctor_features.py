@@ -4,18 +4,20 @@ import os
 import sys
 from pathlib import Path
 
-from sandbox import cgroups, network, subordinate
+from sandbox import cgroups, host, network, subordinate
 from sandbox.doctor import Check, sysctl_value
 from sandbox.engine import syscalls
 from sandbox.errors import HostError, SandboxError
 from sandbox.plan_types import Mode
+from sandbox.preparing import choose_mode
 from sandbox.remedies import Family, install, run_as_root, sysctl
+from sandbox.spec import Spec
 
 _LANDLOCK_NEWEST_USED = 6
 _ONE_IS_ENOUGH = "one of slirp4netns, pasta and (as root) nft is enough"
 _CONTROLLERS = ("memory", "pids", "cpu")
 _LIBRARIES = {
-    "pyroute2": "--net private as root",
+    "pyroute2": "--net private, but in mode setuid",
     "psutil": "sandbox ps, top and inspect",
     "rich": "tables on a terminal",
     "shtab": "sandbox completion",
@@ -74,14 +76,15 @@ def _limits() -> list[Check]:
 
 
 def _private_network(family: Family) -> Check:
-    mode = Mode.ROOT if os.geteuid() == 0 else Mode.USERNS
     try:
+        mode = choose_mode(Spec(net="private"), host.probe())
         found = network.look(mode, "job")
     except HostError as error:
-        missing = "not installed" in error.message
-        remedy = install(network.SLIRP, family) if missing else run_as_root("modprobe tun; chmod 666 /dev/net/tun")
+        is_device = network.TUN in error.message
+        remedy = run_as_root("modprobe tun; chmod 666 /dev/net/tun") if is_device else install(network.SLIRP, family)
         return Check("--net private", False, error.message, remedy)
-    return Check("--net private", True, f"by {os.path.basename(os.fsdecode(found.program))}")
+    way = ", set up by the setuid helper" if mode is Mode.SETUID else ""
+    return Check("--net private", True, f"by {os.path.basename(os.fsdecode(found.program))}{way}")
 
 
 def _program(name: str, what: str, family: Family) -> Check:

@@ -123,6 +123,16 @@ def _attrs(attrs: int) -> str:
     return ",".join(names) or "none"
 
 
+def _address(number: int) -> str:
+    from ipaddress import IPv4Address
+
+    return str(IPv4Address(number))
+
+
+def _network(word: int) -> str:
+    return f"{_address(word >> 8)}/{word & 0xFF}"
+
+
 def _access(access: int) -> str:
     from sandbox.landlock import READ, WRITE
 
@@ -256,8 +266,11 @@ def _isolation_line(step: Step) -> str:  # noqa: C901
             return f"leave open: {_place(place)} ({_access(access)})"
         case Landlock(handled):
             return f"a Landlock fence, which nothing but that passes ({_access(handled)})"
-        case Network():
-            return "a private network: outgoing connections, name service"
+        case Network(_, address, gateway, resolver, closed):
+            return (
+                f"a private network: {_network(address)}, by way of {_address(gateway)}, "
+                f"names from {_address(resolver)}, closed to {', '.join(map(_network, closed)) or 'nothing'}"
+            )
         case Nice(value):
             return f"nice value {value - 20}"
         case Timeout(limit, kill_after):

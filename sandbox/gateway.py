@@ -11,37 +11,43 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, NoReturn
 
 import prctl
 
+from sandbox import fsops
 from sandbox.engine import syscalls as sys
 from sandbox.errors import HostError, SandboxError, reason
 from sandbox.network import NFT, RESOLV_CONF, SLIRP, Private
 from sandbox.plan_types import Mode
 
 DEVICE = "tap0"
-LINK_LOCAL = "169.254.0.0/16"
+# The largest that fits a packet and its Ethernet header: fewer frames carry more.
+MTU = 65520
 _SECONDS = 10.0
 _ANSWER_SECONDS = 10.0
 _MAX_QUERY = 65535
+_MAX_FRAME = 65536
 
 
-def main(control: socket.socket, private: Private) -> NoReturn:
-    """Serve one run; never returns."""
+def main(control: socket.socket, private: Private, where: bytes) -> NoReturn:
+    """Serve one run; never returns. A directory that is needed for a moment is made in `where`."""
     try:
         _stand_alone(control.fileno())
-        _serve(control, private)
+        _serve(control, private, where)
     finally:
         # All that was made is gone: the engine, which waits for it, sees the end of the socket.
         os._exit(0)
 
 
-def _serve(control: socket.socket, private: Private) -> None:
+def _serve(control: socket.socket, private: Private, where: bytes) -> None:
     with contextlib.ExitStack() as stack:
         try:
-            servers = _attach(int(control.recv(64) or b"0"), private, stack)
+            request, fds, _, _ = socket.recv_fds(control, 64, 3)
+            if not request:
+                return
+            servers = _attach(int(request), fds, private, where, stack)
         except SandboxError as error:
             control.sendall(str(error).encode(errors="replace"))
             return
@@ -69,62 +75,75 @@ def _stand_alone(control: int) -> None:
     os.chdir("/")
 
 
-def _attach(pid: int, private: Private, stack: contextlib.ExitStack) -> "list[socket.socket]":
+def _attach(
+    pid: int, fds: "list[int]", private: Private, where: bytes, stack: contextlib.ExitStack
+) -> "list[socket.socket]":
     """Connect the network namespace of a process; the sockets in it that are asked for names. Raises anything."""
-    if pid <= 0:
-        raise HostError("the engine asked for no network")
-    from pyroute2 import IPRoute
-
+    if private.mode is Mode.SETUID:
+        if len(fds) != 3:
+            raise HostError(
+                "the helper handed over no network", hint="put this version's in place: sandbox setuid install"
+            )
+        tap, *servers = fds
+        _carry(tap, stack.enter_context(_by_socket(private, where)))
+        return [socket.socket(fileno=fd) for fd in servers]
     # Open for as long as it is needed: a number may be given to somebody else.
     namespaces = {kind: os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("user", "net")}
     if private.mode is Mode.ROOT:
         os.close(namespaces.pop("user"))
-    with IPRoute() as host:
-        own = [address for address in map(_address, host.get_addr(family=socket.AF_INET)) if address[:4] != "127."]
-        if os.path.basename(private.program) == NFT.encode():
-            from sandbox import veth
+    if os.path.basename(private.program) == NFT.encode():
+        from pyroute2 import IPRoute
 
-            local, gateway = veth.make(host, namespaces["net"], stack)
-        else:
-            local, gateway = f"{private.run}/24", private.gateway
-            stack.enter_context(_program(private, namespaces))
-    return _inside(namespaces, local, gateway, [LINK_LOCAL, *(f"{address}/32" for address in own)], private.resolver)
+        from sandbox import veth
+
+        with IPRoute() as host:
+            veth.make(host, namespaces["net"], private, stack)
+    else:
+        argv = _enter(private, {kind: f"/proc/self/fd/{fd}" for kind, fd in namespaces.items()})
+        stack.enter_context(_program(argv, [*namespaces.values()]))
+    return _inside(namespaces, private)
 
 
-def _address(message: Any) -> str:
-    """The host's own end, where there are two."""
-    return str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
+def _enter(private: Private, names: dict[str, str]) -> "list[str]":
+    """The words for slirp4netns or pasta that make a device in the namespaces of these names.
+
+    Names of descriptors: pasta drops the right to look into /proc/PID before it looks.
+    """
+    program = os.fsdecode(private.program)
+    if os.path.basename(program) == SLIRP:
+        user = [] if private.mode is Mode.ROOT else [f"--userns-path={names['user']}"]
+        return [*_slirp(private), "--netns-type=path", *user, names["net"], DEVICE]
+    # It maps nothing in, neither a port nor the gateway's address to the host's loopback device.
+    argv = [program, "--foreground", "--quiet", "--ipv4-only", "--no-map-gw", f"--ns-ifname={DEVICE}"]
+    argv += [word for option in ("-t", "-u", "-T", "-U") for word in (option, "none")]
+    address, _, length = private.address.partition("/")
+    argv += [f"--address={address}", f"--netmask={length}", f"--gateway={private.gateway}", f"--netns={names['net']}"]
+    return argv + (["--netns-only", "--runas=0"] if private.mode is Mode.ROOT else [f"--userns={names['user']}"])
+
+
+def _slirp(private: Private) -> "list[str]":
+    closed = ["--disable-host-loopback", "--disable-dns"]
+    return [os.fsdecode(private.program), *closed, f"--cidr={private.network}", f"--mtu={MTU}"]
 
 
 @contextlib.contextmanager
-def _program(private: Private, namespaces: dict[str, int]) -> Iterator[None]:
-    """slirp4netns or pasta, which makes the device and carries what goes through it."""
-    # By descriptor: pasta drops the right to look into /proc/PID before it looks.
-    names = {kind: f"/proc/self/fd/{fd}" for kind, fd in namespaces.items()}
-    program = os.fsdecode(private.program)
+def _program(argv: "list[str]", fds: "list[int]", begin: "Callable[[], bool]" = lambda: True) -> Iterator[None]:
+    """slirp4netns or pasta, which carries what goes through the device; `begin` is asked until that was done."""
+    is_slirp = os.path.basename(argv[0]) == SLIRP
     ready, tell = os.pipe()
     wait, end = os.pipe()
-    if os.path.basename(program) == SLIRP:
-        argv = [program, "--disable-host-loopback", "--disable-dns", f"--cidr={private.network}", "--mtu=65520"]
-        argv += [f"--ready-fd={tell}", f"--exit-fd={wait}", "--netns-type=path"]
-        argv += [] if private.mode is Mode.ROOT else [f"--userns-path={names['user']}"]
-        argv += [names["net"], DEVICE]
-    else:
-        # It maps nothing in, neither a port nor the gateway's address to the host's loopback device.
-        argv = [program, "--foreground", "--quiet", "--ipv4-only", "--no-map-gw", f"--ns-ifname={DEVICE}"]
-        argv += [word for option in ("-t", "-u", "-T", "-U") for word in (option, "none")]
-        argv += [f"--address={private.run}", "--netmask=24", f"--gateway={private.gateway}", f"--netns={names['net']}"]
-        argv += ["--netns-only", "--runas=0"] if private.mode is Mode.ROOT else [f"--userns={names['user']}"]
+    if is_slirp:
+        argv = [argv[0], f"--ready-fd={tell}", f"--exit-fd={wait}", *argv[1:]]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    fds = (tell, wait, *namespaces.values())
     # It must not outlive this process, however that ends.
     with subprocess.Popen(
-        argv, pass_fds=fds, preexec_fn=lambda: prctl.set_pdeathsig(signal.SIGKILL), **pipes
+        argv, pass_fds=(tell, wait, *fds), preexec_fn=lambda: prctl.set_pdeathsig(signal.SIGKILL), **pipes
     ) as process:  # type: ignore[call-overload]
         for fd in (tell, wait):
             os.close(fd)
         try:
-            if os.path.basename(program) == SLIRP and not os.read(ready, 1):
+            _until(lambda: begin() or process.poll() is not None)
+            if is_slirp and not os.read(ready, 1):
                 said = process.stdout.read().decode(errors="replace").strip().splitlines()
                 raise HostError(f"{SLIRP} cannot attach a private network: {said[-1] if said else 'it died'}")
             # Nobody reads what it says from here on, and it must not wait for that.
@@ -139,26 +158,79 @@ def _program(private: Private, namespaces: dict[str, int]) -> Iterator[None]:
             os.close(ready)
 
 
+def _until(done: "Callable[[], object]") -> None:
+    """Wait. Raises HostError when that takes too long."""
+    import time
+
+    end = time.monotonic() + _SECONDS
+    while not done():
+        if time.monotonic() > end:
+            raise HostError("its device did not appear", hint="does the program work by itself?")
+        time.sleep(0.01)
+
+
 def _drain(pipe: IO[bytes]) -> None:
     with contextlib.suppress(OSError, ValueError):
         while os.read(pipe.fileno(), 65536):
             pass
 
 
+# -- where nobody but root may enter the namespace ---------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _by_socket(private: Private, where: bytes) -> Iterator[socket.socket]:
+    """slirp4netns, and a socket that takes and gives frames, one in each message. Its name is gone at once."""
+    name = fsops.temporary_name()
+    with contextlib.ExitStack() as stack:
+        parent = stack.enter_context(fsops.closing(os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
+        own = stack.enter_context(fsops.closing(fsops.make_new_dir(parent, name)))
+        # Short, whatever the directory is called (unix(7)).
+        path = f"/proc/self/fd/{own}/frames"
+        frames = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        try:
+            argv = [*_slirp(private), "--target-type=bess", path]
+            stack.enter_context(_program(argv, [own], lambda: _connects(frames, path)))
+        finally:
+            fsops.remove_tree(parent, name)
+        yield frames
+
+
+def _connects(frames: socket.socket, path: str) -> bool:
+    """Whether somebody listens there by now."""
+    with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+        frames.connect(path)
+        return True
+    return False
+
+
+def _carry(tap: int, frames: socket.socket) -> None:
+    """Every frame that comes out of the device or the socket goes into the other."""
+    os.set_blocking(tap, True)
+    for here, there in ((tap, frames.fileno()), (frames.fileno(), tap)):
+        threading.Thread(target=_copy, args=(here, there), daemon=True).start()
+
+
+def _copy(here: int, there: int) -> None:
+    with contextlib.suppress(OSError):
+        while frame := os.read(here, _MAX_FRAME):
+            # What is not taken is lost, as on any wire.
+            with contextlib.suppress(OSError):
+                os.write(there, frame)
+
+
 # -- in the namespace of the run -------------------------------------------------------------------------------
 
 
-def _inside(
-    namespaces: dict[str, int], local: str, gateway: str, closed: list[str], resolver: str
-) -> "list[socket.socket]":
+def _inside(namespaces: dict[str, int], private: Private) -> "list[socket.socket]":
     """Set up what is in the namespace, in a process that enters it; the sockets come back as descriptors."""
     ours, theirs = socket.socketpair()
     if (pid := os.fork()) == 0:
         try:
             for fd in namespaces.values():
                 sys.setns(fd)
-            _configure(local, gateway, closed, resolver)
-            servers = [_server(resolver, kind) for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)]
+            _configure(private)
+            servers = [_server(private.resolver, kind) for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)]
             socket.send_fds(theirs, [b"ok"], [server.fileno() for server in servers])
         except BaseException as error:
             theirs.sendall(f"{type(error).__name__}: {error}"[:1000].encode(errors="replace"))
@@ -175,26 +247,23 @@ def _inside(
     return [socket.socket(fileno=fd) for fd in fds]
 
 
-def _configure(local: str, gateway: str, closed: list[str], resolver: str) -> None:
-    import time
-
+def _configure(private: Private) -> None:
+    """The same as the helper does where it must (setuid-helper/src/child/network.rs)."""
     from pyroute2 import IPRoute
 
     with IPRoute() as ip:
         loopback = ip.link_lookup(ifname="lo")[0]
         ip.link("set", index=loopback, state="up")
-        ip.addr("add", index=loopback, address=resolver, prefixlen=32)
-        end = time.monotonic() + _SECONDS
-        while not (found := ip.link_lookup(ifname=DEVICE)):
-            if time.monotonic() > end:
-                raise HostError("its device did not appear", hint="does the program work by itself?")
-            time.sleep(0.01)
-        address, _, length = local.partition("/")
-        ip.link("set", index=found[0], state="up")
-        ip.addr("replace", index=found[0], address=address, prefixlen=int(length))
-        ip.route("replace", dst="0.0.0.0/0", gateway=gateway, oif=found[0])
-        # The host by whatever address, and the cloud's metadata; nobody in here has the right to change it.
-        for place in closed:
+        ip.addr("add", index=loopback, address=private.resolver, prefixlen=32)
+        _until(lambda: ip.link_lookup(ifname=DEVICE))
+        device = ip.link_lookup(ifname=DEVICE)[0]
+        address, _, length = private.address.partition("/")
+        # A pair of devices has an MTU that the host's wires bear.
+        mtu = {} if os.path.basename(private.program) == NFT.encode() else {"mtu": MTU}
+        ip.link("set", index=device, state="up", **mtu)
+        ip.addr("replace", index=device, address=address, prefixlen=int(length))
+        ip.route("replace", dst="0.0.0.0/0", gateway=private.gateway, oif=device)
+        for place in private.closed:
             ip.route("replace", dst=place, type="prohibit")
 
 

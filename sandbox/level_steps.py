@@ -234,9 +234,18 @@ class Landlock(Record):
 
 
 class Network(Record):
-    """The private network: who holds the other end of the socket that is the source attaches this namespace to one."""
+    """The private network: who holds the other end of the socket that is the source attaches this namespace to one.
+
+    What is in it then: a device `tap0` with `address`, from which `gateway` leads everywhere but to the networks in
+    `closed`, and a name server at `resolver`. IPv4 addresses are numbers; with the length of a prefix in the lowest 8
+    bits they are networks, which `address`, and each of `closed`, are. In mode setuid the engine sets all that up.
+    """
 
     source: U32
+    address: U64
+    gateway: U32
+    resolver: U32
+    closed: Words
 
 
 class Name(Record):

@@ -1,15 +1,18 @@
 """`--net private`: who attaches a run's network namespace, with which addresses, and what its resolver is told.
 
-Everything that needs pyroute2 is in sandbox/gateway.py, which runs in a process of its own.
+What is in the namespace is decided here for all modes. Who may enter it sets that up: sandbox/gateway.py, which runs in
+a process of its own and has all that needs pyroute2; in mode setuid, where the namespace is root's, the helper.
 """
 
 import ipaddress
 import os
+import secrets
 import socket
 import struct
+import subprocess
 from typing import TYPE_CHECKING
 
-from sandbox.errors import HostError, UsageError
+from sandbox.errors import HostError
 from sandbox.host import find_program
 from sandbox.level_steps import File, Network, Text
 from sandbox.plan import Attach
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 RESOLV_CONF = b"/etc/resolv.conf"
 # The first of these that the host has no route into. In each .100 is the run, .2 its gateway and .3 its name server.
 _NETWORKS = ("10.0.2.0/24", "10.213.77.0/24", "172.30.77.0/24", "192.168.213.0/24")
+# Small networks for pairs of devices are taken from here, at random: others look for one at the same time.
+_POOL = ipaddress.IPv4Network("10.213.0.0/16")
+_LINK_LOCAL = "169.254.0.0/16"
 # Programs that attach a namespace without any right on the host, and the packages that have them.
 SLIRP, PASTA, NFT = "slirp4netns", "pasta", "nft"
 TUN = "/dev/net/tun"
@@ -29,40 +35,37 @@ PACKAGES = "slirp4netns or passt"
 
 
 class Private(Record):
-    """A private network. `program` attaches it; `socket` is the engine's end, -1 when nothing is to be started."""
+    """A private network. `program` attaches it; `socket` is the engine's end, -1 when nothing is to be started.
+
+    The run has `address` (with the length of its network's prefix), and goes by way of `gateway` everywhere but to the
+    networks in `closed`; it asks `resolver` for names.
+    """
 
     mode: Mode
     program: bytes
-    network: str
+    address: str
+    gateway: str
+    resolver: str
+    closed: tuple[str, ...]
     resolv_conf: bytes
     socket: int = -1
 
-    def address(self, host: int) -> str:
-        return str(ipaddress.ip_network(self.network)[host])
-
     @property
-    def run(self) -> str:
-        return self.address(100)
-
-    @property
-    def gateway(self) -> str:
-        return self.address(2)
-
-    @property
-    def resolver(self) -> str:
-        return self.address(3)
+    def network(self) -> ipaddress.IPv4Network:
+        return ipaddress.IPv4Interface(self.address).network
 
 
 def look(mode: Mode, level: str) -> Private:
-    """What there is for a private network here. Raises HostError, or UsageError for a mode that cannot have one."""
+    """What there is for a private network here. Raises HostError."""
+    program = find_program(SLIRP)
     if mode is Mode.SETUID:
-        raise UsageError(
-            "--net private: in setuid mode the network namespace is root's, and no helper of yours may enter it",
-            hint="use --mode userns, or --net none",
-        )
-    program = find_program(SLIRP) or find_program(PASTA)
-    if not program and mode is Mode.ROOT:
-        program = find_program(NFT)
+        if not takes_frames(program):
+            raise HostError(
+                f"--net private in mode setuid needs {SLIRP} 1.2.0 or later: the network namespace is root's",
+                hint=f"install {SLIRP}, or use --mode userns or --net none",
+            )
+    else:
+        program = program or find_program(PASTA) or (find_program(NFT) if mode is Mode.ROOT else b"")
     if not program:
         also = ", or as root nftables" if mode is not Mode.ROOT else " or nftables"
         raise HostError(
@@ -74,7 +77,22 @@ def look(mode: Mode, level: str) -> Private:
             f"--net private: {TUN} may not be used",
             hint="modprobe tun; chmod 666 /dev/net/tun (it gives no right on the host), or use --net none",
         )
-    return Private(mode, program, _free_network(), _resolv_conf(level))
+    network = ipaddress.IPv4Network(_free_network())
+    address, gateway = f"{network[100]}/{network.prefixlen}", network[2]
+    if os.path.basename(program) == NFT.encode():
+        pair = _free_pair()
+        address, gateway = f"{pair[2]}/{pair.prefixlen}", pair[1]
+    # The host by whatever address, and the cloud's metadata; nobody in there has the right to change it.
+    closed = (_LINK_LOCAL, *(f"{own}/32" for own in _own_addresses()))
+    return Private(mode, program, address, str(gateway), str(network[3]), closed, _resolv_conf(level))
+
+
+def takes_frames(slirp: bytes) -> bool:
+    """Whether this slirp4netns, if it is one, takes frames from a socket. Nothing else need not enter the namespace."""
+    if not slirp:
+        return False
+    told = subprocess.run([slirp, "--help"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return b"--target-type" in told.stdout + told.stderr
 
 
 def _resolv_conf(level: str) -> bytes:
@@ -85,8 +103,27 @@ def _resolv_conf(level: str) -> bytes:
     return path
 
 
+def _own_addresses() -> "list[str]":
+    """Of this host: all that it has, but the loopback device's."""
+    import psutil
+
+    devices = psutil.net_if_addrs().values()
+    found = {one.address for device in devices for one in device if one.family == socket.AF_INET}
+    return sorted(address for address in found if not address.startswith("127."))
+
+
+def _free_pair() -> ipaddress.IPv4Network:
+    """One that no route of the host leads into. Raises HostError."""
+    taken = _routes()
+    for _ in range(1000):
+        start = int(_POOL[0]) + 4 * secrets.randbelow(_POOL.num_addresses // 4)
+        if not any((pair := ipaddress.IPv4Network((start, 30))).overlaps(other) for other in taken):
+            return pair
+    raise HostError(f"--net private: no network of {_POOL} is free", hint="install slirp4netns or passt")
+
+
 def _free_network() -> str:
-    taken = list(_routes())
+    taken = _routes()
     for text in _NETWORKS:
         network = ipaddress.ip_network(text)
         if not any(network.overlaps(other) for other in taken):
@@ -109,8 +146,11 @@ def _routes() -> "list[ipaddress.IPv4Network]":
     return found
 
 
-def start(private: Private) -> Private:
-    """The same with a process that waits for the engine. It ends when the socket's last owner does."""
+def start(private: Private, where: bytes) -> Private:
+    """The same with a process that waits for the engine. It ends when the socket's last owner does.
+
+    `where` is a directory of the user's own, in which it may make one that goes at once, or with the leftovers there.
+    """
     ours, theirs = socket.socketpair()
     if (pid := os.fork()) == 0:
         try:
@@ -119,7 +159,7 @@ def start(private: Private) -> Private:
                 from sandbox import gateway
 
                 ours.close()
-                gateway.main(theirs, private)
+                gateway.main(theirs, private, where)
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
@@ -132,7 +172,13 @@ def attach(builder: "Builder", private: Private) -> None:
     builder.sources.append(Source(SourceKind.MEMORY, b""))
     if private.socket >= 0:
         builder.fds[len(builder.sources) - 1] = private.socket
-    builder.steps.append(Network(len(builder.sources) - 1))
+    address, *closed = (_word(ipaddress.IPv4Interface(one)) for one in (private.address, *private.closed))
+    gateway, resolver = (int(ipaddress.IPv4Address(one)) for one in (private.gateway, private.resolver))
+    builder.steps.append(Network(len(builder.sources) - 1, address, gateway, resolver, tuple(closed)))
+
+
+def _word(interface: ipaddress.IPv4Interface) -> int:
+    return int(interface) << 8 | interface.network.prefixlen
 
 
 def resolve(builder: "Builder", private: Private) -> None:

@@ -181,6 +181,8 @@ def _isolation_fault(step: Step) -> str:
             return "not a host name"
         case Seccomp(filter=words) if not words:
             return "an empty filter"
+        case Network(address=address, closed=closed) if not all(map(_is_network, (address, *closed))):
+            return "no IPv4 network"
         case Allow(access=access, optional=optional) if not access or optional > 1:
             return "allows nothing, or optional is neither 0 nor 1"
         case Name(name) if not is_run_name(name):
@@ -193,6 +195,11 @@ def _is_map(words: tuple[int, ...]) -> bool:
     """Ranges of ids: where each starts on both sides, and how many there are."""
     ranges = [words[at : at + 3] for at in range(0, len(words), 3)]
     return words != () and all(len(r) == 3 and r[2] > 0 and max(r[:2]) + r[2] <= 0xFFFFFFFF for r in ranges)
+
+
+def _is_network(word: int) -> bool:
+    """An IPv4 address above the length of a prefix."""
+    return word >> 40 == 0 and word & 0xFF <= 32
 
 
 def _is_absolute(path: bytes) -> bool:

@@ -62,7 +62,12 @@ class Calling(Record):
 def choose_mode(spec: Spec, machine: host.Host) -> Mode:
     """The mode of a run. Raises HostError when the one that is asked for cannot be had."""
     # What the helper refuses for its power, a user namespace may still do.
-    helper = spec.engine != "python" and spec.scratch is None and spec.net != "private" and not spec.as_root
+    helper = spec.engine != "python" and spec.scratch is None and not spec.as_root
+    if helper and spec.net == "private" and spec.mode == "auto" and not machine.may_mount:
+        from sandbox import network
+
+        # With pasta alone a user namespace does, where there are any.
+        helper = network.takes_frames(host.find_program(network.SLIRP)) or not host.may_map_ids()
     return host.choose_mode(spec.mode, machine, helper=helper)
 
 
@@ -129,7 +134,7 @@ def prepare(
         programs=Programs(maker.fuse_program, maker.extract_argv, maker.copy_argv),
         cwd=cwd,
         saving=None if draft is None else draft.source,
-        private=_private(spec, mode, stack, build=build),
+        private=_private(spec, mode, where, stack, build=build),
         changes=_changes(spec, surroundings, targets, stack),
     )
     compiled = recompile(where=surroundings)
@@ -354,7 +359,9 @@ def _target(path: bytes, *, mkdir: bool) -> Target:
         return Target(os.readlink(b"/proc/self/fd/%d" % fd), os.fstat(fd))
 
 
-def _private(spec: Spec, mode: Mode, stack: contextlib.ExitStack, *, build: bool) -> "network.Private | None":
+def _private(
+    spec: Spec, mode: Mode, where: Home, stack: contextlib.ExitStack, *, build: bool
+) -> "network.Private | None":
     """A private network, with the process behind it. Reading the plan starts none."""
     if spec.net != "private":
         return None
@@ -363,7 +370,7 @@ def _private(spec: Spec, mode: Mode, stack: contextlib.ExitStack, *, build: bool
     found = network.look(mode, spec.isolation)
     if not build:
         return found
-    started = network.start(found)
+    started = network.start(found, where.run_path + b"/records")
     stack.enter_context(fsops.closing(started.socket))
     return started
 

@@ -6,19 +6,15 @@ cleaned up, also after a kill. What is not ours is not changed.
 """
 
 import contextlib
-import ipaddress
 import os
 import secrets
-import socket
 import subprocess
 from typing import Any
 
 from sandbox.errors import HostError
 from sandbox.host import find_program
-from sandbox.network import NFT
+from sandbox.network import NFT, Private
 
-# Small networks for pairs are taken from here.
-_POOL = "10.213.0.0/16"
 _RULES = """\
 table inet {name} {{
   flags owner;
@@ -33,8 +29,8 @@ table inet {name} {{
 """
 
 
-def make(host: Any, namespace: int, stack: contextlib.ExitStack) -> tuple[str, str]:
-    """The pair and its rules; the address of the run's end, with its length, and the gateway. Raises HostError."""
+def make(host: Any, namespace: int, private: Private, stack: contextlib.ExitStack) -> None:
+    """The pair and its rules. Raises HostError."""
     from sandbox.gateway import DEVICE
 
     with open("/proc/sys/net/ipv4/ip_forward") as file:
@@ -44,14 +40,13 @@ def make(host: Any, namespace: int, stack: contextlib.ExitStack) -> tuple[str, s
                 hint="install slirp4netns or passt, or sysctl net.ipv4.ip_forward=1",
             )
     device = f"sbx{secrets.token_hex(4)}"
-    network = _free_network(host)
+    network = private.network
     _own_table(_RULES.format(name=device, device=device, network=network), device, stack)
     host.link("add", ifname=device, kind="veth", peer={"ifname": DEVICE, "net_ns_fd": namespace})
     stack.callback(_remove, device)
     index = host.link_lookup(ifname=device)[0]
-    host.addr("add", index=index, address=str(network[1]), prefixlen=network.prefixlen)
+    host.addr("add", index=index, address=private.gateway, prefixlen=network.prefixlen)
     host.link("set", index=index, state="up")
-    return f"{network[2]}/{network.prefixlen}", str(network[1])
 
 
 def _remove(device: str) -> None:
@@ -59,18 +54,6 @@ def _remove(device: str) -> None:
 
     with IPRoute() as host, contextlib.suppress(Exception):
         host.link("del", ifname=device)
-
-
-def _free_network(host: Any) -> ipaddress.IPv4Network:
-    """One that no route of the host leads into."""
-    routes = [(route.get_attr("RTA_DST"), route["dst_len"]) for route in host.get_routes(family=socket.AF_INET)]
-    taken = [ipaddress.IPv4Network(f"{to}/{length}", strict=False) for to, length in routes if to is not None]
-    pool = ipaddress.IPv4Network(_POOL)
-    for _ in range(1000):
-        network = ipaddress.IPv4Network((int(pool[0]) + 4 * secrets.randbelow(pool.num_addresses // 4), 30))
-        if not any(network.overlaps(other) for other in taken):
-            return network
-    raise HostError(f"--net private: no network of {_POOL} is free", hint="install slirp4netns or passt")
 
 
 def _own_table(rules: str, name: str, stack: contextlib.ExitStack) -> None:

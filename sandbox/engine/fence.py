@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # What a file can have of LANDLOCK_ACCESS_FS_*: execute, write, read, truncate, ioctl of a device.
 _OF_FILES = 1 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15
 _DONE = b"ok\n"
+# How long a private network may take.
+_SECONDS = 60.0
 
 
 def allow(child: "Child", step: Allow) -> None:
@@ -45,10 +47,13 @@ def landlock(child: "Child", step: Landlock) -> None:
 
 
 def network(child: "Child", step: Network) -> None:
-    """Whoever holds the other end of the socket attaches this process's network namespace."""
-    socket = child.fds[step.source]
-    os.write(socket, b"%d\n" % os.getpid())
-    answer = os.read(socket, 2048)
+    """Whoever holds the other end of the socket attaches this process's network namespace, and sets it up."""
+    import socket
+
+    with socket.socket(fileno=os.dup(child.fds[step.source])) as ours:
+        ours.settimeout(_SECONDS)
+        ours.sendall(b"%d\n" % os.getpid())
+        answer = ours.recv(2048)
     if answer != _DONE:
         why = answer.decode("utf-8", "replace").strip()
         raise StepError(why or "the process that attaches the private network has died")

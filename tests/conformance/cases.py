@@ -17,7 +17,7 @@ class Case(NamedTuple):
 
     In the modes of `refused_in` the launch must be refused in one line with `refusal` instead. With a `cause` ("limit
     fsize") a report is asked for, and must say so. With a `log` one is asked for, and must be that.
-    `many_ids`: the user needs subordinate ids for it.
+    `many_ids`: the user needs subordinate ids for it. `internet`: on a host with one (tests/support/internet.py).
     """
 
     name: str
@@ -34,6 +34,7 @@ class Case(NamedTuple):
     refusal: str = "is not supported"
     log: str = ""
     many_ids: bool = False
+    internet: bool = False
 
 
 def make_inputs(where: Path) -> None:

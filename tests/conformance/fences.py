@@ -71,6 +71,19 @@ CASES = [
     ),
     Case("net: host", "test -e /proc/net/tcp && echo there", ("--net", "host"), stdout="there\n"),
     Case(
+        "net: private",
+        "ip -4 route; ip -4 -o addr | awk '{print $2, $4}'; getent ahostsv4 some.name.test | awk 'NR == 1 {print $1}'; "
+        "ip route del prohibit 169.254.0.0/16 2>/dev/null && test $(id -u) != 0 && echo changed; "
+        'exec python3 -c \'import socket; s = socket.create_connection(("192.0.2.2", 7777)); s.send(b"hello "); '
+        "print(s.recv(99).decode())'",
+        ("--net", "private"),
+        stdout="default via 10.0.2.2 dev tap0 proto static \n"
+        "10.0.2.0/24 dev tap0 proto kernel scope link src 10.0.2.100 \n"
+        "prohibit 169.254.0.0/16 proto static \nprohibit 192.0.2.1 proto static \n"
+        "lo 127.0.0.1/8\nlo 10.0.2.3/32\ntap0 10.0.2.100/24\n192.0.2.2\nhello  from 192.0.2.1\n",
+        internet=True,
+    ),
+    Case(
         "net: a private one ends with the run",
         "true",
         ("--net", "private", "--leave-running"),

@@ -8,7 +8,7 @@ import pytest
 from sandbox import host
 from tests.conformance import erofs, fences, isolation, stacks, strict
 from tests.conformance.cases import CASES, Case, make_inputs
-from tests.support import modes, reports, users
+from tests.support import internet, modes, reports, users
 
 _KERNEL = tuple(map(int, os.uname().release.split(".")[:2]))
 COMBINATIONS = [
@@ -39,6 +39,13 @@ def _one_id(case: Case, mode: str, who: users.Identity) -> str:
     return users.no_subordinates(who) if mode == "userns" else ""
 
 
+def _obstacle(case: Case, inputs: Path) -> str:
+    """Why a case cannot be had on this machine, in no mode."""
+    if case in erofs.CASES:
+        return erofs.obstacle(inputs)
+    return internet.obstacle() if case.internet else ""
+
+
 def _as_here(case: Case, mode: str) -> Case:
     """Where user namespaces are off, what root needs one for is refused with the line that says so."""
     needs = "--as-root" in case.options or "rw" in case.options
@@ -54,7 +61,7 @@ def _as_here(case: Case, mode: str) -> Case:
 )
 @pytest.mark.parametrize(("engine", "mode"), COMBINATIONS, ids=lambda value: value)
 def test_case(engine, mode, case: Case, inputs: Path, run_sandbox, area, identities, ran, request):
-    if case in erofs.CASES and (why := erofs.obstacle(inputs)):
+    if why := _obstacle(case, inputs):
         pytest.skip(why)
     if mode == "setuid":
         run_sandbox.system = request.getfixturevalue("setuid_system")
@@ -62,6 +69,8 @@ def test_case(engine, mode, case: Case, inputs: Path, run_sandbox, area, identit
         modes.require(engine, mode, identities[True])
     as_user = mode != "root"
     who = identities[as_user]
+    if case.internet:
+        run_sandbox.system = internet.Internet((), run_sandbox.system)
     if case.many_ids and (why := _one_id(case, mode, who)):
         pytest.skip(why)
     case = _as_here(case, mode)

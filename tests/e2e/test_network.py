@@ -8,19 +8,18 @@ import textwrap
 
 import pytest
 
-from sandbox.host import find_program
-from tests.support.internet import HOST, HOST_PORT, METADATA, WORLD, WORLD_PORT, Internet
+from tests.support.internet import HOST, HOST_PORT, METADATA, WORLD, WORLD_PORT, Internet, obstacle
 from tests.support.modes import native_engine
 
 SLIRP, PASTA = "/usr/bin/slirp4netns", "/usr/bin/pasta"
 # Engine, mode, level, and what of the host is not there, or is on.
 COMBINATIONS = {
     "slirp4netns": [
-        ("python", "root", "none", ()),
         ("native", "root", "job", ()),
         ("python", "userns", "job", ()),
-        ("native", "userns", "none", ()),
         ("native", "root", "strict", ()),
+        ("native", "setuid", "none", ()),
+        ("native", "setuid", "strict", ()),
     ],
     "pasta": [("native", "root", "job", (SLIRP,)), ("python", "userns", "none", (SLIRP,))],
     "nft": [
@@ -66,22 +65,21 @@ ARGUMENTS = [HOST, WORLD, METADATA, str(HOST_PORT), str(WORLD_PORT)]
 
 
 @pytest.fixture
-def internet(run_sandbox, identities, area):
-    """Makes `run_sandbox` start on a host of its own: `internet(*options)`."""
-    if os.geteuid() != 0:
-        pytest.skip("the suite was not started as root")
-    if not os.path.exists("/dev/net/tun"):
-        pytest.skip("this kernel has no tun module loaded: there is no /dev/net/tun")
+def internet(run_sandbox, request):
+    """Makes `run_sandbox` start on a host of its own: `internet(*options, mode=...)`."""
+    if why := obstacle():
+        pytest.skip(why)
 
-    def use(*options):
-        run_sandbox.system = Internet(options)
+    def use(*options, mode=""):
+        helper = request.getfixturevalue("setuid_system") if mode == "setuid" else None
+        run_sandbox.system = Internet(options, helper)
 
     return use
 
 
 def _needs(program):
-    if not find_program(program):
-        pytest.skip(f"{program} is not installed, and this system has no package of it")
+    if why := obstacle(program):
+        pytest.skip(why)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +92,7 @@ def test_outgoing_only(program, engine, mode, level, options, run_sandbox, inter
     if engine == "native" and native_engine() is None:
         pytest.skip("the native engine was not built here (no cargo)")
     _needs(program)
-    internet(*options, "--tell")
+    internet(*options, "--tell", mode=mode)
     command = ["run", "--engine", engine, "--mode", mode, "--isolation", level, "--net", "private"]
     words = ["/usr/bin/python3", "-c", PROBE, *ARGUMENTS]
     done = run_sandbox([*command, "--", *words], as_user=mode != "root", timeout=120)
@@ -108,36 +106,49 @@ def test_outgoing_only(program, engine, mode, level, options, run_sandbox, inter
     assert left == {"devices": ["lo", "wan0"], "tables": [], "processes": []}
 
 
-@pytest.mark.parametrize("options", [(), (SLIRP,), ("--forward", SLIRP, PASTA)], ids=["slirp4netns", "pasta", "nft"])
-def test_nothing_is_left_by_a_killed_launcher(options, run_sandbox, internet):
+@pytest.mark.parametrize(
+    ("options", "mode"),
+    [((), "root"), ((SLIRP,), "root"), (("--forward", SLIRP, PASTA), "root"), ((), "setuid")],
+    ids=["slirp4netns", "pasta", "nft", "helper"],
+)
+def test_nothing_is_left_by_a_killed_launcher(options, mode, run_sandbox, internet):
     """kill -9 of the supervisor and of the process behind the network: all goes by itself."""
     for program in ("slirp4netns", "pasta", "nft"):
         _needs(program)
-    internet(*options, "--tell", "--kill")
-    command = ["run", "--mode", "root", "--isolation", "job", "--net", "private", "--", "sleep", "1000"]
-    done = run_sandbox(command, as_user=False, timeout=120)
+    internet(*options, "--tell", "--kill", mode=mode)
+    as_user = mode != "root"
+    command = ["run", "--mode", mode, "--isolation", "job", "--net", "private", "--", "sleep", "1000"]
+    done = run_sandbox(command, as_user=as_user, timeout=120)
     assert done.returncode == 128 + signal.SIGKILL, done.stderr
     assert json.loads(done.stdout) == {"devices": ["lo", "wan0"], "tables": [], "processes": []}
     run_sandbox.system = None
-    run_sandbox(["run", "--", "true"], as_user=False, check=True)  # which removes the record
+    run_sandbox(["run", "--", "true"], as_user=as_user, check=True)  # which removes the record
 
 
-def test_what_cannot_be_had_is_said(run_sandbox, internet, setuid_system):
+def test_what_cannot_be_had_is_said(run_sandbox, internet):
     """One line that names the packages, the forwarding that is off, the mode."""
     everything = (SLIRP, PASTA, "/usr/sbin/nft")
     for options, mode, text in (
         (everything, "root", "install slirp4netns or passt or nftables"),
         (everything, "userns", "install slirp4netns or passt, or as root nftables"),
         ((SLIRP, PASTA), "root", "this host forwards no packets"),
+        ((SLIRP,), "setuid", "in mode setuid needs slirp4netns 1.2.0 or later"),
+        (everything, "setuid", "in mode setuid needs slirp4netns 1.2.0 or later"),
     ):
-        internet(*options)
+        internet(*options, mode=mode)
         done = run_sandbox(["run", "--mode", mode, "--net", "private", "--", "true"], as_user=mode != "root")
         assert (done.returncode, len(done.stderr.splitlines())) == (125, 1), done.stderr
         assert text in done.stderr
-    run_sandbox.system = setuid_system
-    done = run_sandbox(["run", "--mode", "setuid", "--net", "private", "--", "true"], as_user=True)
-    assert (done.returncode, len(done.stderr.splitlines())) == (125, 1), done.stderr
-    assert "in setuid mode the network namespace is root's" in done.stderr
+
+
+def test_who_attaches_it_is_the_helper_where_it_can(run_sandbox, internet):
+    """With pasta alone auto takes a user namespace; --explain says which addresses there are."""
+    explain = ["run", "--net", "private", "--explain", "--", "true"]
+    for options, mode in (((), "setuid"), ((SLIRP,), "userns")):
+        internet(*options, mode="setuid")
+        told = run_sandbox(explain, as_user=True, check=True).stdout
+        assert told.startswith(f"mode     {mode}: ")
+        assert "10.0.2.100/24, by way of 10.0.2.2, names from 10.0.2.3, closed to 169.254.0.0/16, 192.0.2.1/32" in told
 
 
 def test_nobody_pays_for_it_who_does_not_use_it(run_sandbox, who):

@@ -25,6 +25,8 @@ import prctl
 from pyroute2 import IPRoute
 
 from sandbox.engine import syscalls
+from sandbox.host import find_program
+from tests.support.setuid import SetuidSystem
 from tests.support.users import Identity
 
 HOST, WORLD, METADATA, STUB = "192.0.2.1", "192.0.2.2", "169.254.169.254", "127.0.0.53"
@@ -205,27 +207,31 @@ def main(argv: list[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
+def obstacle(program: str = "slirp4netns") -> str:
+    """Why no private network can be tried here by way of that program; empty where it can."""
+    if os.geteuid() != 0:
+        return "the suite was not started as root"
+    if not os.path.exists("/dev/net/tun"):
+        return "this kernel has no tun module loaded: there is no /dev/net/tun"
+    return "" if find_program(program) else f"{program} is not installed, and this system has no package of it"
+
+
 class Internet(NamedTuple):
-    """What a Runner takes for `system`: everything starts on such a host."""
+    """What a Runner takes for `system`: everything starts on such a host, with `helper` where that is installed."""
 
     options: tuple[str, ...]
+    helper: SetuidSystem | None = None
     enters: bool = True
 
     def command(self, argv: Sequence[Any], *, who: Identity, cwd: Path) -> list[Any]:
-        groups = ["--groups", ",".join(map(str, who.groups))] if who.groups else ["--clear-groups"]
-        become = ["env", "-C", str(cwd), "setpriv", "--reuid", str(who.uid), "--regid", str(who.gid), *groups]
-        return [
-            "env",
-            "-C",
-            str(_TOP),
-            sys.executable,
-            "-m",
-            "tests.support.internet",
-            *self.options,
-            "--",
-            *become,
-            *argv,
-        ]
+        private = None if self.helper is None else self.helper.private
+        enter = [] if private is None else ["nsenter", f"--mount={private.namespace}"]
+        more = [] if self.helper is None else [self.helper.gid]
+        groups = ",".join(map(str, (*who.groups, *more)))
+        become = ["env", "-C", str(cwd), "setpriv", "--reuid", str(who.uid), "--regid", str(who.gid)]
+        become += ["--groups", groups] if groups else ["--clear-groups"]
+        start = ["env", "-C", str(_TOP), sys.executable, "-m", "tests.support.internet"]
+        return [*enter, *start, *self.options, "--", *become, *argv]
 
 
 if __name__ == "__main__":

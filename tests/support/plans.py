@@ -34,6 +34,7 @@ _KINDS = {
 }
 _ids = st.integers(0, 2**31 - 1)
 _maps = st.lists(st.tuples(_ids, _ids, st.integers(1, 2**31)), min_size=1, max_size=3).map(lambda r: sum(r, ()))
+_networks = st.builds(lambda address, prefix: address << 8 | prefix, _U32, st.integers(0, 32))
 # What the kind of the field does not say.
 _FIELDS = {
     **{(cls, name): _maps for cls in (level_steps.UserNamespace, level_steps.Shift) for name in ("uids", "gids")},
@@ -57,6 +58,8 @@ _FIELDS = {
     (level_steps.Symlink, "target"): _absolute,
     (plan.Run, "path"): _bytes,
     (level_steps.Name, "name"): st.from_regex(rb"[A-Za-z][A-Za-z0-9._-]{0,62}", fullmatch=True),
+    (level_steps.Network, "address"): _networks,
+    (level_steps.Network, "closed"): st.lists(_networks, max_size=3).map(tuple),
     (level_steps.Hostname, "name"): st.binary(min_size=1, max_size=MAX_HOSTNAME).map(
         lambda raw: raw.replace(b"\0", b".")
     ),

@@ -49,6 +49,10 @@ def ids(*words: int) -> bytes:
     return struct.pack(f"<I{len(words)}Q", len(words), *words)
 
 
+def _network(address: int, *closed: int) -> bytes:
+    return step(0x36, u32(0) + struct.pack("<Q", address) + u32(0x0A000202, 0x0A000203) + ids(*closed))
+
+
 def bad_head() -> Iterator[tuple[str, str, bytes]]:
     data = encode(FULL)
     minimal = encode(plan())
@@ -181,9 +185,15 @@ def bad_steps() -> Iterator[tuple[str, str, bytes]]:
     yield "allow-optional", "optional is 2", with_steps(step(0x34, rule + b"\2"), version=2)
     fence = step(0x35, bytes(16))
     yield "landlock-twice", "two fences", with_steps(fence, fence, version=2)
-    yield "network-file", "a network that is a file", with_steps(step(0x36, u32(0)), sources=one, version=2)
-    yield "network-source", "a network beyond the list", with_steps(step(0x36, u32(0)), version=2)
-    network = step(0x36, u32(0))
+    network = _network(0x0A00026418)
+    yield "network-file", "a network that is a file", with_steps(network, sources=one, version=2)
+    yield "network-source", "a network beyond the list", with_steps(network, version=2)
+    for name, what, words in (
+        ("prefix", "an address with a prefix of 33 bits", (0x0A00026421,)),
+        ("address", "an address of 33 bits", (0x10A00026418,)),
+        ("closed", "closed to what is no network", (0x0A00026418, 0xA9FE000010, 0xA9FE0000FF)),
+    ):
+        yield f"network-{name}", what, with_steps(_network(*words), sources=(MEMORY,), version=2)
     yield "network-twice", "two networks", with_steps(network, network, sources=(MEMORY,), version=2)
     yield "protect-attrs", "an unknown attribute", with_steps(step(0x54, place(1, b"/x") + u32(32)), version=2)
     yield "count-unmade", "changes in a slot that was not made", with_steps(step(0x53, u32(1)), version=2)

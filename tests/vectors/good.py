@@ -196,7 +196,11 @@ def good() -> Iterator[tuple[str, str, Plan]]:
     yield "erofs", "an erofs image", plan(Erofs(0, 1), Attach(0, TOP, 7), sources=(DIRECTORY, FILE))
     fence = (Allow(OUTSIDE, 2**64 - 1, 0), Allow(TOP, 1, 1), Landlock(2**64 - 1, 3))
     yield "fence", "a fence, in mode landlock", plan(*fence, mode=Mode.LANDLOCK)
-    yield "network", "a private network", plan(Network(0), sources=(MEMORY,))
+    yield (
+        "network",
+        "a private network",
+        plan(Network(0, 0x0A00026418, 0x0A000202, 0x0A000203, (0xA9FE000010, 0xC000020120, 0)), sources=(MEMORY,)),
+    )
     labels = (Name(b"build-7.x"), Label(b"job", (b"t=/srv/t.sfs", b"odd \xff=/\n")))
     yield "labels", "what a record says for who looks", plan(*labels)
     odd = b"/a b/\xff\xfe/new\nline/\xe2\x80\xae/..//."

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 # Name of a kernel here: the suite whose linux-image-amd64 it is.
 KERNELS = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "newest": "sid"}
-MODULES = ("loop", "squashfs", "overlay", "fuse", "erofs")
+MODULES = ("loop", "squashfs", "overlay", "fuse", "erofs", "tun")
 MODES = ("root", "setuid", "userns")
 # `sandbox setuid install`, in `Variant.fails`.
 INSTALL = "install"
@@ -32,6 +32,7 @@ EXPECTATIONS = (
 )
 _CASES = "tree.sfs or own or killed"
 _SETUID = Session("setuid", ("tests/conformance", "-k", f"setuid and ({_CASES})"))
+_NETWORK = Session("network", ("tests/e2e/test_network.py", "-k", "setuid or helper"), lane=1)
 # What looks for processes of others. From a user hidepid hides what is not dumpable: the init of his job, and in a run
 # through the helper all of ours (docs/living.md).
 _PROCESS_TESTS = ("tests/e2e/test_living.py", "tests/e2e/test_supervision.py")
@@ -239,7 +240,7 @@ _PROVEN = (
         "user namespaces off, by their number",
         sysctls={"user.max_user_namespaces": "0"},
         fails={"userns": "user.max_user_namespaces=15000"},
-        sessions=(*EXPECTATIONS, _SETUID),
+        sessions=(*EXPECTATIONS, _SETUID, _NETWORK),
     ),
 )
 # Asked for by name: `make test-vm VM='systemd no-loop'`. Their expectations have not been seen to hold yet.

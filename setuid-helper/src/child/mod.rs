@@ -20,6 +20,7 @@ mod overlay;
 mod place;
 mod ranges;
 mod remedy;
+mod rtnetlink;
 mod spawn;
 mod world;
 
@@ -48,7 +49,7 @@ use core::ffi::CStr;
 use mounts::Mount;
 use overlay::Layers;
 use rustix::fd::OwnedFd;
-use rustix::fs::Mode;
+use rustix::fs::{Mode, Stat};
 use rustix::process::Pid;
 
 /// What the supervisor prepared before the fork.
@@ -124,6 +125,8 @@ pub struct Child<'p> {
     layers: Option<Layers>,
     /// Where the network namespace comes from that the init makes meanwhile.
     network: Option<OwnedFd>,
+    /// The network namespace that was left for one of the run's own, where that is to be attached with root's rights.
+    left_network: Option<Stat>,
     /// Whether this process is the init's child already.
     has_init: bool,
     /// The command's ids where they are not the user's: whose the things are that the run makes.
@@ -167,6 +170,7 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
         dev: None,
         layers: None,
         network: None,
+        left_network: None,
         has_init: false,
         owner: steps
             .iter()
@@ -295,7 +299,7 @@ impl<'p> Child<'p> {
             }
             Step::Allow { ref place, access, optional } => self.allow(place, access, optional),
             Step::Landlock { handled, scoped } => self.build_fence(handled, scoped),
-            Step::Network { source } => self.attach_network(source),
+            Step::Network { .. } => self.attach_network(step),
             // The supervisor's, and what was done before the first step.
             Step::Timeout { .. } | Step::Cgroup { .. } | Step::Name { .. } | Step::Label { .. } => Ok(()),
         }

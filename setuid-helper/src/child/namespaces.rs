@@ -7,7 +7,7 @@ use crate::fsops::{open_path, read_all};
 use crate::plan::{Propagation, Step};
 use crate::prelude::*;
 use crate::setuid::{MOUNT, Rights};
-use crate::sys;
+use crate::sys::{self, Namespace};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -22,6 +22,10 @@ const UNBINDABLE: &[u8] = b" unbindable ";
 impl Child<'_> {
     pub fn unshare(&mut self, flags: u64) -> Outcome<()> {
         let is_apart = flags & NETWORK != 0 && self.has_init_for_network();
+        if flags & NETWORK != 0 && self.prepared.rights.are_lent() && self.prepared.plan.has_network() {
+            let [left] = sys::own_namespaces([Namespace::NET]).doing("look at the network namespace", b"")?;
+            self.left_network = Some(left);
+        }
         let raised = self.prepared.rights.raise(MOUNT);
         let done = raised.and_then(|_raised| sys::unshare(if is_apart { flags & !NETWORK } else { flags }));
         done.doing("make the namespaces", b"")?;

@@ -44,7 +44,7 @@ pub fn remedy(step: &Step, error: Errno) -> &'static str {
         (Step::Fuse { .. }, Errno::ACCESS | Errno::NOENT | Errno::NXIO) => {
             "/dev/fuse cannot be used here: let the image be unpacked instead"
         }
-        (Step::Loopback, Errno::PERM) => {
+        (Step::Loopback | Step::Network { .. }, Errno::PERM) => {
             "a container may withhold the right to: give it CAP_NET_ADMIN (--cap-add NET_ADMIN), or use --net host"
         }
         (Step::PivotRoot { .. }, Errno::INVAL) => {

@@ -128,11 +128,7 @@ impl Child<'_> {
     fn device(&self, (major, minor, name): (u32, u32, &str), attributes: u64) -> Outcome<OwnedFd> {
         let path = format!("/dev/{name}");
         let fd = openat(CWD, &path, LOOK, Mode::empty()).doing("open", path.as_bytes())?;
-        let status = fstat(&fd).doing("look at", path.as_bytes())?;
-        let is_device = FileType::from_raw_mode(status.st_mode) == FileType::CharacterDevice;
-        if !is_device || status.st_rdev != makedev(major, minor) {
-            return Err(Failure::new(format!("{path} is not the device {major}:{minor}")).hint("mend the host's /dev"));
-        }
+        check_device(&fd, (major, minor), &path)?;
         let flags = (MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC).bits();
         let rights = self.prepared.rights;
         let clone = clone_mount(fd.as_fd(), false, 0, rights).doing("clone", path.as_bytes())?;
@@ -192,6 +188,16 @@ impl Child<'_> {
         }
         self.cover(fd.as_fd(), &printable(path).into_bytes())
     }
+}
+
+/// What is at a path is this character device, whatever its name says.
+pub fn check_device(fd: &OwnedFd, (major, minor): (u32, u32), path: &str) -> Outcome<()> {
+    let status = fstat(fd).doing("look at", path.as_bytes())?;
+    let is_device = FileType::from_raw_mode(status.st_mode) == FileType::CharacterDevice;
+    if is_device && status.st_rdev == makedev(major, minor) {
+        return Ok(());
+    }
+    Err(Failure::new(format!("{path} is not the device {major}:{minor}")).hint("mend the host's /dev"))
 }
 
 fn below(root: &OwnedFd, name: &str) -> Outcome<Option<OwnedFd>> {

@@ -129,7 +129,10 @@ fn step_fault(step: &Step, plan: &Plan, defined: &mut Defined) -> Fault {
         Step::Name { name } if !is_run_name(name) => Err("not a name for a run"),
         Step::Idmap { slot, .. } | Step::CountChanges { slot } | Step::Node { slot, .. } => defined.used(slot),
         Step::PlaceEnv { name, .. } | Step::UnsetEnv { name } => variable_name(name),
-        Step::Network { source } => match plan.sources.get(source as usize) {
+        Step::Network { address, closed, .. } if !closed.iter().chain([address]).all(is_network) => {
+            Err("no IPv4 network")
+        }
+        Step::Network { source, .. } => match plan.sources.get(source as usize) {
             Some(handed) if handed.kind == SourceKind::Memory => Ok(()),
             _ => Err("a network is a source that is handed over"),
         },
@@ -158,6 +161,11 @@ fn id_map(words: Words) -> Fault {
         *count > 0 && [one, other].into_iter().all(|start| start.saturating_add(*count) <= last)
     };
     if !ranges.is_empty() && rest.is_empty() && ranges.iter().all(fits) { Ok(()) } else { Err("no map of ids") }
+}
+
+/// An IPv4 address above the length of a prefix.
+fn is_network(word: u64) -> bool {
+    word >> 40 == 0 && word & 0xff <= 32
 }
 
 fn source_exists(source: u32, sources: usize) -> Fault {

@@ -160,7 +160,10 @@ fn body<'a>(opcode: u16, r: &mut Reader<'a>) -> Read<Step<'a>> {
         0x32 => Step::Timeout { limit_ns: r.u64()?, kill_after_ns: r.u64()? },
         0x34 => Step::Allow { place: place(r)?, access: r.u64()?, optional: boolean(r)? },
         0x35 => Step::Landlock { handled: r.u64()?, scoped: r.u64()? },
-        0x36 => Step::Network { source: r.u32()? },
+        0x36 => {
+            let (source, address, gateway, resolver) = (r.u32()?, r.u64()?, r.u32()?, r.u32()?);
+            Step::Network { source, address, gateway, resolver, closed: r.words()? }
+        }
         0x60 => Step::Name { name: r.string()? },
         0x61 => Step::Label { level: r.string()?, images: r.strings()? },
         0x40 => Step::Stack { slot: r.u32()?, lowers: r.slots()?, options: r.u32()? },

@@ -135,7 +135,9 @@ impl Writer {
             }
             Step::Allow { ref place, access, optional } => self.place(place).u64(access).u8(optional.into()).code(0x34),
             Step::Landlock { handled, scoped } => self.u64(handled).u64(scoped).code(0x35),
-            Step::Network { source } => self.u32(source).code(0x36),
+            Step::Network { source, address, gateway, resolver, closed } => {
+                self.u32(source).u64(address).u32(gateway).u32(resolver).words(closed).code(0x36)
+            }
             Step::Expose => 0x50,
             Step::Audit => 0x51,
             Step::Terminal => 0x52,

@@ -206,6 +206,11 @@ impl Plan<'_> {
         self.steps.iter().any(|step| matches!(step, Step::Terminal))
     }
 
+    /// Whether it has a private network.
+    pub fn has_network(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Network { .. }))
+    }
+
     /// Whether one of the first `before` steps makes a pid namespace.
     pub fn has_init(&self, before: usize) -> bool {
         self.steps[..before].iter().any(|step| matches!(step, Step::Init { .. }))

@@ -192,6 +192,10 @@ pub enum Step<'a> {
     },
     Network {
         source: u32,
+        address: u64,
+        gateway: u32,
+        resolver: u32,
+        closed: Words<'a>,
     },
     Name {
         name: &'a [u8],

@@ -1,7 +1,7 @@
 //! The first act of a program that was started setuid-root: the caller's ids, and no effective capability.
 
 use super::limits::Limits;
-use super::rights::{ALL, NETWORK, Rights};
+use super::rights::{ALL, NETWORK, PORT, Rights};
 use crate::error::{Doing, Failure, Outcome};
 use crate::prelude::*;
 use crate::{Program, Start, sys};
@@ -26,7 +26,7 @@ pub fn close(program: Program, start: &Start) -> Outcome<Rights> {
     take_ids(uid, gid).doing("take the ids of the caller", b"")?;
     // A container may withhold what few runs need.
     let offered = capabilities(None).doing("read the capabilities", b"")?.permitted;
-    let permitted = ALL.difference(NETWORK.difference(offered));
+    let permitted = ALL.difference(NETWORK.union(PORT).difference(offered));
     let kept = CapabilitySets { effective: CapabilitySet::empty(), permitted, inheritable: CapabilitySet::empty() };
     set_capabilities(None, kept)
         .doing("keep the capabilities that mounting needs", b"")

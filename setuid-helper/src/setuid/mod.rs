@@ -19,7 +19,7 @@ pub use door::close;
 pub use ground::{image_lock, lock, lock_file};
 pub use policy::{Images, Policy};
 pub use refusal::refused;
-pub use rights::{MOUNT, NETWORK, NODE, OVERLAY, Rights};
+pub use rights::{MOUNT, NETWORK, NODE, OVERLAY, PORT, Rights};
 #[cfg(any(test, fuzzing))]
 pub use rules::judge;
 pub use rules::{Tally, check_plan, check_target, is_proc};

@@ -16,12 +16,14 @@ pub const MOUNT: CapabilitySet = CapabilitySet::SYS_ADMIN;
 pub const NODE: CapabilitySet = CapabilitySet::DAC_OVERRIDE;
 /// For the creation of an overlay, which keeps them: it must get into its own work directory, of mode 0.
 pub const OVERLAY: CapabilitySet = MOUNT.union(NODE);
-/// For the loopback device of a network namespace of the run's own.
+/// For devices, addresses and routes in a network namespace of the run's own.
 pub const NETWORK: CapabilitySet = CapabilitySet::NET_ADMIN;
+/// For the port of the name server in there.
+pub const PORT: CapabilitySet = CapabilitySet::NET_BIND_SERVICE;
 /// For becoming the builder.
 pub const IDENTITY: CapabilitySet = CapabilitySet::SETUID.union(CapabilitySet::SETGID);
 /// Everything that is ever needed.
-pub const ALL: CapabilitySet = OVERLAY.union(IDENTITY).union(NETWORK);
+pub const ALL: CapabilitySet = OVERLAY.union(IDENTITY).union(NETWORK).union(PORT);
 
 /// Whose rights mounts are made with.
 #[derive(Clone, Copy)]

@@ -100,10 +100,11 @@ impl Rules<'_> {
             return Err("a plan starts with a mount namespace of its own and its propagation, and has no other");
         }
         match *step {
-            Step::Network { .. } => return Err("no private network (use --mode userns)"),
             step if step.maps_ids() => return Err("no user namespace"),
             Step::Hostname { .. } => self.needs(libc::CLONE_NEWUTS, "a host name needs a UTS namespace")?,
             Step::Loopback => self.needs(libc::CLONE_NEWNET, "a loopback device needs a network namespace")?,
+            Step::Network { .. } if index != 2 => return Err("a private network comes before all that is mounted"),
+            Step::Network { .. } => self.needs(libc::CLONE_NEWNET, "it needs a network namespace")?,
             Step::Init { .. } if self.plan.has_init(index) => return Err("there is one init"),
             Step::Proc if !self.plan.has_init(index) => return Err("a /proc shows a pid namespace of the run's own"),
             Step::Scratch { .. } => return Err("a scratch directory on a disk is not supported (leave out --scratch)"),

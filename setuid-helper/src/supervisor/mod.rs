@@ -22,7 +22,7 @@ use crate::prelude::*;
 use crate::record::Record;
 use crate::report::{Account, Ending, Marks, Reports as Told, Usage};
 use crate::scratch;
-use crate::setuid::{self, NETWORK, OVERLAY, Policy, Rights};
+use crate::setuid::{self, NETWORK, OVERLAY, PORT, Policy, Rights};
 use crate::sources::{Handed, Sources};
 use crate::stale;
 use crate::sys::{self, Forked, Mask};
@@ -98,8 +98,11 @@ fn supervise(
     let has_images = has(|step| matches!(step, Step::Image { .. }));
     let bounded = policy.as_ref().filter(|_| has_images);
     let bounds = bounded.map(|policy| Bounds::open(plan, &sources, policy.loop_devices, rights)).transpose()?;
-    let needs_network = has(|step| matches!(step, Step::Loopback));
-    let rights = rights.narrow(if needs_network { OVERLAY | NETWORK } else { OVERLAY })?;
+    let rights = rights.narrow(match (plan.has_network(), has(|step| matches!(step, Step::Loopback))) {
+        (true, _) => OVERLAY | NETWORK | PORT,
+        (false, true) => OVERLAY | NETWORK,
+        (false, false) => OVERLAY,
+    })?;
     let devices = if has_images { Some(Devices::open(bounds, rights)?) } else { None };
     let record = Record::new(&home, plan, argv)?;
     scratch::make(plan, &record.id)?;

@@ -18,7 +18,7 @@ impl Network {
     /// That of the plan.
     pub fn of(plan: &Plan, sources: &Sources) -> Outcome<Option<Network>> {
         let source = plan.steps.iter().find_map(|step| match *step {
-            Step::Network { source } => Some(source),
+            Step::Network { source, .. } => Some(source),
             _ => None,
         });
         let Some(source) = source else { return Ok(None) };
@@ -31,7 +31,9 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        let _ = shutdown(&self.0, Shutdown::Write);
+        if shutdown(&self.0, Shutdown::Write).is_err() {
+            return;
+        }
         // It closes its end as its last act.
         let limit = Timespec { tv_sec: PATIENCE, tv_nsec: 0 };
         let _ = poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&limit));

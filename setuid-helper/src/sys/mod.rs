@@ -33,7 +33,7 @@ pub use filter::{cut_bounding_set, install_filter};
 pub use landlock::{add_rule, forbid_changes, make_ruleset, restrict_self};
 pub use loopdev::{get_free, loop_configure, loop_status};
 pub use mount::{add_attributes, make_device_mount, set_idmap, set_mount, set_propagation, set_read_only, unshare};
-pub use net::{loopback_up, network_of};
+pub use net::{loopback_up, make_tap, network_of};
 pub use process::{
     CStrings, Forked, Namespace, Waited, all_ids, execute, exit_now, fork, fork_beside, fork_into,
     leave_session_keyring, namesake, now, own_namespaces, pid_namespace, set_file_uid, since_boot, wait_any, wait_for,

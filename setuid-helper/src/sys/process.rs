@@ -18,6 +18,8 @@ pub struct Namespace(pub &'static str, pub usize);
 impl Namespace {
     /// Of processes.
     pub const PID: Namespace = Namespace("pid", 0xff05);
+    /// Of network devices, addresses and routes.
+    pub const NET: Namespace = Namespace("net", 0xff04);
 }
 
 /// Which of the two processes this is.

@@ -65,6 +65,7 @@ fn lists(words: &[u64], strings: &[&[u8]]) -> Vec<u8> {
     };
     let fds = words.iter().flat_map(|word| (*word as u32).to_le_bytes()).collect();
     let filter = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let networks = words.iter().flat_map(|word| network(*word).to_le_bytes()).collect();
     let argv = strings.iter().flat_map(|string| [count(string.len()), string.to_vec()].concat()).collect();
     let range = |word: &u64| [word >> 33, (word << 32) >> 33, 1 + word % 1000];
     let ranges: Vec<u8> = words.iter().flat_map(range).flat_map(u64::to_le_bytes).collect();
@@ -75,6 +76,7 @@ fn lists(words: &[u64], strings: &[&[u8]]) -> Vec<u8> {
         (0x0a, body(&[0, 0], strings.len(), argv)),
         (0x1f, body(&[], words.len(), fds)),
         (0x20, body(&[], words.len(), filter)),
+        (0x20, body(&[], words.len(), networks)),
         (0x55, [map.clone(), map, count(0)].concat()),
     ];
     let mut bytes = encode(&bare(b"/", 1), LAST_VERSION);
@@ -86,6 +88,11 @@ fn lists(words: &[u64], strings: &[&[u8]]) -> Vec<u8> {
         bytes.extend(body);
     }
     bytes
+}
+
+/// An IPv4 network.
+fn network(word: u64) -> u64 {
+    (word & 0xff_ffff_ff00) | (word % 33)
 }
 
 /// A plan without steps.
@@ -152,6 +159,7 @@ fn step<'a>(seed: &'a Seed, made: &mut u32, whole: Option<u32>) -> Step<'a> {
         Step::Extract { argv, .. },
         Step::KeepDescriptors { fds },
         filter,
+        Step::Seccomp { filter: closed },
         Step::UserNamespace { uids, gids, programs },
     ] = carrier.steps[..]
     else {
@@ -202,7 +210,7 @@ fn step<'a>(seed: &'a Seed, made: &mut u32, whole: Option<u32>) -> Step<'a> {
         (35, _) => Step::Cgroup { source, memory: a, swap: b, pids: c, cpu_us: !a },
         (36, _) => Step::Allow { place, access: b | 1, optional: c & 1 == 0 },
         (37, _) => Step::Landlock { handled: a, scoped: b },
-        (38, _) => Step::Network { source: 1 },
+        (38, _) => Step::Network { source: 1, address: network(a), gateway: y, resolver: z, closed },
         (41, _) => Step::Bind { slot: slot(), place: Place { base: Base::Root, path: &seed.rooted, dev: a, ino: b } },
         (42, _) => Step::Text { slot: slot(), mode: y, content: &seed.name },
         (43, _) => Step::File { place, mode: z, content: &seed.below },

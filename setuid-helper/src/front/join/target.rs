@@ -21,7 +21,7 @@ const KINDS: [(Namespace, i32); 7] = [
     (Namespace("ipc", 0xff02), libc::CLONE_NEWIPC),
     (Namespace("user", 0xff09), libc::CLONE_NEWUSER),
     (Namespace::PID, NEWPID),
-    (Namespace("net", 0xff04), libc::CLONE_NEWNET),
+    (Namespace::NET, libc::CLONE_NEWNET),
 ];
 /// As /proc/PID/limits has them, which is in the order of their numbers: proc_pid_limits(5).
 const RESOURCES: [Resource; 16] = [
