@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sandbox import refine
     from sandbox.isolation import Surroundings
     from sandbox.network import Private
+    from sandbox.subordinate import Subordinates
 
 
 class Compiled(Record):
@@ -46,6 +47,7 @@ def compile_plan(
     saving: Source | None = None,
     private: "Private | None" = None,
     changes: "tuple[refine.Opened, ...]" = (),
+    subordinates: "Subordinates | None" = None,
 ) -> Compiled:
     """The plan for one launch. Pure: everything it needs to know is in its arguments."""
     builder = Builder(spec, host, mode, programs)
@@ -74,6 +76,7 @@ def compile_plan(
         landlock.compile_alone(builder, cwd)
     else:
         flags = CLONE_NEWUTS if spec.hostname else 0
+        builder.subordinates = subordinates
         builder.namespaces(flags | (0 if spec.net in (None, "host") else CLONE_NEWNET))
         builder.before()
         if spec.net == "none":
@@ -85,6 +88,7 @@ def compile_plan(
             builder.tree(material, targets.get(name), deny_symlinks=deny[name])
         covered = builder.after(private_dev=False)
         builder.command(trees, cwd, covered=[*covered, *(target.path for target in targets.values())])
+        builder.as_root((host.uid, host.gid))
         if mode is Mode.USERNS or (mode is Mode.SETUID and not spec.allow_new_privs):
             builder.steps.append(NoNewPrivs())
         builder.last()

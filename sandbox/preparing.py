@@ -96,7 +96,7 @@ def prepare(
     roots = [] if spec.root is None else [Tree(TreeKind.DYNAMIC, b"root:" + spec.root)]
     where = _home(environ, stack, say) if any(map(_names_image, (*spec.trees, *roots))) else None
     opened = [_open_tree(tree, where, stack) for tree in spec.trees]
-    opened_roots = [_open_tree(tree, where, stack) for tree in roots]
+    opened_roots = [_open_tree(tree, where, stack, option="--root") for tree in roots]
     sources.refuse_repeated(opened)
     given = environ if calling.environ is None else calling.environ
     cwd = _working_directory() if calling.cwd is None else calling.cwd
@@ -136,6 +136,8 @@ def prepare(
         saving=None if draft is None else draft.source,
         private=_private(spec, mode, where, stack, build=build),
         changes=_changes(spec, surroundings, targets, stack),
+        # Root, who is not isolated, has all ids as it is.
+        subordinates=_subordinates(spec, mode, say) if spec.as_root and mode is Mode.USERNS else None,
     )
     compiled = recompile(where=surroundings)
     if wanted is not None and surroundings is not None:
@@ -190,8 +192,11 @@ def _names_image(tree: Tree) -> bool:
     return any(layer.startswith(b"@") for layer in sources.layers_of(sources.split(tree.text)[1]))
 
 
-def _open_tree(tree: Tree, where: Home | None, stack: contextlib.ExitStack) -> Opened:
-    """Every layer of a tree; open as long as `stack`. Raises SourceError or UsageError with the way out."""
+def _open_tree(tree: Tree, where: Home | None, stack: contextlib.ExitStack, *, option: str = "") -> Opened:
+    """Every layer of a tree; open as long as `stack`. `option` is what named it, where the tree does not say.
+
+    Raises SourceError or UsageError with the way out.
+    """
     if tree.kind is TreeKind.EMPTY:
         return Opened(tree.kind, tree.text, b"", -1, None, None)
     name, path = sources.split(tree.text)
@@ -201,7 +206,7 @@ def _open_tree(tree: Tree, where: Home | None, stack: contextlib.ExitStack) -> O
             assert where is not None
             item = _open_image(tree.kind, name, layer, where)
         else:
-            item = sources.open_path(tree.kind, name, layer, option=f"--{tree.kind.value}")
+            item = sources.open_path(tree.kind, name, layer, option=option or f"--{tree.kind.value}")
         stack.enter_context(fsops.closing(item.fd))
         layers.append(item)
         name = item.name
@@ -278,7 +283,7 @@ def _surroundings(
         found = found.replace(subordinates=_subordinates(spec, mode, say))
     if not isolation.can_be_workspace(cwd, found):
         return found
-    fd = stack.enter_context(fsops.closing(os.open(cwd, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
+    fd = stack.enter_context(fsops.closing(_open_workspace(cwd)))
     kind = TreeKind.DYNAMIC if spec.workspace == "overlay" else TreeKind.STATIC
     tree = Opened(kind, cwd, cwd, fd, os.fstat(fd), None)
     protected: tuple[Protect, ...] = ()
@@ -289,6 +294,16 @@ def _surroundings(
         if mode is Mode.ROOT:
             protected += guarding.protect_programs(fd, cwd)
     return found.replace(workspace=maker.workspace(tree), protected=protected)
+
+
+def _open_workspace(path: bytes) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the working directory {printable(path)}, which a job works in: {reason(error)}",
+            hint="start it in a directory that you may read",
+        ) from None
 
 
 def _without_idmaps(where: "Surroundings", maker: Maker, trees: tuple[Opened, ...], say: Say) -> "Surroundings":

@@ -112,10 +112,10 @@ def opened(
                 f"--symlink: {printable(change.dest)} is on the host, where nothing is changed",
                 hint="put it below a --tmpfs, or use --isolation strict",
             )
+        kind = change.option == "tmpfs" or (source is not None and stat.S_ISDIR(source[1]))
         if not inside and change.option not in ("hide", "symlink", "device"):
-            target = _host_target(change)
+            target = _host_target(change, is_directory=kind)
         (bound if change.option in _BINDS else own).append(change.dest)
-        kind = source is not None and stat.S_ISDIR(source[1])
         found.append(Opened(change, target, makes, source[0] if source else None, kind))
     return tuple(found)
 
@@ -155,7 +155,7 @@ def _check_device(change: Change, fd: int, mode: int) -> None:
         raise SourceError(f"--device: {shown}: Permission denied", hint="join the group that the node belongs to")
 
 
-def _host_target(change: Change) -> Place:
+def _host_target(change: Change, *, is_directory: bool) -> Place:
     try:
         fd = os.open(change.dest, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
@@ -165,6 +165,12 @@ def _host_target(change: Change) -> Place:
         ) from None
     with fsops.closing(fd):
         status = os.fstat(fd)
+        if stat.S_ISDIR(status.st_mode) != is_directory:
+            kinds = "a directory on the file" if is_directory else "a file on the directory"
+            raise UsageError(
+                f"--{change.option}: cannot mount {kinds} {printable(change.dest)}",
+                hint="name a place of the same kind",
+            )
         return Place(Base.ROOT, os.readlink(b"/proc/self/fd/%d" % fd), status.st_dev, status.st_ino)
 
 

@@ -296,8 +296,8 @@ def keep_descriptors(_: "Child", step: KeepDescriptors) -> None:
 
 
 def _no_directory(fd: int) -> None:
-    with contextlib.suppress(OSError):  # 0 to 2 may be closed
-        if stat.S_ISDIR(os.fstat(fd).st_mode):
+    with contextlib.suppress(OSError):  # 0 to 2 may be closed, or held by us until exec
+        if os.get_inheritable(fd) and stat.S_ISDIR(os.fstat(fd).st_mode):
             raise StepError(
                 f"descriptor {fd} is a directory, which would lead out of the sandbox",
                 hint="give the command a file there, or show it the directory: --bind DIR",

@@ -16,6 +16,14 @@ try: os.kill(-1, 9)
 except ProcessLookupError: print('nobody')
 """
 
+CLOSED = """
+import os, sys
+def is_open(fd):
+    try: return os.fstat(fd) is not None
+    except OSError: return False
+os._exit(7 if not any(map(is_open, map(int, sys.argv[1:]))) else 1)
+"""
+
 CATCH = """
 import signal, sys, time
 signal.signal(NUMBER, lambda *_: sys.exit(7))
@@ -91,6 +99,14 @@ def test_no_directory_among_the_descriptors(launch, area):
         assert len(refused.stderr.splitlines()) == 1
     os.close(fd)
     assert not os.path.exists(where)
+
+
+def test_closed_standard_descriptors(launch):
+    """What opens a file does not get their numbers, and the command finds them closed."""
+    for numbers in ((0,), (0, 1, 2)):
+        words = ["--", "/usr/bin/python3", "-c", CLOSED, *map(str, numbers)]
+        done = launch(*words, preexec_fn=lambda numbers=numbers: [os.close(fd) for fd in numbers])
+        assert done.returncode == 7, done.stderr
 
 
 # Of root's, of the user's account, and a home that is where HOME says.

@@ -108,6 +108,14 @@ CASES = [
         stdout="0\ndenied\ndenied\ndenied\n",
         **_AS_ROOT,
     ),
+    Case(
+        "as root: not isolated",
+        f"id -u; mount --bind /usr /mnt {_DENIED};"
+        "awk '/^Cap(Prm|Bnd)/ {print $2}' /proc/self/status; awk 'NR == 1 {print $1, $3}' /proc/self/uid_map",
+        ("--as-root", "--tmpfs", "/mnt", "-e", "X=1"),
+        stdout="0\ndenied\n000001ffffffffff\n000001ffffffffff\n0 1\n",
+        **_AS_ROOT,
+    ),
     rooted(
         "as root: more than one id",
         "echo x > /data/f; chown 6:42 /data/f; ls -ln /data/f | awk '{print $3 \":\" $4}';"
