@@ -4,6 +4,7 @@ It has the rights of who launches. It ends when the engine closes its end of the
 """
 
 import contextlib
+import fcntl
 import os
 import re
 import selectors
@@ -135,10 +136,7 @@ def _program(argv: "list[str]", fds: "list[int]", begin: "Callable[[], bool]" = 
     if is_slirp:
         argv = [argv[0], f"--ready-fd={tell}", f"--exit-fd={wait}", *argv[1:]]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    # It must not outlive this process, however that ends.
-    with subprocess.Popen(
-        argv, pass_fds=(tell, wait, *fds), preexec_fn=lambda: prctl.set_pdeathsig(signal.SIGKILL), **pipes
-    ) as process:  # type: ignore[call-overload]
+    with subprocess.Popen(argv, pass_fds=(tell, wait, *fds), preexec_fn=lambda: _end_with_us(wait), **pipes) as process:  # type: ignore[call-overload]
         for fd in (tell, wait):
             os.close(fd)
         try:
@@ -156,6 +154,17 @@ def _program(argv: "list[str]", fds: "list[int]", begin: "Callable[[], bool]" = 
                 process.wait(1)
             process.kill()
             os.close(ready)
+
+
+def _end_with_us(pipe: int) -> None:
+    """This process must not outlive the one that started it, however that ends; nor must a child of its own.
+
+    slirp4netns has one that waits for the connection. When the other end of the pipe is closed, SIGIO ends all of them.
+    """
+    prctl.set_pdeathsig(signal.SIGKILL)
+    os.setpgid(0, 0)
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, -os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _until(done: "Callable[[], object]") -> None:

@@ -1,14 +1,18 @@
 """`--net private`, on a host of the test's own with an internet behind it (tests/support/internet.py)."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import textwrap
+from pathlib import Path
 
 import pytest
 
+from sandbox import gateway, host
 from tests.support.internet import HOST, HOST_PORT, METADATA, WORLD, WORLD_PORT, Internet, obstacle
+from tests.support.living import wait_for
 from tests.support.modes import native_engine
 
 SLIRP, PASTA = "/usr/bin/slirp4netns", "/usr/bin/pasta"
@@ -121,8 +125,34 @@ def test_nothing_is_left_by_a_killed_launcher(options, mode, run_sandbox, intern
     done = run_sandbox(command, as_user=as_user, timeout=120)
     assert done.returncode == 128 + signal.SIGKILL, done.stderr
     assert json.loads(done.stdout) == {"devices": ["lo", "wan0"], "tables": [], "processes": []}
-    run_sandbox.system = None
-    run_sandbox(["run", "--", "true"], as_user=as_user, check=True)  # which removes the record
+    run_sandbox.system = run_sandbox.system.helper
+    run_sandbox(["run", "--mode", mode, "--", "true"], as_user=as_user, check=True)  # which removes the record
+
+
+def test_what_waits_for_a_connection_ends_with_who_should_make_it(area):
+    """slirp4netns has a child for that, which no signal of a parent's death reaches."""
+    if why := obstacle():
+        pytest.skip(why)
+    where = os.open(area.dir(False), os.O_RDONLY | os.O_DIRECTORY)
+    argv = [SLIRP, "--disable-dns", "--target-type=bess", f"/proc/self/fd/{where}/frames"]
+    if (pid := os.fork()) == 0:
+        with contextlib.suppress(BaseException), gateway._program(argv, [where], lambda: False):
+            pass
+        os._exit(1)
+    wait_for((area.dir(False) / "frames").exists)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    wait_for(lambda: not _run_with("\0".join(argv[1:]).encode()))
+    os.close(where)
+
+
+def _run_with(words):
+    """Whether a process was started with these arguments."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if words in path.read_bytes():
+                return True
+    return False
 
 
 def test_what_cannot_be_had_is_said(run_sandbox, internet):
@@ -142,13 +172,16 @@ def test_what_cannot_be_had_is_said(run_sandbox, internet):
 
 
 def test_who_attaches_it_is_the_helper_where_it_can(run_sandbox, internet):
-    """With pasta alone auto takes a user namespace; --explain says which addresses there are."""
-    explain = ["run", "--net", "private", "--explain", "--", "true"]
-    for options, mode in (((), "setuid"), ((SLIRP,), "userns")):
+    """With pasta alone auto takes a user namespace, where there are any; --explain says which addresses there are."""
+    for options, mode in (((), "setuid"), ((SLIRP,), "userns" if host.may_map_ids() else "")):
         internet(*options, mode="setuid")
-        told = run_sandbox(explain, as_user=True, check=True).stdout
-        assert told.startswith(f"mode     {mode}: ")
-        assert "10.0.2.100/24, by way of 10.0.2.2, names from 10.0.2.3, closed to 169.254.0.0/16, 192.0.2.1/32" in told
+        done = run_sandbox(["run", "--net", "private", "--explain", "--", "true"], as_user=True)
+        if not mode:
+            assert (done.returncode, done.stderr.count("needs slirp4netns 1.2.0 or later")) == (125, 1)
+            continue
+        assert done.stdout.startswith(f"mode     {mode}: "), done.stderr
+        layout = "10.0.2.100/24, by way of 10.0.2.2, names from 10.0.2.3, closed to 169.254.0.0/16, 192.0.2.1/32"
+        assert layout in done.stdout
 
 
 def test_nobody_pays_for_it_who_does_not_use_it(run_sandbox, who):
