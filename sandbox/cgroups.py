@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import time
+from collections.abc import Iterator
 
 from sandbox import fsops
 from sandbox.engine import syscalls as sys
@@ -182,13 +183,15 @@ def control(path: bytes, directory: int | None = None) -> int:
 
 
 class Cgroup:
-    """The cgroup of one run, open. Raises OSError."""
+    """The cgroup of one run, open: `fd` is taken over. Raises OSError."""
 
-    def __init__(self, parent: int, name: bytes, *, memory: int, swap: int, pids: int, cpu_us: int) -> None:
-        if sys.statfs_type(parent) != _MAGIC:
-            raise OSError(20, "no cgroup of version 2")
-        os.close(fsops.make_new_dir(parent, name))
-        self.fd = fsops.open_dir(parent, name)
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        # Where a process writes "0" that cannot be born in it.
+        self.procs = -1 if sys.has_clone3() else control(b"cgroup.procs", fd)
+
+    def limit(self, *, memory: int, swap: int, pids: int, cpu_us: int) -> None:
+        """Set the limits that are not UNLIMITED. Raises OSError."""
         self._set("memory.max", memory, str(memory))
         with contextlib.suppress(FileNotFoundError):
             self._set("memory.swap.max", swap, str(swap))
@@ -196,7 +199,6 @@ class Cgroup:
         # All of a job or nothing: what is left after its largest process was killed is of no use.
         self._set("memory.oom.group", memory, "1")
         self._set("cpu.max", cpu_us, f"{cpu_us} {_PERIOD_US}")
-        self.procs = control(b"cgroup.procs", self.fd)
 
     def _set(self, file: str, value: int, text: str) -> None:
         if value != UNLIMITED:
@@ -204,15 +206,20 @@ class Cgroup:
                 os.write(fd, text.encode())
 
     def close(self) -> None:
-        os.close(self.procs)
-        os.close(self.fd)
+        for fd in (self.procs, self.fd):
+            if fd >= 0:
+                os.close(fd)
+
+    def fork(self) -> int:
+        """os.fork; the child is born in the cgroup, or has to `enter` it before anything else. Raises StepError."""
+        with _entering():
+            return sys.fork_into(self.fd) if self.procs < 0 else os.fork()
 
     def enter(self) -> None:
-        """This process and all its children belong to it from now on. Raises StepError."""
-        try:
-            os.write(self.procs, b"0")
-        except OSError as error:
-            raise StepError(f"cannot enter the run's cgroup: {reason(error)}") from None
+        """This process and all its children belong to it, as they do if it was born there. Raises StepError."""
+        if self.procs >= 0:
+            with _entering():
+                os.write(self.procs, b"0")
 
     def kill(self) -> None:
         """Everything in it (Linux 5.14)."""
@@ -227,6 +234,23 @@ class Cgroup:
             "oom_kills": _event(_text(self.fd, "memory.events"), "oom_kill"),
             "forks_refused": _event(_text(self.fd, "pids.events"), "max"),
         }
+
+
+def make(parent: int, name: bytes) -> Cgroup:
+    """A new one. Raises OSError."""
+    if not is_cgroup(parent):
+        raise OSError(20, "no cgroup of version 2")
+    return Cgroup(fsops.make_new_dir(parent, name))
+
+
+@contextlib.contextmanager
+def _entering() -> Iterator[None]:
+    try:
+        yield
+    except BlockingIOError:
+        raise StepError("cannot fork into the run's cgroup", hint="its --pids are all there, or this user's") from None
+    except OSError as error:
+        raise StepError(f"cannot enter the run's cgroup: {reason(error)}") from None
 
 
 def _text(fd: int, file: str) -> str:

@@ -10,6 +10,10 @@ import resource
 import select
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sandbox import cgroups
 
 from sandbox import fsops, processes, running
 from sandbox.errors import HostError, SandboxError, UsageError, reason
@@ -59,7 +63,7 @@ class Target(Record):
     nice: int
     env: dict[bytes, bytes]
     cwd: int
-    cgroup: int
+    cgroup: "cgroups.Cgroup | None"
     own_session: bool
 
 
@@ -247,15 +251,16 @@ def _refuse_groups(run: Running, target: Target) -> None:
         )
 
 
-def _cgroup(run: Running, plan: Plan, stack: contextlib.ExitStack) -> int:
-    """The run's own cgroup, to be entered; -1 when it has none. Raises HostError."""
+def _cgroup(run: Running, plan: Plan, stack: contextlib.ExitStack) -> "cgroups.Cgroup | None":
+    """The run's own cgroup, to be entered; None when it has none. Raises HostError."""
     if not any(isinstance(step, Cgroup) for step in plan.steps):
-        return -1
+        return None
     from sandbox import cgroups
 
     try:
-        fd = cgroups.control(os.path.join(os.fsencode(run.words("scratch")[-1]), b"cgroup.procs"))
-        return stack.enter_context(fsops.closing(fd))
+        own = cgroups.Cgroup(os.open(run.words("scratch")[-1], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        stack.callback(own.close)
+        return own
     except (OSError, IndexError):
         raise HostError(
             f"cannot join {run.shown}: its cgroup cannot be entered", hint="it may just have ended: sandbox ps"

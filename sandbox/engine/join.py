@@ -45,7 +45,7 @@ def run(plan: Plan, target: Target, argv: tuple[bytes, ...], env: dict[bytes, by
     status_reader, status_writer = os.pipe2(os.O_CLOEXEC)
     with fsops.closing(reader), fsops.closing(status_reader):
         reports = init.Reports(status_reader)
-        if (pid := os.fork()) == 0:
+        if (pid := os.fork() if target.cgroup is None else target.cgroup.fork()) == 0:
             os.close(status_reader)
             _enter(target, _Ready(target, argv, env), writer, status_writer, inherited)
         os.close(writer)
@@ -64,8 +64,8 @@ def _enter(target: Target, ready: _Ready, writer: int, status: int, inherited: o
         prctl.set_pdeathsig(signal.SIGKILL)
         command.restore_handlers()
         try:
-            if target.cgroup >= 0:
-                os.write(target.cgroup, b"0")
+            if target.cgroup is not None:
+                target.cgroup.enter()
             waiting, going = os.pipe2(os.O_CLOEXEC)
             sys.setns(target.pidfd, target.namespaces)
             # The caller's child: this process is not to be waited for.
@@ -79,6 +79,8 @@ def _enter(target: Target, ready: _Ready, writer: int, status: int, inherited: o
             _confine(target, {writer, status})
             signal.pthread_sigmask(signal.SIG_SETMASK, inherited)  # type: ignore[arg-type]
             failure: SandboxError = command.execute(ready)
+        except StepError as error:
+            failure = error
         except OSError as error:
             failure = StepError(f"cannot join the sandbox: {reason(error)}", hint="its command may just have ended")
         tell_failure(writer, failure)

@@ -150,8 +150,9 @@ def _make_cgroup(step: Cgroup, parent: Source, name: bytes) -> "cgroups.Cgroup":
     try:
         with fsops.closing(os.open(parent.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as directory:
             steps.check_identity(directory, parent.dev, parent.ino, parent.path)
-            limits = {"memory": step.memory, "swap": step.swap, "pids": step.pids, "cpu_us": step.cpu_us}
-            return cgroups.Cgroup(directory, name, **limits)
+            made = cgroups.make(directory, name)
+            made.limit(memory=step.memory, swap=step.swap, pids=step.pids, cpu_us=step.cpu_us)
+            return made
     except OSError as error:
         raise StepError(
             f"cannot make a cgroup in {printable(parent.path)}: {reason(error)}",
@@ -173,7 +174,7 @@ def _run_child(
         progress = _progress(plan, launch, reader, account, stack)
         reports = init.Reports(status_reader)
         account.phase("Prepare the host side")
-        pid = os.fork()
+        pid = os.fork() if account.cgroup is None else account.cgroup.fork()
         if pid == 0:
             os.close(status_reader)
             child = Child(plan, launch, where, record, supervisor_pid, account)

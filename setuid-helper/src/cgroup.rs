@@ -1,5 +1,5 @@
-//! The cgroup (version 2) of one run: made and filled in before the fork with the caller's rights, entered by the child
-//! before its first step, read and removed by the supervisor.
+//! The cgroup (version 2) of one run: made and filled in before the fork with the caller's rights, with which the child is
+//! born in it, read and removed by the supervisor.
 
 use crate::error::{Doing, Failure, Outcome};
 use crate::fsops::{make_new_dir, open_dir, open_parent, read_all, remove_dir};
@@ -7,6 +7,7 @@ use crate::plan::{Plan, Step};
 use crate::prelude::*;
 use crate::report::Peaks;
 use crate::sources::same_directory;
+use crate::sys;
 use alloc::ffi::CString;
 use core::ffi::CStr;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,13 +23,16 @@ const UNLIMITED: u64 = u64::MAX;
 const PERIOD: u64 = 100_000;
 /// Rounds of waiting for what was killed, 5 ms each.
 const ROUNDS: u32 = 400;
+/// What fails where the kernel does not let this user put a process into the cgroup.
+pub const ENTER: &str = "enter the run's cgroup";
 /// How deep a command may have nested cgroups of its own for them to be removed.
 const DEPTH: u32 = 64;
 
-/// Open files of the run's cgroup.
+/// The run's cgroup, open.
 pub struct Cgroup {
     fd: OwnedFd,
-    procs: OwnedFd,
+    /// Where a process writes "0" that cannot be born in it: only where there is no clone3(2).
+    procs: Option<OwnedFd>,
 }
 
 /// The directory that the plan's cgroup goes into.
@@ -61,17 +65,34 @@ impl Cgroup {
                 // All of a job or nothing: what is left after its largest process was killed is of no use.
                 set(&fd, "memory.oom.group", memory, "1")?;
                 set(&fd, "cpu.max", cpu_us, &format!("{cpu_us} {PERIOD}"))?;
-                let procs = open_procs(&fd)?;
-                Ok(Cgroup { fd, procs })
+                Cgroup::of(fd)
             };
             return make().doing("make a cgroup in", source.path).map(Some).map_err(|failure| failure.hint(hint));
         }
         Ok(None)
     }
 
-    /// This process and all its children belong to it from now on.
+    /// The one at `path`, of a run that goes on.
+    pub fn open(path: &[u8]) -> Result<Cgroup, Errno> {
+        let fd = open_dir(CWD, path)?;
+        if is_cgroup(fd.as_fd()) { Cgroup::of(fd) } else { Err(Errno::INVAL) }
+    }
+
+    fn of(fd: OwnedFd) -> Result<Cgroup, Errno> {
+        let open = |fd| openat(fd, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+        let procs = if sys::has_clone3() { None } else { Some(open(&fd)?) };
+        Ok(Cgroup { fd, procs })
+    }
+
+    /// What a child is to be born in (`sys::fork_into`); None where it has to `enter` instead.
+    pub fn birthplace(&self) -> Option<BorrowedFd<'_>> {
+        self.procs.is_none().then(|| self.fd.as_fd())
+    }
+
+    /// By the child, before anything else: it and all its children belong to the cgroup, as they do if it was born there.
     pub fn enter(&self) -> Outcome<()> {
-        rustix::io::write(&self.procs, b"0").doing("enter the run's cgroup", b"").map(drop)
+        let Some(procs) = &self.procs else { return Ok(()) };
+        rustix::io::write(procs, b"0").doing(ENTER, b"").map(drop)
     }
 
     /// Kill everything in it (Linux 5.14).
@@ -118,16 +139,6 @@ fn read(fd: BorrowedFd, file: &str) -> Option<String> {
 fn kill(fd: BorrowedFd) -> Result<(), Errno> {
     let file = openat(fd, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(file, b"1").map(drop)
-}
-
-fn open_procs(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
-    openat(fd, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-}
-
-/// Where a process writes "0" to enter the cgroup at `path`.
-pub fn entrance(path: &[u8]) -> Result<OwnedFd, Errno> {
-    let fd = open_dir(CWD, path)?;
-    if is_cgroup(fd.as_fd()) { open_procs(&fd) } else { Err(Errno::INVAL) }
 }
 
 /// Whether the directory `name` in `parent` is a cgroup; if so it is emptied and removed.

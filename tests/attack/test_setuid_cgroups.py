@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.level_steps import Cgroup
+from sandbox.level_steps import Cgroup, Init
 from tests.support import delegation
 from tests.support.launcher import MEMORY, source
 
@@ -77,10 +77,14 @@ def test_another_one_than_was_said(helper, delegated, others):
     assert not runs_in(delegated)
 
 
-def test_outside_of_the_subtree(helper, user, delegated, others):
-    """The user's, too, but by no way that this process may be moved: what was made for the run goes again."""
+@pytest.mark.parametrize("more", [(), (Init(0),)], ids=["forked", "born as an init"])
+def test_outside_of_the_subtree(helper, user, delegated, others, more):
+    """The user's, too, but by no way that this process may be moved: what was made for the run goes again. Also where
+    it is born with a raised capability, for its namespaces.
+    """
     delegation.give(others, user)
-    helper.refused(plan(helper, others), "cannot enter the run's cgroup", "Permission denied")
+    hostile = helper.plan(STEP, *more, sources=(source(others),))
+    helper.refused(hostile, "cannot enter the run's cgroup", "Permission denied")
     assert not runs_in(others)
 
 

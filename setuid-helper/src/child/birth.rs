@@ -2,10 +2,12 @@
 //! and the waiting for it.
 
 use super::explained;
+use crate::cgroup::{Cgroup, ENTER};
 use crate::error::{Doing, Outcome};
 use crate::plan::{Plan, Step};
 use crate::setuid::{MOUNT, Rights};
 use crate::sys::{self, Forked};
+use rustix::io::Errno;
 
 const USER: u64 = libc::CLONE_NEWUSER as u64;
 
@@ -34,11 +36,22 @@ pub fn left_to_unshare(plan: &Plan, flags: u64) -> u64 {
     if birth(plan).is_some() { flags & !USER } else { flags }
 }
 
-/// Fork the child.
-pub fn fork(plan: &Plan, rights: Rights) -> Outcome<Forked> {
-    let Some(namespaces) = birth(plan) else { return sys::fork().doing("fork", b"") };
-    let raised = rights.raise(MOUNT);
-    let forked = raised.and_then(|_raised| sys::fork_into(namespaces));
+/// Fork the child, into the run's cgroup. Whether it may go there is asked of the caller's own rights in every mode: the
+/// kernel looks at who may write to `cgroup.procs` there and in what it leaves (`cgroup_css_set_fork`), and of
+/// capabilities only CAP_DAC_OVERRIDE counts, which is not raised.
+pub fn fork(plan: &Plan, rights: Rights, cgroup: Option<&Cgroup>) -> Outcome<Forked> {
+    let birthplace = cgroup.and_then(Cgroup::birthplace);
+    let namespaces = birth(plan);
+    let raised = namespaces.map(|_| rights.raise(MOUNT)).transpose();
+    let forked = raised.and_then(|_raised| sys::fork_into(namespaces.unwrap_or_default(), birthplace));
+    match forked {
+        // What no namespace is refused with.
+        Err(Errno::ACCESS | Errno::NOENT | Errno::NODEV | Errno::BUSY | Errno::OPNOTSUPP) => {
+            return forked.doing(ENTER, b"");
+        }
+        _ if namespaces.is_none() => return forked.doing("fork", b""),
+        _ => {}
+    }
     let is_to_blame = |step: &&Step| makes_user_namespace(step) || matches!(step, Step::Init { .. });
     let failed = plan.steps.iter().find(is_to_blame);
     let forked = forked.doing("make the namespaces", b"");

@@ -80,7 +80,7 @@ pub struct Prepared<'p> {
     pub umask: Mode,
     /// What the rules of setuid mode found in the plan.
     pub tally: Option<Tally>,
-    /// What the child enters first.
+    /// What the child was born in, or enters first.
     pub cgroup: Option<&'p Cgroup>,
     /// Who attends the run, if anybody does.
     pub attendance: Option<&'p Attendance>,

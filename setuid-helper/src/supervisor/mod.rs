@@ -124,7 +124,7 @@ fn supervise(
     // Before anything runs; once more behind the fork, when the signal is asked for.
     parent.as_ref().map_or(Ok(()), parent_is_there)?;
     let terminal = terminal::Settings::of(plan);
-    let command = match child::fork(plan, rights)? {
+    let command = match child::fork(plan, rights, cgroup.as_ref())? {
         Forked::Parent(command) => command,
         Forked::Child => {
             let (supervisor, status) = (rustix::process::getppid(), status.as_ref());

@@ -35,7 +35,7 @@ pub use loopdev::{get_free, loop_configure, loop_status};
 pub use mount::{add_attributes, make_device_mount, set_idmap, set_mount, set_propagation, set_read_only, unshare};
 pub use net::{loopback_up, make_tap, network_of};
 pub use process::{
-    CStrings, Forked, Namespace, Waited, all_ids, execute, exit_now, fork, fork_beside, fork_into,
+    CStrings, Forked, Namespace, Waited, all_ids, execute, exit_now, fork, fork_beside, fork_into, has_clone3,
     leave_session_keyring, namesake, now, own_namespaces, pid_namespace, set_file_uid, since_boot, wait_any, wait_for,
     wall_clock,
 };

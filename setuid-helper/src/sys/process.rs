@@ -1,15 +1,18 @@
 //! fork(2), execve(2), and the end of a process.
 
-use super::raw::{clone_and_exit, number, output, syscall};
+use super::raw::{clone_and_exit, input, number, output, syscall};
 use crate::prelude::*;
 use core::ffi::{CStr, c_char};
 use core::marker::PhantomData;
 use core::ptr::null;
 use core::time::Duration;
-use rustix::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use rustix::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::fs::{Stat, fstat, stat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
+
+/// Of linux/sched.h; for the libc crate a C library's.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// A kind of namespace: how /proc/PID/ns calls it, and what a pidfd is asked for it (linux/pidfd.h, Linux 6.11).
 #[derive(Clone, Copy)]
@@ -32,16 +35,34 @@ pub enum Forked {
 
 /// fork(2). These programs never have a second thread, so the child may do anything.
 pub fn fork() -> Result<Forked, Errno> {
-    fork_into(0)
+    fork_into(0, None)
 }
 
-/// fork(2) into new namespaces (`CLONE_NEW*`).
-pub fn fork_into(namespaces: i32) -> Result<Forked, Errno> {
-    let flags = (namespaces | libc::SIGCHLD) as usize;
-    // SAFETY: without CLONE_VM the child has its own copy of everything, and without a new stack it goes on here.
-    // No other thread exists (the crate starts none), so no lock is held by a thread that the child lacks.
-    let pid = unsafe { syscall(libc::SYS_clone, [flags, 0, 0, 0, 0]) }?;
-    Ok(i32::try_from(pid).ok().and_then(Pid::from_raw).map_or(Forked::Child, Forked::Parent))
+/// fork(2) into new namespaces (`CLONE_NEW*`), and into the cgroup of version 2 that this directory is, which has to be
+/// one that this process may move itself to (`CLONE_INTO_CGROUP`, Linux 5.7).
+pub fn fork_into(namespaces: i32, cgroup: Option<BorrowedFd>) -> Result<Forked, Errno> {
+    let new = if let Some(cgroup) = cgroup {
+        // struct clone_args of linux/sched.h: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls,
+        // set_tid, set_tid_size, cgroup.
+        let flags = i64::from(namespaces).cast_unsigned() | CLONE_INTO_CGROUP;
+        let arguments = [flags, 0, 0, 0, libc::SIGCHLD as u64, 0, 0, 0, 0, 0, number(cgroup) as u64];
+        // SAFETY: as below; the kernel reads these eleven numbers, which live for the call.
+        unsafe { syscall(libc::SYS_clone3, [input(&arguments), size_of_val(&arguments)]) }
+    } else {
+        let flags = (namespaces | libc::SIGCHLD) as usize;
+        // SAFETY: without CLONE_VM the child has its own copy of everything, and without a new stack it goes on here.
+        // No other thread exists (the crate starts none), so no lock is held by a thread that the child lacks.
+        unsafe { syscall(libc::SYS_clone, [flags, 0, 0, 0, 0]) }
+    };
+    Ok(i32::try_from(new?).ok().and_then(Pid::from_raw).map_or(Forked::Child, Forked::Parent))
+}
+
+/// Whether there is a clone3(2). Older filters of container engines answer ENOSYS, with which a C library takes clone(2);
+/// without arguments the kernel says EINVAL.
+pub fn has_clone3() -> bool {
+    // SAFETY: no pointer is followed: of arguments only the size is looked at, which is less than any kernel takes.
+    let answer = unsafe { syscall(libc::SYS_clone3, [0, 0]) };
+    answer != Err(Errno::NOSYS)
 }
 
 /// A process that ended at once, for the namespaces (`CLONE_NEW*`) that it was born in: /proc shows them until it is
@@ -55,7 +76,7 @@ pub fn namesake(namespaces: i32) -> Result<Pid, Errno> {
 
 /// The same, as a child of this process's parent.
 pub fn fork_beside(namespaces: i32) -> Result<Forked, Errno> {
-    fork_into(namespaces | libc::CLONE_PARENT)
+    fork_into(namespaces | libc::CLONE_PARENT, None)
 }
 
 /// The keys of whoever started this are not for what it starts (keyctl(2)): a keyring of its own, where the kernel has

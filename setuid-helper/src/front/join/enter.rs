@@ -6,6 +6,7 @@
 //! it; else a process enters the user namespace, leaves a second one there as the supervisor's child, and ends.
 
 use super::target::Target;
+use crate::cgroup::Cgroup;
 use crate::child::{candidates, die_with_supervisor, execute};
 use crate::environment::Environment;
 use crate::error::{Doing, Failure, Outcome};
@@ -16,7 +17,7 @@ use crate::sys::{self, CStrings, Forked, Mask};
 use core::ffi::CStr;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, openat};
-use rustix::io::{Errno, read, write};
+use rustix::io::{Errno, read};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
     DumpableBehavior, Rlimit, Signal, fchdir, getpriority_process, getrlimit, getuid, set_dumpable_behavior,
@@ -28,13 +29,13 @@ use rustix::thread::{
     set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-/// Fork the process that goes in.
+/// Fork the process that goes in, into the cgroup first.
 pub fn fork(target: &Target) -> Result<Forked, Errno> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     if is_born_inside(target) {
         enter(target, libc::CLONE_NEWPID)?;
     }
-    sys::fork()
+    sys::fork_into(0, target.cgroup.as_ref().and_then(Cgroup::birthplace))
 }
 
 /// No child to come is born inside any more.
@@ -81,9 +82,7 @@ pub fn become_command(
 
 fn go_in(target: &Target, status: &OwnedFd) -> Outcome<()> {
     die_with_supervisor(status).doing("set the death signal", b"")?;
-    if let Some(cgroup) = &target.cgroup {
-        write(cgroup, b"0").doing("enter the cgroup", b"")?;
-    }
+    target.cgroup.as_ref().map_or(Ok(()), Cgroup::enter)?;
     let namespaces = target.namespaces & if is_born_inside(target) { !libc::CLONE_NEWPID } else { !0 };
     if namespaces != 0 {
         enter(target, namespaces).doing("join the sandbox", b"")?;

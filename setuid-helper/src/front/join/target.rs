@@ -1,7 +1,7 @@
 //! What there is to join: the command of a run, as the kernel describes it, and all that whoever joins must be held to.
 
 use super::find::Run;
-use crate::cgroup;
+use crate::cgroup::Cgroup;
 use crate::fsops::same_inode;
 use crate::plan::{Mode, Plan, Step};
 use crate::prelude::*;
@@ -73,8 +73,8 @@ pub struct Target {
     pub environment: Vec<u8>,
     /// Its working directory.
     pub directory: OwnedFd,
-    /// Where to write to in order to enter the run's cgroup.
-    pub cgroup: Option<OwnedFd>,
+    /// The run's.
+    pub cgroup: Option<Cgroup>,
     /// Whether the run has a session of its own.
     pub own_session: bool,
 }
@@ -238,11 +238,11 @@ fn has_no_more_groups(target: &Target, has_user: bool) -> bool {
 }
 
 /// None: the run has one that cannot be entered.
-fn own_cgroup(run: &Run, plan: &Plan) -> Option<Option<OwnedFd>> {
+fn own_cgroup(run: &Run, plan: &Plan) -> Option<Option<Cgroup>> {
     if !plan.steps.iter().any(|step| matches!(step, Step::Cgroup { .. })) {
         return Some(None);
     }
-    cgroup::entrance(run.scratch.last()?).ok().map(Some)
+    Cgroup::open(run.scratch.last()?).ok().map(Some)
 }
 
 fn limits(text: &[u8]) -> Option<Vec<(Resource, Rlimit)>> {
