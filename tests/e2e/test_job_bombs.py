@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.support import jobs, reports
+from tests.support import bombs, jobs, reports
 
 # Each prints what it got before it was refused.
 _FORKS = """
@@ -24,7 +24,8 @@ try: x = b"x" * (1 << 30)
 except MemoryError: print(True)
 """
 _LOOP = "while :; do sleep 1; done"
-_SOON = ("--timeout", "1", "--kill-after", "0.3s")
+_BOMB = "bomb() { while :; do bomb & done; }; bomb"
+_SOON = ("--timeout", "0.5", "--kill-after", "0.2s")
 # Options, script, and how it ends: exit code, and cause with the limit.
 BOMBS = {
     "ignores TERM": (_SOON, f"trap '' TERM; {_LOOP}", 124, "timeout"),
@@ -33,6 +34,7 @@ BOMBS = {
     "closes everything": (_SOON, f"exec 0<&- 1>&- 2>&-; {_LOOP}", 124, "timeout"),
     "stops itself": (_SOON, "kill -STOP $$", 124, "timeout"),
     "writes a large file": (("--fsize", "1M"), "exec head -c 8M /dev/zero > f", -25, "limit fsize"),
+    "forks": (("--limits", "best-effort", "--pids", "60", *_SOON), f"{_BOMB} & while :; do :; done", 124, "timeout"),
     "fills its tmpfs": (("--tmpfs-size", "8M"), "head -c 64M /dev/zero > /tmp/f; test $? = 1 && exit 5", 5, "exited"),
     "uses the processor": (("--cpu-time", "1"), "while :; do :; done", -24, "limit cpu-time"),
 }
@@ -66,6 +68,13 @@ def test_without_a_cgroup(launch, area, bomb):
     told = reports.read(area.dir(launch.as_user) / "r.json")
     how = ("", -9, "oom") if told["oom_kills"] else ("True\n", 0, "exited")
     assert (done.stdout, done.returncode, told["cause"]) == how, done.stderr
+
+
+@pytest.mark.parametrize("name", bombs.BOMBS)
+def test_the_host_goes_on(launch, identities, area, name):
+    """With what limits there are here; tests/e2e/test_cgroup_bombs.py has a cgroup for each."""
+    jobs.spare_python(launch)
+    bombs.explode(name, launch, identities[launch.as_user], area)
 
 
 def test_a_terminal_that_nobody_reads(launch, area):

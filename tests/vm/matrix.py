@@ -58,10 +58,13 @@ _LAYERS = tuple(
 _LIMITS = "tests/e2e/test_cgroups.py"
 _CGROUPS = (
     Session("limits", (_LIMITS, "-k", "native")),
-    Session("limits-user", (_LIMITS, "-k", "userns"), as_user=True),
+    Session("limits-user", (_LIMITS, "-k", "userns"), as_user=True, lane=1),
     Session("limits-python", (_LIMITS, "-k", "python"), lane=1),
-    Session("attacks", ("tests/attack/test_setuid_cgroups.py",)),
-    Session("bombs", ("tests/e2e/test_job_bombs.py", "-k", "native"), lane=1),
+    Session("attacks", ("tests/attack/test_setuid_cgroups.py",), lane=1),
+)
+_BOMBS = (
+    Session("bombs", ("tests/e2e/test_job_bombs.py", "-k", "native")),
+    Session("bombs-cgroup", ("tests/e2e/test_cgroup_bombs.py",), lane=1),
 )
 _USER = Session("user", ("tests/conformance", "-k", f"userns and ({_CASES})"), as_user=True)
 _ATTACKS = (
@@ -259,6 +262,7 @@ _BY_NAME = (
         timeout=3600,
     ),
     Variant("cgroups", "limits of jobs by cgroup v2: root's, delegated, through the helper", sessions=_CGROUPS),
+    Variant("bombs", "jobs that take what they get, with a cgroup and without", sessions=_BOMBS),
     Variant("images-6.1", "layers, erofs, logs and other users' ids on 6.1", sessions=_LAYERS),
     Variant("images-6.12", "the same on 6.12", kernel="6.12", sessions=_LAYERS),
     Variant("user", "an ordinary user's own session of the suite", sessions=(*EXPECTATIONS, _USER)),
