@@ -17,7 +17,7 @@ _LANDLOCK_NEWEST_USED = 6
 _ONE_IS_ENOUGH = "one of slirp4netns, pasta and (as root) nft is enough"
 _CONTROLLERS = ("memory", "pids", "cpu")
 _LIBRARIES = {
-    "pyroute2": "--net private, but in mode setuid",
+    "pyroute2": "--net private in modes root and userns",
     "psutil": "sandbox ps, top and inspect",
     "rich": "tables on a terminal",
     "shtab": "sandbox completion",

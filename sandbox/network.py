@@ -4,6 +4,7 @@ What is in the namespace is decided here for all modes. Who may enter it sets th
 a process of its own and has all that needs pyroute2; in mode setuid, where the namespace is root's, the helper.
 """
 
+import functools
 import ipaddress
 import os
 import secrets
@@ -87,6 +88,7 @@ def look(mode: Mode, level: str) -> Private:
     return Private(mode, program, address, str(gateway), str(network[3]), closed, _resolv_conf(level))
 
 
+@functools.cache
 def takes_frames(slirp: bytes) -> bool:
     """Whether this slirp4netns, if it is one, takes frames from a socket. Nothing else need not enter the namespace."""
     if not slirp:

@@ -53,7 +53,10 @@ def network(child: "Child", step: Network) -> None:
     with socket.socket(fileno=os.dup(child.fds[step.source])) as ours:
         ours.settimeout(_SECONDS)
         ours.sendall(b"%d\n" % os.getpid())
-        answer = ours.recv(2048)
+        try:
+            answer = ours.recv(2048)
+        except TimeoutError:
+            raise StepError("the process that attaches the private network does not answer") from None
     if answer != _DONE:
         why = answer.decode("utf-8", "replace").strip()
         raise StepError(why or "the process that attaches the private network has died")

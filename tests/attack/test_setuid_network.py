@@ -262,3 +262,14 @@ def test_one_that_never_answers_can_be_left(helper):
         out, _ = process.communicate(timeout=60)
         assert (process.returncode, out) == (-signal.SIGKILL, "")
     assert helper.run(helper.raw(*OWN, Loopback()), "true")[0] == 0
+
+
+@pytest.mark.skipif("SANDBOX_SOAK" not in os.environ, reason="it takes a minute: make soak")
+def test_one_that_never_answers_is_left(helper):
+    with Outside(helper) as outside:
+        process = outside.start(*OWN, NETWORK, script="echo ran")
+        assert outside.receive()
+        err = process.stderr.readline()
+        outside.ours.close()
+        assert (process.communicate(timeout=60)[0], process.returncode) == ("", 125)
+        assert "does not answer" in err

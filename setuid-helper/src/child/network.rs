@@ -20,6 +20,7 @@ use rustix::net::sockopt::{Timeout, set_socket_reuseaddr, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, listen, recv, socket_with};
 use rustix::process::getpid;
 
+const WHO: &str = "the process that attaches the private network";
 /// What it says when that is done. Anything else says why not.
 const DONE: &[u8] = b"ok\n";
 /// How long it may take to answer.
@@ -56,12 +57,13 @@ impl Child<'_> {
         send_fds(socket, request.as_bytes(), &fds).doing("ask for a private network", b"")?;
         drop(set_up);
         let mut answer = vec![0; 2048];
-        let (length, _) = recv(socket, answer.as_mut_slice(), RecvFlags::empty())
-            .map_err(|error| if error == Errno::AGAIN { Errno::TIMEDOUT } else { error })
-            .doing("wait for a private network", b"")?;
+        let length = match recv(socket, answer.as_mut_slice(), RecvFlags::empty()) {
+            Err(Errno::AGAIN) => return Err(Failure::new(format!("{WHO} does not answer"))),
+            other => other.doing("wait for a private network", b"")?.0,
+        };
         match &answer[..length] {
             DONE => Ok(()),
-            b"" => Err(Failure::new("the process that attaches the private network has died")),
+            b"" => Err(Failure::new(format!("{WHO} has died"))),
             why => Err(Failure::new(printable(why.trim_ascii()))),
         }
     }
