@@ -31,6 +31,14 @@ FACTS = (
 )
 
 
+def is_running(pid):
+    """Neither gone, nor a zombie, nor about to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 class Client:
     """Who joins. `asked` are the lines that came to Python."""
 
@@ -121,7 +129,7 @@ def test_it_ends_with_the_sandbox(live):
     assert Path(f"/proc/{left}").exists()
     assert live("kill", "one").returncode == 0
     process.wait(20)
-    wait_for(lambda: not Path(f"/proc/{left}").exists() or "Z" in Path(f"/proc/{left}/stat").read_text())
+    wait_for(lambda: not is_running(left))
     assert not [
         path for path in live.area.iterdir() if path.name.startswith("sandbox-") and path.name != "sandbox-home"
     ]

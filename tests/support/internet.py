@@ -161,7 +161,7 @@ def _here(names: tuple[str, ...]) -> dict[str, int]:
         with contextlib.suppress(OSError, ValueError):
             lines = Path(f"/proc/{entry}/status").read_text().splitlines()
             status = dict(line.split(":\t", 1) for line in lines)
-            is_live = not status["State"].startswith("Z")
+            is_live = not status["State"].startswith(("Z", "X"))
             if status["Name"] in names and is_live and os.readlink(f"/proc/{entry}/ns/net") == own:
                 found[status["Name"]] = int(entry)
     return found

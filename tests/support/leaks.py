@@ -80,7 +80,7 @@ def _processes(uid: int | None) -> frozenset[str]:
             children = (task / "children").read_text()
         for pid in children.split():
             with contextlib.suppress(OSError):
-                if Path("/proc", pid, "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+                if Path("/proc", pid, "stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX":
                     command = Path("/proc", pid, "cmdline").read_bytes().replace(b"\0", b" ")
                     found[int(pid)] = command.decode(errors="replace").strip()
     return frozenset(f"{pid} {command}" for pid, command in found.items())

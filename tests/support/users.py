@@ -118,7 +118,7 @@ def _remove_session(area: Path) -> None:
 
 
 def processes_of(uid: int) -> dict[int, str]:
-    """pid and command line of every live process of `uid` (zombies are not live)."""
+    """pid and command line of every live process of `uid` (zombies, and what is being reaped, are not live)."""
     found = {}
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
@@ -126,7 +126,7 @@ def processes_of(uid: int) -> dict[int, str]:
         with contextlib.suppress(OSError):
             # Not st_uid of the directory: a process that is not dumpable shows as root's there (proc(5)).
             fields = dict(line.split(":", 1) for line in Path(entry.path, "status").read_text().splitlines())
-            if int(fields["Uid"].split()[0]) == uid and not fields["State"].strip().startswith("Z"):
+            if int(fields["Uid"].split()[0]) == uid and not fields["State"].strip().startswith(("Z", "X")):
                 command = Path(entry.path, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 found[int(entry.name)] = command.strip() or fields["Name"].strip()
     return found
