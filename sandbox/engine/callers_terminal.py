@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def as_it_was(plan: "Plan") -> Iterator[None]:
-    """Behind an isolated command the first of descriptors 0 to 2 that is a terminal has its settings again.
+    """Behind an isolated command the first of descriptors 0 to 2 that is a terminal has its settings again, and all of
+    them their flags, which whoever reads there next shares (fcntl(2)).
 
     With a terminal of its own the command has none of the caller's. A shell that has put this run into the background
     has settings of its own there.
@@ -26,6 +27,10 @@ def as_it_was(plan: "Plan") -> Iterator[None]:
     import termios
 
     before = termios.tcgetattr(fd)
+    flags = {}
+    for number in range(3):
+        with contextlib.suppress(OSError):  # it may be closed
+            flags[number] = fcntl.fcntl(number, fcntl.F_GETFL)
     try:
         yield
     finally:
@@ -33,6 +38,8 @@ def as_it_was(plan: "Plan") -> Iterator[None]:
             if is_ours(fd):
                 fcntl.ioctl(fd, termios.TIOCNXCL)
                 termios.tcsetattr(fd, termios.TCSANOW, before)
+                for number, value in flags.items():
+                    fcntl.fcntl(number, fcntl.F_SETFL, value)
 
 
 def is_ours(fd: int) -> bool:

@@ -11,9 +11,10 @@ import pytest
 from tests.support.jobs import Terminal
 
 _TIOCGEXCL = 0x80045440
-# Raw, with TIOCEXCL, and with TIOCSETD for the discipline N_NULL.
+# With O_NONBLOCK, raw, with TIOCEXCL, and with TIOCSETD for the discipline N_NULL.
 SPOIL = """
 import fcntl, os, tty
+for fd in range(3): os.set_blocking(fd, False)
 tty.setraw(1)
 fcntl.ioctl(2, 0x540C)
 try: fcntl.ioctl(1, 0x5423, bytes((27, 0, 0, 0)))
@@ -137,7 +138,7 @@ def test_what_a_shell_made_of_it_meanwhile(launch, terminal):
 
 @pytest.mark.parametrize("end", ["os._exit(3)", "os.kill(os.getpid(), 9)"])
 def test_settings_of_the_callers_terminal(launch, terminal, end):
-    """Without -t it is the job's to use, not to keep: raw, closed to others, or with another line discipline."""
+    """Without -t it is the job's to use, not to keep: raw, closed to others, never waited for."""
     before = terminal.mode()
     script = SPOIL + end
     process = launch("--", "/usr/bin/python3", "-c", script, popen=True, **terminal.popen_options())
@@ -145,6 +146,7 @@ def test_settings_of_the_callers_terminal(launch, terminal, end):
     assert process.wait(30) in (3, -signal.SIGKILL)
     assert terminal.mode() == before
     assert fcntl.ioctl(terminal.own, _TIOCGEXCL, bytes(4)) == bytes(4)
+    assert os.get_blocking(terminal.own), "who reads there next waits"
 
 
 def test_the_terminal_survives_a_launch_that_fails(launch, terminal):
