@@ -30,12 +30,13 @@ ifneq ($(HAS_CARGO),)
 	cargo clippy --manifest-path $(CRATE) --all-targets --locked -- -D warnings
 endif
 
-# pytest comes last: its summary is what the reader of a log looks for.
+# pytest comes last: its summary is what the reader of a log looks for. Two workers, each with a test account and a mount
+# namespace of its own.
 test: lint
 ifneq ($(HAS_CARGO),)
 	cargo test --manifest-path $(CRATE) --locked --quiet
 endif
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 # The suite on stock kernels, in emulated machines (tests/vm); needs root. VM names variants: make test-vm VM=userns-max-0
 test-vm: setup

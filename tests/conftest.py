@@ -19,6 +19,7 @@ import hypothesis
 import prctl
 import pytest
 
+from sandbox.engine import syscalls
 from tests.support import delegation, helper, install, jobs, leaks, modes, setuid, users, wheels
 from tests.support.front import Front
 from tests.support.helper import Helper
@@ -28,7 +29,6 @@ from tests.support.users import Identity
 
 _RAN = pytest.StashKey[set[modes.Pair]]()
 _EXPECTED = pytest.StashKey[set[modes.Pair]]()
-_COMPLETE = pytest.StashKey[bool]()
 
 
 def remove_tree(path: Path) -> None:
@@ -217,22 +217,29 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("sandbox")
     config.stash[_RAN] = set()
     config.stash[_EXPECTED] = set()
+    if hasattr(config, "workerinput") and os.geteuid() == 0:
+        # One of several workers (pytest-xdist): what another one mounts is nothing that a test here left behind.
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.set_propagation(b"/", syscalls.MS_REC | syscalls.MS_SLAVE)
     # A shell starts what it puts in the background with these ignored, and what is ignored stays so across exec.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Only a run of the whole suite can be blamed for what it did not run."""
-    option = session.config.option
-    whole = session.config.args == session.config.getini("testpaths") and not option.keyword and not option.markexpr
-    session.config.stash[_COMPLETE] = whole and not option.collectonly
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """A worker ended: what it ran and what it found."""
+    for key, name in ((_RAN, "ran"), (_EXPECTED, "expected")):
+        node.config.stash[key] |= {*map(tuple, node.workeroutput.get(name, ()))} if error is None else set()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """A mode that this machine supports and that no conformance case ran in fails the suite."""
-    if _missing(session.config) and exitstatus == pytest.ExitCode.OK:
+    config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput.update(ran=[*config.stash[_RAN]], expected=[*config.stash[_EXPECTED]])
+    elif _missing(config) and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -242,6 +249,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def _missing(config: pytest.Config) -> set[modes.Pair]:
-    if not config.stash.get(_COMPLETE, False):
-        return set()
-    return config.stash[_EXPECTED] - config.stash[_RAN]
+    """Only a run of the whole suite can be blamed for what it did not run."""
+    option = config.option
+    whole = config.args == config.getini("testpaths") and not option.keyword and not option.markexpr
+    return config.stash[_EXPECTED] - config.stash[_RAN] if whole and not option.collectonly else set()

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 KERNELS = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "newest": "sid"}
 MODULES = ("loop", "squashfs", "overlay", "fuse", "erofs", "tun")
 MODES = ("root", "setuid", "userns")
+# Where the tests look for what they would download (tests/support/wheels.py).
+DOWNLOADS = "/srv/sandbox/downloads"
 # `sandbox setuid install`, in `Variant.fails`.
 INSTALL = "install"
 
@@ -19,9 +21,9 @@ class Session(NamedTuple):
     as_user: bool = False
     lane: int = 0
 
-    def data(self, variant: str) -> dict[str, Any]:
+    def data(self, env: Mapping[str, str]) -> dict[str, Any]:
         """As tests/vm/guest.py wants it."""
-        return {**self._asdict(), "env": {"SANDBOX_VM_VARIANT": variant}}
+        return {**self._asdict(), "env": env}
 
 
 # The table's own lines; every variant begins with them.
@@ -155,6 +157,7 @@ class Variant(NamedTuple):
     `images`: what an ordinary user's images are served by in mode userns, as stat(1) names its filesystem.
     `features`: what is tried in each mode, of those in tests/vm/expectations.py; all of them where it names none.
     `tools`: a suite and packages of it, for /srv/sandbox/tools.
+    `downloads`: whether what the tests take from PyPI and Debian is in the machine.
     `timeout`: when the machine counts as hung, in seconds. `default`: part of `make test-vm` without VM=, in half
     an hour.
     """
@@ -171,6 +174,7 @@ class Variant(NamedTuple):
     features: tuple[str, ...] = ()
     tools: tuple[str, tuple[str, ...]] | None = None
     sessions: tuple[Session, ...] = EXPECTATIONS
+    downloads: bool = False
     timeout: float = 900
     default: bool = True
 
@@ -180,13 +184,17 @@ class Variant(NamedTuple):
 
     def job(self) -> dict[str, Any]:
         """What tests/vm/guest.py reads."""
+        env = {"SANDBOX_VM_VARIANT": self.name}
+        if self.downloads:
+            env["SANDBOX_TESTS_CACHE"] = DOWNLOADS
         return {
             "variant": self.name,
             "modules": self.modules,
             "sysctls": dict(self.sysctls),
             "setup": self.setup,
             "tools": self.tools,
-            "sessions": [session.data(self.name) for session in self.sessions],
+            "downloads": self.downloads,
+            "sessions": [session.data(env) for session in self.sessions],
         }
 
 
@@ -351,7 +359,14 @@ _BY_NAME = (
         ),
     ),
     *(
-        Variant(f"{part}-{kernel}", f"{what} on {kernel}", kernel=kernel, sessions=sessions, timeout=7200)
+        Variant(
+            f"{part}-{kernel}",
+            f"{what} on {kernel}",
+            kernel=kernel,
+            sessions=sessions,
+            downloads=part == "e2e",
+            timeout=7200,
+        )
         for kernel in ("6.1", "6.12")
         for part, (what, sessions) in _WHOLE.items()
     ),

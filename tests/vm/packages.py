@@ -37,6 +37,9 @@ _MORE = [
         "libc6-dev",
         "libfuse3-3",
         "libcap2-bin",
+        "make",
+        "python3-pip",
+        "python3-setuptools",
     ),
 ]
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
@@ -89,9 +92,7 @@ def make_disk(source: Path, target: Path, *, spare: int = 64 << 20) -> None:
 def _wanted() -> list[str]:
     """Debian's names in the table of packaging/setup.sh."""
     table = (REPOSITORY / "packaging/setup.sh").read_text().split("readonly needs='", 1)[1].split("'", 1)[0]
-    return sorted(
-        {row.split("|")[1].strip() for row in table.splitlines() if "|" in row} - {"python3-venv", "git"} | {*_MORE}
-    )
+    return sorted({row.split("|")[1].strip() for row in table.splitlines() if "|" in row} | {*_MORE})
 
 
 def root() -> Path:

@@ -11,8 +11,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from tests.support import debian, wheels
 from tests.support.install import REPOSITORY
-from tests.vm import packages, store
+from tests.vm import matrix, packages, store
 
 # The Python of the root (packages.RELEASE); what is compiled comes as Debian's packages.
 _PYTHON = "3.11"
@@ -45,6 +46,11 @@ def _tracked() -> list[str]:
     return [name for name in map(os.fsdecode, listed.split(b"\0")) if name and (REPOSITORY / name).is_file()]
 
 
+def _downloads() -> tuple[Path, ...]:
+    """What `make test` fetches."""
+    return wheels.zig_wheel(), wheels.sdist(wheels.EXTENSION), debian.source(debian.C_PROJECT)
+
+
 def make_disk(job: dict[str, Any], scratch: Path, target: Path) -> None:
     """`job` is for tests/vm/guest.py."""
     tree = scratch / "project"
@@ -70,6 +76,10 @@ def make_disk(job: dict[str, Any], scratch: Path, target: Path) -> None:
         compileall.compile_dir(tree, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
     if job["tools"]:
         shutil.copytree(packages.tools(*job["tools"]), tree / "tools", symlinks=True)
+    downloads = tree / Path(matrix.DOWNLOADS).relative_to(PLACE)
+    for archive in _downloads() if job["downloads"] else ():
+        downloads.mkdir(exist_ok=True)
+        shutil.copy(archive, downloads)
     (tree / "job.json").write_text(json.dumps(job))
     for entry in tree.rglob("*"):
         if not entry.is_symlink():
