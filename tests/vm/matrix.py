@@ -90,6 +90,9 @@ SKIPS = {
     "root may ": "a user's variant of the test has what root cannot be refused",
     "root can ": "a user's variant of the test has what root cannot be refused",
     "only root ": "root's variant of the test",
+    "--user is root's": "root's variant of the test",
+    "needs cargo": "the programs are compiled outside, and make test compiles them",
+    "needs rpmbuild": "make rpm and make soak: a package is the same on every kernel",
     "mode setuid has no --as-root": "README: not in mode setuid",
 }
 # Of every part of the suite what takes no longer than a variant may.

@@ -39,10 +39,9 @@ _MORE = [
         "libcap2-bin",
         "make",
         "python3-pip",
-        "python3-setuptools",
     ),
 ]
-_LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
+_LEFT_OUT = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 # Drivers of hardware that the machine has not: most of a kernel package.
 _NO_DRIVERS = [
     *("gpu", "media", "net/ethernet", "net/wireless", "staging", "iio", "infiniband", "scsi", "usb", "hwmon", "input"),

@@ -22,9 +22,14 @@ PLACE = Path("/srv/sandbox")
 _COMMAND = f"#!{PLACE}/.venv/bin/python\nimport sys\nfrom sandbox.cli.main import main\nsys.exit(main())\n"
 
 
+def _pyproject() -> dict[str, Any]:
+    return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+
+
 def _requirements() -> list[str]:
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    project = _pyproject()["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    wanted += _pyproject()["build-system"]["requires"]
     return sorted(line for line in wanted if not line.startswith(_FROM_DEBIAN))
 
 
@@ -37,6 +42,18 @@ def _site_packages() -> Path:
         packages.run(*pip, *place, *wanted)
 
     return store.kept("site-packages", (wanted, _PYTHON), make)
+
+
+def _register(site: Path) -> None:
+    """What an installer writes so that pytest finds its plugin: the entry points (packaging.python.org)."""
+    told = site / "sandbox-0.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: sandbox\nVersion: 0\n")
+    groups = _pyproject()["project"]["entry-points"]
+    lines = [
+        [f"[{group}]", *(f"{name} = {value}" for name, value in entries.items())] for group, entries in groups.items()
+    ]
+    (told / "entry_points.txt").write_text("\n".join(line for group in lines for line in group) + "\n")
 
 
 def _tracked() -> list[str]:
@@ -62,6 +79,7 @@ def make_disk(job: dict[str, Any], scratch: Path, target: Path) -> None:
     site = venv / f"lib/python{_PYTHON}/site-packages"
     shutil.copytree(_site_packages(), site)
     (site / "project.pth").write_text(f"{PLACE}\n")
+    _register(site)
     (venv / "bin").mkdir()
     (venv / "bin/python").symlink_to("/usr/bin/python3")
     # As setup.py has it: the native front, where it was built, and the command that it starts for what is new to it.
