@@ -26,7 +26,7 @@ from sandbox.plan_types import Mode
 DEVICE = "tap0"
 # The largest that fits a packet and its Ethernet header: fewer frames carry more.
 MTU = 65520
-_SECONDS = 10.0
+_SECONDS = 30.0
 _ANSWER_SECONDS = 10.0
 _MAX_QUERY = 65535
 _MAX_FRAME = 65536
@@ -174,7 +174,7 @@ def _until(done: "Callable[[], object]") -> None:
     end = time.monotonic() + _SECONDS
     while not done():
         if time.monotonic() > end:
-            raise HostError("its device did not appear", hint="does the program work by itself?")
+            raise HostError("the program that carries it did not get ready", hint="does it work by itself?")
         time.sleep(0.01)
 
 
