@@ -17,7 +17,7 @@ def test_the_host_goes_on(launch, identities, area, name):
 def test_what_is_in_a_tmpfs_is_memory(launch, area, file):
     """Whose limit is reached first is the cause."""
     options = ["--memory", "48M", "--tmpfs-size", "1G", "--timeout", "120", "--report", "r.json"]
-    done = launch(*options, "--", "sh", "-c", f"cat /dev/zero >{file}; echo survived")
+    done = launch(*options, "--", "sh", "-c", f"cat /dev/zero >{file}; echo survived", timeout=300)
     told = reports.read(area.dir(launch.as_user) / "r.json")
     assert (done.returncode, done.stdout, told["cause"]) == (-9, "", "oom"), done.stderr
     assert told["oom_kills"] > 0
