@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import re
+import select
 import selectors
 import signal
 import socket
@@ -141,6 +142,7 @@ def _program(argv: "list[str]", fds: "list[int]", begin: "Callable[[], bool]" = 
             os.close(fd)
         try:
             _until(lambda: begin() or process.poll() is not None)
+            _until(lambda: not is_slirp or select.select([ready], [], [], 0)[0])
             if is_slirp and not os.read(ready, 1):
                 said = process.stdout.read().decode(errors="replace").strip().splitlines()
                 raise HostError(f"{SLIRP} cannot attach a private network: {said[-1] if said else 'it died'}")
