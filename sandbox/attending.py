@@ -66,8 +66,11 @@ class Attendant:
             self.failed = True
             warn(f"nobody attends the run any more: {reason(error) if isinstance(error, OSError) else error}")
         finally:
-            self._let_go()
-            self.end.close()
+            # Whatever happens: the engine waits for an answer or the end.
+            try:
+                self._let_go()
+            finally:
+                self.end.close()
 
     def _once(self) -> bool:
         poll = select.poll()

@@ -38,11 +38,14 @@ class Relay:
         self.typed = self.printed = b""
         self.out = _without_waiting(1)
         self.mute = self.ended = False
-        self.before = termios.tcgetattr(0)
-        os.set_blocking(main, False)
-        self.resize()
-        tty.setraw(0)
-        self.raw = termios.tcgetattr(0)
+        try:
+            self.before = termios.tcgetattr(0)
+            os.set_blocking(main, False)
+            self.resize()
+            tty.setraw(0)
+            self.raw = termios.tcgetattr(0)
+        except termios.error as error:
+            raise OSError(*error.args) from None
 
     def resize(self) -> None:
         """The job's terminal is as large as the caller's; whoever uses it is told by the kernel."""
@@ -113,7 +116,8 @@ class Relay:
         left = _PATIENCE if self.until is None else self.until - time.monotonic()
         while self._rest(min(max(left, 0.0), _PATIENCE)):
             pass
-        termios.tcsetattr(0, termios.TCSANOW if self.printed else termios.TCSADRAIN, self.before)
+        with contextlib.suppress(termios.error):  # it may be gone: no OSError says so
+            termios.tcsetattr(0, termios.TCSANOW if self.printed else termios.TCSADRAIN, self.before)
         os.close(self.main)
         if self.out != 1:
             os.close(self.out)

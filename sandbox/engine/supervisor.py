@@ -119,7 +119,10 @@ def _is_for_command(info: signal.struct_siginfo, command: int) -> bool:
         return False
     if info.si_code != init.SI_KERNEL:
         return True
-    # A terminal's signal went to its whole foreground group: the command has had it, if it is still in ours.
+    # That its terminal is gone, the leader of a session alone is told.
+    if info.si_signo == signal.SIGHUP and os.getsid(0) == os.getpid():
+        return True
+    # What else comes from a terminal went to its foreground group: the command has had it, if it is still in ours.
     with contextlib.suppress(ProcessLookupError):
         return os.getpgid(command) != os.getpgrp()
     return False

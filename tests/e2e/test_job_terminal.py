@@ -157,6 +157,16 @@ def test_the_terminal_survives_a_launch_that_fails(launch, terminal):
     assert terminal.mode() == before
 
 
+@pytest.mark.parametrize("words", [(), ("-t",), ("--isolation", "none")], ids=" ".join)
+def test_a_terminal_that_goes(launch, terminal, words):
+    """Its window is closed, or a connection lost: who leads the session is told, and that is nobody but sandbox."""
+    script = "trap 'exit 9' HUP; echo rea''dy; while :; do sleep 0.1; done 2>/dev/null"
+    process = launch(*words, "--", "sh", "-c", script, popen=True, **terminal.popen_options())
+    terminal.expect("ready")
+    terminal.hang_up()
+    assert process.wait(30) == 9
+
+
 def test_a_flood_does_not_hold_up_the_interrupt(launch, terminal):
     process = launch("-t", "--", "yes", popen=True, **terminal.popen_options())
     terminal.expect("y\r\ny\r\n")

@@ -63,9 +63,14 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.main)
-        if self.own >= 0:
-            os.close(self.own)
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """The terminal goes, as when its window is closed."""
+        for fd in (self.main, self.own):
+            if fd >= 0:
+                os.close(fd)
+        self.main = self.own = -1
 
     def popen_options(self) -> dict[str, Any]:
         """A session of its own, whose terminal this is."""

@@ -7,7 +7,7 @@ use super::{Report, Reports};
 use crate::report::{Ending, Usage};
 use crate::sys::{self, Arrived, Mask, Waited};
 use rustix::io::Errno;
-use rustix::process::{Pid, getpgid, getpgrp};
+use rustix::process::{Pid, getpgid, getpgrp, getpid, getsid};
 
 /// What is passed on to the command.
 pub const FORWARDED: [i32; 9] = [
@@ -90,8 +90,10 @@ fn end_namespace(init: Pid, usage: &mut Usage) {
 
 fn is_for(command: Pid, arrived: &Arrived) -> bool {
     if arrived.from_kernel {
-        // A terminal's, which went to the whole group: the command has had it, if it is still in ours.
-        return getpgid(Some(command)).is_ok_and(|group| group != getpgrp());
+        // That its terminal is gone, the leader of a session alone is told.
+        let hung_up = arrived.signal == libc::SIGHUP && getsid(None).is_ok_and(|leader| leader == getpid());
+        // What else comes from a terminal went to the whole group: the command has had it, if it is still in ours.
+        return hung_up || getpgid(Some(command)).is_ok_and(|group| group != getpgrp());
     }
     arrived.sender != command.as_raw_nonzero().get()
 }
