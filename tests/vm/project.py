@@ -29,7 +29,8 @@ def _pyproject() -> dict[str, Any]:
 def _requirements() -> list[str]:
     project = _pyproject()["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
-    wanted += _pyproject()["build-system"]["requires"]
+    # The man pages are made outside.
+    wanted += [line for line in _pyproject()["build-system"]["requires"] if line.startswith("setuptools")]
     return sorted(line for line in wanted if not line.startswith(_FROM_DEBIAN))
 
 
