@@ -71,7 +71,7 @@ def test_a_hostile_upper_is_saved_harmlessly(run_sandbox, identities, area, engi
 def test_a_killed_launcher_leaves_no_half_image_and_no_draft(run_sandbox, who, area):
     """The draft of a dead launcher is the reaper's, whatever is in it, and what was to be named is not."""
     run_sandbox(["image", "build", source(area, who), "-t", "base"], as_user=who.as_user, check=True)
-    script = 'cd "$SANDBOX_DYNAMIC/t"; mkdir locked; chmod 0 locked; echo ready; sleep 1000'
+    script = 'cd "$SANDBOX_DYNAMIC/t"; mkdir locked; chmod 0 locked; echo ready; exec sleep 1000'
     args = ["run", "-d", "t:@base", "--save", "t=no", "--", "sh", "-c", script]
     running = run_sandbox.popen(args, as_user=who.as_user, stdout=subprocess.PIPE)
     assert running.stdout.readline() == "ready\n"

@@ -33,7 +33,7 @@ def test_facts(helper):
 
 
 def test_supervisor_has_nothing(helper):
-    process = helper.start(helper.plan(), "sh", "-c", "echo ready; sleep 1000")
+    process = helper.start(helper.plan(), "sh", "-c", "echo ready; exec sleep 1000")
     process.stdout.readline()
     capabilities = re.compile(r"Cap(?:Inh|Prm|Eff|Amb):\t(?!0{16})(\w+)")
     # The command may run before its parent gets to its next line; it is not supervised before.

@@ -155,7 +155,9 @@ def test_a_self_test_that_fails_says_why(run_sandbox, area):
 
 @pytest.mark.leaves_procdirs
 def test_fix_removes_what_a_dead_run_left_and_says_what_takes_root(run_sandbox, area):
-    process = run_sandbox.popen(["run", "--", "sh", "-c", "echo up; sleep 1000"], as_user=True, stdout=subprocess.PIPE)
+    process = run_sandbox.popen(
+        ["run", "--", "sh", "-c", "echo up; exec sleep 1000"], as_user=True, stdout=subprocess.PIPE
+    )
     process.stdout.readline()
     process.kill()
     process.wait()

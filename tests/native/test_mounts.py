@@ -106,7 +106,7 @@ def test_stale_runs_are_cleaned(native):
 
 
 def test_records(native):
-    process = native.start(native.plan(), "sh", "-c", "echo ready; sleep 1000", 'a\nb"\u00e9')
+    process = native.start(native.plan(), "sh", "-c", "echo ready; exec sleep 1000", 'a\nb"\u00e9')
     process.stdout.readline()
     (name,) = os.listdir(native.home / "records")
     assert (name, os.listdir(native.home / "procdirs")) == (str(process.pid), [name])
