@@ -14,7 +14,8 @@ from sandbox.errors import HostError, UsageError
 from sandbox.record import Record
 
 # linux/seccomp.h
-_RET_ACTION, _RET_DATA = 0xFFFF0000, 0xFFFF
+ACTION, _RET_DATA = 0xFFFF0000, 0xFFFF
+_NUMBERS = {"sendmsg": (46, 211), "execve": (59, 221)}
 _RET_ERRNO, _RET_USER_NOTIF, _RET_ALLOW = 0x00050000, 0x7FC00000, 0x7FFF0000
 _NOTIF_RECV, _NOTIF_SEND = 0xC0502100, 0xC0182101
 # struct seccomp_notif: id, pid, flags, then struct seccomp_data: number, architecture, instruction pointer, arguments.
@@ -63,14 +64,20 @@ def asking(words: tuple[int, ...]) -> tuple[int, ...]:
         code, jt, jf, k = _INSTRUCTION.unpack(word.to_bytes(8, "little"))
         if code == _RET_A:
             raise UsageError("--audit: this filter computes its answers", hint="leave one of --audit and --seccomp out")
-        if code == _RET_K and k & _RET_ACTION == _RET_ERRNO:
+        if code == _RET_K and k & ACTION == _RET_ERRNO:
             k = _RET_USER_NOTIF
         made.append(int.from_bytes(_INSTRUCTION.pack(code, jt, jf, k), "little"))
-    number = 46 if os.uname().machine == "x86_64" else 211  # sendmsg, by which the asked end is handed over
-    machine = 0xC000003E if os.uname().machine == "x86_64" else 0xC00000B7
-    if judge(words, _DATA.pack(number, machine, 0, *[0] * 6)) & _RET_ACTION != _RET_ALLOW:
+    # By which the asked end is handed over.
+    if judge(words, call("sendmsg")) & ACTION != _RET_ALLOW:
         raise UsageError("--audit: this filter refuses sendmsg, which it is set up with", hint="allow sendmsg in it")
     return tuple(made)
+
+
+def call(name: str) -> bytes:
+    """The struct seccomp_data of a call of one of these names, with no arguments: unistd_64.h, asm-generic/unistd.h."""
+    is_x86 = os.uname().machine == "x86_64"
+    number = _NUMBERS[name][0 if is_x86 else 1]
+    return _DATA.pack(number, 0xC000003E if is_x86 else 0xC00000B7, 0, *[0] * 6)
 
 
 def judge(words: tuple[int, ...], data: bytes) -> int:

@@ -64,7 +64,7 @@ _FAMILIES = (1, 2, 10, 16)
 # The kernel looks at the low 32 bits of an int only (CVE-2019-10063): so does the filter.
 _LOW = 0xFFFFFFFF
 # linux/filter.h
-_RET_K, _JA, _RET_ALLOW = 0x06, 0x05, 0x7FFF0000
+_RET_K, _JA, _RET_ALLOW, _RET_LOG = 0x06, 0x05, 0x7FFF0000, 0x7FFC0000
 _INSTRUCTION = struct.Struct("<HBBI")
 # SCMP_FLTATR_CTL_OPTIMIZE of seccomp_attr_set(3).
 _BINARY_TREE = 2
@@ -198,7 +198,26 @@ def read_filter(path: bytes) -> tuple[int, ...]:
     data = given.read(path, 4096 * _INSTRUCTION.size, option="--seccomp", hint=hint)
     if not data or len(data) % _INSTRUCTION.size:
         raise UsageError(f"--seccomp: {printable(path)} is not a filter of 1 to 4096 instructions", hint=hint)
-    return _words(data)
+    words = _words(data)
+    _check_starts(words, path)
+    return words
+
+
+def _check_starts(words: tuple[int, ...], path: bytes) -> None:
+    """Nothing is told behind a filter by which no command can be executed. Raises UsageError."""
+    from sandbox import auditing
+
+    try:
+        action = auditing.judge(words, auditing.call("execve")) & auditing.ACTION
+    except (IndexError, KeyError):
+        raise UsageError(
+            f"--seccomp: {printable(path)} is not a filter that the kernel takes",
+            hint="every way must end with a return",
+        ) from None
+    if action not in (_RET_ALLOW, _RET_LOG):
+        raise UsageError(
+            f"--seccomp: {printable(path)} refuses execve, by which the command is started", hint="allow execve in it"
+        )
 
 
 def _words(data: bytes) -> tuple[int, ...]:

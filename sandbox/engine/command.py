@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from sandbox.engine import attendance
 from sandbox.engine import syscalls as sys
-from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, SandboxError, printable, reason
+from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, SandboxError, StepError, printable, reason
 
 
 def restore_handlers() -> None:
@@ -41,11 +41,18 @@ def _confine(child: Ready) -> None:
     if child.fence >= 0:
         sys.landlock_restrict(child.fence)
     if child.audited:
-        listener = sys.install_seccomp(child.filter, listen=True)
+        listener = _install_filter(child, listen=True)
         attendance.hand_over(child.attend, attendance.LISTENER, [listener])
         os.close(listener)
     elif child.filter:
-        sys.install_seccomp(child.filter)
+        _install_filter(child)
+
+
+def _install_filter(child: Ready, *, listen: bool = False) -> int:
+    try:
+        return sys.install_seccomp(child.filter, listen=listen)
+    except OSError as error:
+        raise StepError(f"cannot install the seccomp filter: {reason(error)}") from None
 
 
 def execute(child: Ready) -> SandboxError:

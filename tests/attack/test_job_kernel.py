@@ -1,7 +1,11 @@
 """What a job makes the kernel do on the host: load modules, hand its cores to a program of root's, find keys."""
 
 import ctypes
+import os
+import struct
 import textwrap
+
+import pytest
 
 FAMILIES = textwrap.dedent("""
     import ctypes, os, socket
@@ -54,6 +58,19 @@ def test_no_key_of_the_callers_session(launch):
     done = launch("--seccomp", "none", "--", "/usr/bin/python3", "-c", KEYS, preexec_fn=hold_a_key)
     assert done.stdout == "-1 -1\nTrue True\n", done.stderr
     assert launch("--", "/usr/bin/python3", "-c", KEYS).stdout == "-1 -1\nFalse False\n"
+
+
+# Of linux/filter.h: EPERM for exit_group(2), and all else allowed.
+NO_END = ((0x20, 0, 0, 0), (0x15, 0, 1, 231), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000))
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the filter has numbers of x86-64")
+def test_a_filter_that_lets_nobody_end(launch, area):
+    """What cannot start its command tells so, and is gone: no process is left that tries to end for ever."""
+    file = area.dir(launch.as_user) / "filter"
+    file.write_bytes(b"".join(struct.pack("<HBBI", *words) for words in NO_END))
+    done = launch("--seccomp", str(file), "--", "/no/such/command", timeout=30)
+    assert (done.returncode, "command not found" in done.stderr) == (127, True), done.stderr
 
 
 def test_sockets_of_four_families(launch):

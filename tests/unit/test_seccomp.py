@@ -6,6 +6,7 @@ import struct
 import pytest
 
 from sandbox import auditing, seccomp
+from sandbox.errors import UsageError
 
 # What Docker's default profile leaves to who has a capability that containers do not have, or to nobody
 # (docs.docker.com, "Seccomp security profiles for Docker"): a job has none at all.
@@ -40,6 +41,24 @@ def test_what_docker_refuses_is_refused(answer):
     allowed = [name for name in WITH_A_CAPABILITY.split() if answer(name) not in refused]
     allowed += [f"{name}({first:#x})" for name, first in WITH_ARGUMENTS if answer(name, first) not in refused]
     assert not allowed
+
+
+WRONG = {
+    "is not a filter of 1 to 4096": b"odd",
+    "not a filter that the kernel takes": struct.pack("<HBBI", 0x20, 0, 0, 0),
+    "refuses execve": struct.pack("<HBBI", 0x06, 0, 0, 0x50000 | errno.EPERM),
+}
+
+
+@pytest.mark.parametrize("says", WRONG)
+def test_filters_that_start_nothing(tmp_path, says):
+    file = tmp_path / "filter"
+    file.write_bytes(WRONG[says])
+    with pytest.raises(UsageError, match=says):
+        seccomp.read_filter(bytes(file))
+    file.write_bytes(struct.pack("<HBBI", 0x05, 0, 0, 9) + struct.pack("<HBBI", 0x06, 0, 0, 0x7FFF0000))
+    with pytest.raises(UsageError, match="the kernel takes"):
+        seccomp.read_filter(bytes(file))
 
 
 def test_a_name_is_refused_in_one_way_only():

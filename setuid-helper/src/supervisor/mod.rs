@@ -14,7 +14,7 @@ mod wait;
 use crate::cgroup::Cgroup;
 use crate::child::{self, Bounds, Devices, Prepared};
 use crate::environment::Environment;
-use crate::error::{Doing, Failure, Outcome, TIMED_OUT};
+use crate::error::{Doing, Failure, LAUNCHER_FAILED, Outcome, TIMED_OUT};
 use crate::home::Home;
 use crate::messages;
 use crate::plan::{ALLOW_NEW_PRIVS, LEAVE_RUNNING, Plan, Step};
@@ -199,8 +199,8 @@ fn supervise(
     if let Some(found @ 1..) = account.discarded {
         messages::note(&changes::line(found));
     }
-    if let (Some(failure), Ending::Exited(code)) = (failure, end) {
-        return Err(failure.code(code));
+    if let Some(failure) = failure {
+        return Err(failure.code(if let Ending::Exited(code) = end { code } else { LAUNCHER_FAILED }));
     }
     if clock.is_up {
         messages::complain(&Failure::new("the command was ended: its time was up").hint("--timeout").code(TIMED_OUT));

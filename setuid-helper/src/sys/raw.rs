@@ -122,3 +122,17 @@ pub fn input<T>(value: &T) -> usize {
 pub fn output<T>(value: &mut T) -> usize {
     core::ptr::from_mut(value) as usize
 }
+
+/// End this process with an instruction that there is not.
+pub fn trap() -> ! {
+    // SAFETY: nothing is read or written, and the kernel ends the process of its signal, blocked or not.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        core::arch::asm!("ud2", options(noreturn, nomem, nostack))
+    }
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        core::arch::asm!("udf #0", options(noreturn, nomem, nostack))
+    }
+}
