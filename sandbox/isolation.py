@@ -106,11 +106,11 @@ class Surroundings(Record):
         return [(path, b"\n".join([names[path] + b":" + own[path], *lines, b""])) for path, lines in self.accounts]
 
     def variables(self, spec: Spec) -> dict[bytes, bytes]:
-        """What the command is told of itself; what an option sets stays."""
+        """What the command is told of itself, but for what an option sets or removes."""
+        said = {item.partition(b"=")[0] for item in spec.env} | set(spec.unset_env)
         name = self.names().get(PASSWD)
-        said = {item.partition(b"=")[0] for item in spec.env}
-        own = {key: name for key in (b"USER", b"LOGNAME") if name is not None and key not in said}
-        return {b"HOME": self.home} | own
+        own = {b"HOME": self.home} | ({} if name is None else {b"USER": name, b"LOGNAME": name})
+        return {key: value for key, value in own.items() if key not in said}
 
     def covers(self, path: bytes) -> bool:
         """Whether what is at this path on the host does not show."""

@@ -192,6 +192,7 @@ def hide(child: "Child", step: Hide) -> None:
             return
         raise
     with fsops.closing(fd):
+        child.before_covering(step.path)
         _cover(child, fd)
 
 

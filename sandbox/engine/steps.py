@@ -275,12 +275,18 @@ class Child:
         mount = self.mounts[step.slot]
         sys.mount_setattr(mount, set_attrs=isolation.attributes(step.attrs), propagation=sys.MS_SLAVE)
         with fsops.closing(self.open_target(step.place, mount)) as target:
+            self.before_covering(step.place.path)
             sys.move_mount(mount, target)
         self.attached.add(step.slot)
         if step.place.base == Base.PROCDIR and not step.place.path:
             # A descriptor means the mount it was opened on: from now on the one on top is wanted.
             os.close(self.procdir)
             self.procdir = os.open(b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+
+    def before_covering(self, path: bytes) -> None:
+        """What was attached for a moment goes by way of /proc: umount(2) takes no descriptor."""
+        if path == b"/proc":
+            self.momentary.close()
 
     def mkdir(self, step: Mkdir) -> None:
         os.close(newroot.make_directory(self, step.place, step.place.path, step.mode))

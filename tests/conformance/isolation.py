@@ -119,6 +119,23 @@ CASES = [
         env={"SECRET": "x", "GIVEN": "y"},
         stdout="none y 1\n",
     ),
+    *(
+        job(
+            f"no /proc, {name}",
+            "ls -A /proc | wc -l; echo x > made && cat made",
+            *("-s", "t:{d}/tree.sfs", name, "/proc"),
+            stdout="0\nx\n",
+            refused_in="setuid",
+            refusal="/proc",
+        )
+        for name in ("--hide", "--tmpfs")
+    ),
+    job(
+        "a home of choice",
+        'echo "$HOME ${USER-none} $LOGNAME"',
+        *("-e", "HOME=/usr", "--unset-env", "USER", "-e", "LOGNAME=me"),
+        stdout="/usr none me\n",
+    ),
     job(
         "working directory",
         'test "$PWD" = "$WANTED" && test "$(pwd -P)" = "$WANTED" && echo same',
