@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from sandbox import config, option_file
-from sandbox.cli import run
+from sandbox.cli import run, run_options
 from sandbox.cli.job import Actions, count_paths_from
 from sandbox.config import Place, Setting
 from sandbox.errors import UsageError, printable
@@ -60,7 +60,7 @@ def _print(files: list[dict[str, Any]], options: list[dict[str, Any]]) -> None:
 
 def _read(opened: Opened, parser: argparse.ArgumentParser, actions: Actions) -> list[Setting]:
     """What a file sets, each value tried. Raises UsageError with the file and the line."""
-    file, settings = config.read(opened, option_file.keys(actions), run.LIMITS)
+    file, settings = config.read(opened, option_file.keys(actions), run_options.LIMITS)
     for setting in settings:
         try:
             run.make_spec(parser.parse_args([setting.word]), ())

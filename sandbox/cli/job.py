@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sandbox import jobfile, option_file
-from sandbox.cli import run
+from sandbox.cli import run, run_options
 from sandbox.errors import EXIT_LAUNCHER_FAILED, UsageError, complain, printable
 from sandbox.jobfile import Job, JobFile
 from sandbox.option_file import Opened
@@ -30,7 +30,7 @@ def register(commands: Any) -> None:
 def main(args: argparse.Namespace) -> int:
     opened = jobfile.find() if args.file is None else jobfile.open_named(args.file)
     parser, actions = run.make_parser()
-    file = JobFile(opened, option_file.keys(actions), run.LIMITS)
+    file = JobFile(opened, option_file.keys(actions), run_options.LIMITS)
     if args.action == "check":
         for job in file.jobs.values():
             _judge(file, job, parser)
@@ -92,7 +92,7 @@ def with_job(
     if args.job is None:
         raise UsageError("--job-file: which job of it?", hint="--job NAME")
     opened = jobfile.find() if args.job_file is None else jobfile.open_named(args.job_file)
-    file = JobFile(opened, option_file.keys(actions), run.LIMITS)
+    file = JobFile(opened, option_file.keys(actions), run_options.LIMITS)
     job = file.job(os.fsencode(args.job).decode("utf-8", "surrogateescape"))
     _judge(file, job, parser)
     file.refuse_problems()

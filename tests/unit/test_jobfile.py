@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sandbox import jobfile, option_file, toml_lines
 from sandbox.cli import job as job_command
-from sandbox.cli import run
+from sandbox.cli import run, run_options
 from sandbox.errors import UsageError
 from sandbox.jobfile import JobFile
 from sandbox.limits import Limits
@@ -27,7 +27,7 @@ KEYS = option_file.keys(ACTIONS)
 
 
 def load(text: str) -> JobFile:
-    return JobFile(Opened("f.toml", text.encode()), KEYS, run.LIMITS)
+    return JobFile(Opened("f.toml", text.encode()), KEYS, run_options.LIMITS)
 
 
 def refusal(text: str) -> str:
@@ -262,7 +262,7 @@ def test_refused(text, expected):
 
 def test_text_that_is_no_utf_8_is_refused():
     with pytest.raises(UsageError, match=r"^f\.toml:2: not UTF-8"):
-        JobFile(Opened("f.toml", b"# a\nx = '\xff'"), KEYS, run.LIMITS)
+        JobFile(Opened("f.toml", b"# a\nx = '\xff'"), KEYS, run_options.LIMITS)
 
 
 @pytest.mark.parametrize(
