@@ -13,19 +13,17 @@ from sandbox.engine import Launch
 from sandbox.errors import HostError, UsageError, printable, reason, warn
 from sandbox.home import Home
 from sandbox.images import formats
-from sandbox.level_steps import Protect
 from sandbox.materials import Maker, Say
 from sandbox.plan_types import Mode, Source
 from sandbox.record import Record
 from sandbox.sources import Opened
-from sandbox.spec import Spec, Tree, TreeKind, check_name, guards_workspace, needs_attendant, validate
+from sandbox.spec import Spec, Tree, TreeKind, check_name, needs_attendant, validate
 from sandbox.treatments import Material, Target
 
 if TYPE_CHECKING:
     from sandbox import attending, network, refine, saving
     from sandbox.isolation import Surroundings
     from sandbox.stored import Keeper
-    from sandbox.subordinate import Subordinates
 
 
 class Prepared(Record):
@@ -84,20 +82,9 @@ def prepare(
     """Open everything and compile. Without `build` nothing is converted: the plan is for reading only."""
     validate(spec)
     _require_mounts(spec)
-    machine = host.probe()
-    mode = choose_mode(spec, machine)
-    if spec.allow_new_privs and mode is Mode.USERNS:
-        raise UsageError(
-            "--allow-new-privs: in a user namespace setuid programs gain nothing",
-            hint="leave it out, or use --mode root or setuid",
-        )
-    machine = _more_facts(machine, spec, mode, hint)
+    machine, mode = _machine(spec, hint)
     # Bad input leaves nothing behind, a home neither: it is opened first only where sources are in it.
-    roots = [] if spec.root is None else [Tree(TreeKind.DYNAMIC, b"root:" + spec.root)]
-    where = _home(environ, stack, say) if any(map(_names_image, (*spec.trees, *roots))) else None
-    opened = [_open_tree(tree, where, stack) for tree in spec.trees]
-    opened_roots = [_open_tree(tree, where, stack, option="--root") for tree in roots]
-    sources.refuse_repeated(opened)
+    where, opened, roots = _open_trees(spec, environ, stack, say)
     given = environ if calling.environ is None else calling.environ
     cwd = _working_directory() if calling.cwd is None else calling.cwd
     command_env = environment.build(spec, given)
@@ -108,46 +95,21 @@ def prepare(
     materials = [maker.material(item) for item in opened]
     surroundings = None
     if spec.isolation != "none":
-        surroundings = _surroundings(spec, mode, maker, given, cwd, stack, say)
-        surroundings = _without_idmaps(surroundings, maker, (*opened, *opened_roots), say)
-        for item in opened_roots:
-            surroundings = surroundings.replace(image=maker.material(item))
+        from sandbox import enclosing
+
+        surroundings = enclosing.surroundings(spec, mode, maker, tuple(opened), roots, given, cwd, stack, say)
         command_env |= surroundings.variables(spec)
     wanted = _wanted(spec, cwd, stack)
     maker.show_hint()
-    draft = None
-    if spec.saves:
-        from sandbox import saving
-
-        saving.check_names(spec)
-        draft = saving.draft(where, stack) if mode is not Mode.SETUID else None
-    recompile = functools.partial(
-        compiler.compile_plan,
-        spec,
-        machine,
-        mode,
-        where.source(),
-        materials,
-        targets,
-        scratch=_scratch(spec),
-        cgroup=_cgroup(spec, build=build),
-        programs=Programs(maker.fuse_program, maker.extract_argv, maker.copy_argv),
-        cwd=cwd,
-        saving=None if draft is None else draft.source,
-        private=_private(spec, mode, where, stack, build=build),
-        changes=_changes(spec, surroundings, targets, stack),
-        # Root, who is not isolated, has all ids as it is.
-        subordinates=_subordinates(spec, mode, say) if spec.as_root and mode is Mode.USERNS else None,
-    )
+    draft = _draft(spec, mode, where, stack)
+    recompile = _compiler(spec, maker, materials, targets, surroundings, cwd, draft, stack, say=say, build=build)
     compiled = recompile(where=surroundings)
     if wanted is not None and surroundings is not None:
         # As the filter would decide by itself: the one in the plan asks.
         words = surroundings.filter if spec.audit else ()
         wanted = wanted.replace(words=words, limit=builder.tmpfs_size(spec, machine))
     launch = Launch(spec.command, command_env, compiled.fds, log_format=spec.log_format)
-    changes: saving.Draft | saving.HandedOut | None = draft
-    if spec.saves and draft is None:
-        handed = changes = saving.HandedOut(compiled.saved.values(), stack)
+    if (handed := _handed_out(spec, draft, compiled, stack)) is not None:
         launch = launch.replace(trees=handed.given)
     return Prepared(
         compiled,
@@ -155,12 +117,96 @@ def prepare(
         where,
         opened,
         materials,
-        changes,
+        draft or handed,
         surroundings,
         lambda other: recompile(where=other),
         wanted,
-        opened_roots,
+        roots,
     )
+
+
+def _machine(spec: Spec, hint: Say) -> tuple[host.Host, Mode]:
+    """What this machine can do, and the mode of the run. Raises UsageError and HostError."""
+    machine = host.probe()
+    mode = choose_mode(spec, machine)
+    if spec.allow_new_privs and mode is Mode.USERNS:
+        raise UsageError(
+            "--allow-new-privs: in a user namespace setuid programs gain nothing",
+            hint="leave it out, or use --mode root or setuid",
+        )
+    return _more_facts(machine, spec, mode, hint), mode
+
+
+def _compiler(
+    spec: Spec,
+    maker: Maker,
+    materials: list[Material],
+    targets: dict[bytes, Target],
+    surroundings: "Surroundings | None",
+    cwd: bytes,
+    draft: "saving.Draft | None",
+    stack: contextlib.ExitStack,
+    *,
+    say: Say,
+    build: bool,
+) -> Callable[..., Compiled]:
+    """The compiler with all that it is to know but the surroundings, of which a run may have others of its own."""
+    mode, as_root = maker.mode, None
+    if spec.as_root and spec.isolation == "none" and mode is Mode.USERNS:
+        from sandbox import enclosing
+
+        # Root, who is not isolated, has all ids as it is.
+        as_root = enclosing.subordinates(spec, mode, say)
+    return functools.partial(
+        compiler.compile_plan,
+        spec,
+        maker.host,
+        mode,
+        maker.home.source(),
+        materials,
+        targets,
+        scratch=_scratch(spec),
+        cgroup=_cgroup(spec, build=build),
+        programs=Programs(maker.fuse_program, maker.extract_argv, maker.copy_argv),
+        cwd=cwd,
+        saving=None if draft is None else draft.source,
+        private=_private(spec, mode, maker.home, stack, build=build),
+        changes=_changes(spec, surroundings, targets, stack),
+        subordinates=as_root,
+    )
+
+
+def _draft(spec: Spec, mode: Mode, where: Home, stack: contextlib.ExitStack) -> "saving.Draft | None":
+    """Where what --save keeps is written, unless the setuid helper hands it out. Raises UsageError."""
+    if not spec.saves:
+        return None
+    from sandbox import saving
+
+    saving.check_names(spec)
+    return saving.draft(where, stack) if mode is not Mode.SETUID else None
+
+
+def _handed_out(
+    spec: Spec, draft: "saving.Draft | None", compiled: Compiled, stack: contextlib.ExitStack
+) -> "saving.HandedOut | None":
+    """What takes the trees to be saved from the setuid helper."""
+    if not spec.saves or draft is not None:
+        return None
+    from sandbox import saving
+
+    return saving.HandedOut(compiled.saved.values(), stack)
+
+
+def _open_trees(
+    spec: Spec, environ: dict[bytes, bytes], stack: contextlib.ExitStack, say: Say
+) -> tuple[Home | None, list[Opened], list[Opened]]:
+    """The trees, and what the root is made of; the home, if any of it is there."""
+    roots = [] if spec.root is None else [Tree(TreeKind.DYNAMIC, b"root:" + spec.root)]
+    where = _home(environ, stack, say) if any(map(_names_image, (*spec.trees, *roots))) else None
+    opened = [_open_tree(tree, where, stack) for tree in spec.trees]
+    opened_roots = [_open_tree(tree, where, stack, option="--root") for tree in roots]
+    sources.refuse_repeated(opened)
+    return where, opened, opened_roots
 
 
 def _wanted(spec: Spec, cwd: bytes, stack: contextlib.ExitStack) -> "attending.Wanted | None":
@@ -238,16 +284,6 @@ def _working_directory() -> bytes:
         return b""
 
 
-def _filter(spec: Spec, where: Home) -> tuple[int, ...]:
-    from sandbox import seccomp, setid
-
-    if spec.seccomp == b"default":
-        found = seccomp.kept_filter(where.fd, spec.allow_syscalls)
-    else:
-        found = () if spec.seccomp == b"none" else seccomp.read_filter(spec.seccomp)
-    return setid.before(spec, where.fd, found) if setid.applies(spec) else found
-
-
 def _more_facts(machine: host.Host, spec: Spec, mode: Mode, hint: Say) -> host.Host:
     """What only some runs need to know of this machine."""
     if mode is Mode.SETUID:
@@ -263,71 +299,6 @@ def _more_facts(machine: host.Host, spec: Spec, mode: Mode, hint: Say) -> host.H
     if mode is Mode.ROOT and spec.isolation != "none":
         machine = machine.replace(id_maps=host.may_map_ids())
     return machine
-
-
-def _surroundings(
-    spec: Spec,
-    mode: Mode,
-    maker: Maker,
-    environ: Mapping[bytes, bytes],
-    cwd: bytes,
-    stack: contextlib.ExitStack,
-    say: Say,
-) -> "Surroundings":
-    """What an isolating level needs to know of this host, and the working directory as its workspace."""
-    from sandbox import isolation
-
-    where = maker.home
-    found = isolation.look(environ, spec, mode, where.path).replace(filter=_filter(spec, where))
-    if spec.as_root:
-        found = found.replace(subordinates=_subordinates(spec, mode, say))
-    if not isolation.can_be_workspace(cwd, found):
-        return found
-    fd = stack.enter_context(fsops.closing(_open_workspace(cwd)))
-    kind = TreeKind.DYNAMIC if spec.workspace == "overlay" else TreeKind.STATIC
-    tree = Opened(kind, cwd, cwd, fd, os.fstat(fd), None)
-    protected: tuple[Protect, ...] = ()
-    if spec.workspace == "rw":
-        from sandbox import guarding
-
-        protected = guarding.protect(fd, cwd, stack) if guards_workspace(spec) else ()
-        if mode is Mode.ROOT:
-            protected += guarding.protect_programs(fd, cwd)
-    return found.replace(workspace=maker.workspace(tree), protected=protected)
-
-
-def _open_workspace(path: bytes) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise UsageError(
-            f"cannot read the working directory {printable(path)}, which a job works in: {reason(error)}",
-            hint="start it in a directory that you may read",
-        ) from None
-
-
-def _without_idmaps(where: "Surroundings", maker: Maker, trees: tuple[Opened, ...], say: Say) -> "Surroundings":
-    """Where an image has to be unpacked for a job of root's, which gives its files one owner."""
-    from sandbox import isolation
-
-    if where.subordinates is None or not isolation.unpacks_images(maker.mode, maker.host):
-        return where
-    layers = [layer for tree in trees for layer in tree.layers]
-    if not any(not layer.is_directory or maker.spec.cache or maker.needs_image(layer) for layer in layers):
-        return where
-    say("--as-root: one id inside, root's: an image cannot show more of them before Linux 6.2")
-    return where.replace(subordinates=None)
-
-
-def _subordinates(spec: Spec, mode: Mode, say: Say) -> "Subordinates | None":
-    """What there is beside the one id. What is saved is its user's, so nobody else writes it."""
-    from sandbox import subordinate
-
-    found = "what --save keeps is of one owner" if spec.saves else subordinate.look(mode)
-    if isinstance(found, str):
-        say(f"--as-root: one id inside, root's: {found}")
-        return None
-    return found
 
 
 def _changes(
