@@ -58,7 +58,10 @@ pub fn remedy(step: &Step, error: Errno) -> &'static str {
              --security-opt unmask=ALL (Docker: systempaths=unconfined)"
         }
         (_, Errno::PERM | Errno::ACCESS) => forbidden(),
-        (_, Errno::NOSYS) => "the kernel is too old: Linux 5.12 is the oldest that works",
+        (_, Errno::NOSYS) => {
+            let otherwise = "the kernel is too old: Linux 5.12 is the oldest that works";
+            Some(forbidden()).filter(|why| why.contains("seccomp")).unwrap_or(otherwise)
+        }
         (_, Errno::NOSPC) => "no space is left there, or a limit is reached",
         _ => "",
     }

@@ -87,22 +87,12 @@ fn supervise(
     let (attendance, parent) = (handed.attendance()?, handed.parent()?);
     let mut sources = Sources::open(plan, handed)?;
     if let Some(policy) = &policy {
-        // A limit that could not be raised is to be told, not to kill. The command gets the default back.
-        sys::ignore(libc::SIGXFSZ);
-        // It may take seconds, and nothing has to be undone yet.
-        inherited.mask.apply();
-        setuid::admit_images(plan, &mut sources, policy, rights)?;
-        sys::block_all();
+        admit_images(inherited, plan, &mut sources, policy, rights)?;
     }
-    let has = |wanted: fn(&Step) -> bool| plan.steps.iter().any(wanted);
-    let has_images = has(|step| matches!(step, Step::Image { .. }));
+    let has_images = plan.steps.iter().any(|step| matches!(step, Step::Image { .. }));
     let bounded = policy.as_ref().filter(|_| has_images);
     let bounds = bounded.map(|policy| Bounds::open(plan, &sources, policy.loop_devices, rights)).transpose()?;
-    let rights = rights.narrow(match (plan.has_network(), has(|step| matches!(step, Step::Loopback))) {
-        (true, _) => OVERLAY | NETWORK | PORT,
-        (false, true) => OVERLAY | NETWORK,
-        (false, false) => OVERLAY,
-    })?;
+    let rights = narrowed(rights, plan)?;
     let devices = if has_images { Some(Devices::open(bounds, rights)?) } else { None };
     let record = Record::new(&home, plan, argv)?;
     scratch::make(plan, &record.id)?;
@@ -161,10 +151,7 @@ fn supervise(
             report_failure(&writer, &failure)
         }
     };
-    // Nothing is supervised with rights of root's. The child goes with its supervisor.
-    let ready = rights.drop_for_good().and_then(|()| go_with_parent(&sources, parent.as_ref()));
-    let hand_over = || exchange.as_ref().map_or(Ok(()), |exchange| exchange.hand_over_id_maps(plan));
-    if let Err(failure) = ready.and_then(|()| hand_over()) {
+    if let Err(failure) = only_supervise(plan, rights, &sources, parent.as_ref(), exchange.as_ref()) {
         let _ = sys::send(command, libc::SIGKILL);
         let _ = sys::wait_for(command);
         return Err(failure);
@@ -196,17 +183,61 @@ fn supervise(
     drop(network);
     terminal.restore();
     account.phase("Clean up");
+    conclude(account, end, failure)
+}
+
+/// What is said in the end, and how this program is to end itself.
+fn conclude(account: &Account, end: Ending, failure: Option<Failure>) -> Outcome<Ending> {
     if let Some(found @ 1..) = account.discarded {
         messages::note(&changes::line(found));
     }
     if let Some(failure) = failure {
         return Err(failure.code(if let Ending::Exited(code) = end { code } else { LAUNCHER_FAILED }));
     }
-    if clock.is_up {
+    if account.timed_out {
         messages::complain(&Failure::new("the command was ended: its time was up").hint("--timeout").code(TIMED_OUT));
         return Ok(Ending::Exited(TIMED_OUT));
     }
     Ok(end)
+}
+
+/// Have images of the user's made anew. It may take seconds, and nothing has to be undone yet: signals come through.
+fn admit_images(
+    inherited: &Inherited,
+    plan: &Plan,
+    sources: &mut Sources,
+    policy: &Policy,
+    rights: Rights,
+) -> Outcome<()> {
+    // A limit that could not be raised is to be told, not to kill. The command gets the default back.
+    sys::ignore(libc::SIGXFSZ);
+    inherited.mask.apply();
+    setuid::admit_images(plan, sources, policy, rights)?;
+    sys::block_all();
+    Ok(())
+}
+
+/// No more of them than the steps of this plan need.
+fn narrowed(rights: Rights, plan: &Plan) -> Outcome<Rights> {
+    let has_loopback = plan.steps.iter().any(|step| matches!(step, Step::Loopback));
+    rights.narrow(match (plan.has_network(), has_loopback) {
+        (true, _) => OVERLAY | NETWORK | PORT,
+        (false, true) => OVERLAY | NETWORK,
+        (false, false) => OVERLAY,
+    })
+}
+
+/// Nothing is supervised with rights of root's. The child goes with its supervisor, and gets its id maps.
+fn only_supervise(
+    plan: &Plan,
+    rights: Rights,
+    sources: &Sources,
+    parent: Option<&OwnedFd>,
+    exchange: Option<&Exchange>,
+) -> Outcome<()> {
+    rights.drop_for_good()?;
+    go_with_parent(sources, parent)?;
+    exchange.map_or(Ok(()), |exchange| exchange.hand_over_id_maps(plan))
 }
 
 /// Without the one who is handed trees, to keep them, the run is for nothing; and who had asked to die with the parent
