@@ -58,8 +58,10 @@ _ACCOUNT = b"sandbox-job"
 PASSWD, GROUP = b"/etc/passwd", b"/etc/group"
 _LONGEST_ACCOUNTS = 60_000
 SHARED_DIRECTORIES = (b"/tmp", b"/var/tmp")
-# Of persons, and what the kernel, services and other persons wrote down: many a user may read it, by a group.
-HOMES = (b"/home", b"/root", b"/var/log", b"/var/mail", b"/var/spool/mail")
+# Of persons, and what the kernel and services wrote down: many a user may read it, by a group.
+HOMES = (b"/home", b"/root", b"/var/log")
+# Closed to a uid of a job's own.
+MAIL = (b"/var/mail", b"/var/spool/mail")
 # The last is the host's, whatever cgroup namespace there is: it names every service, and who runs what.
 _HIDDEN = (
     *(b"/sys/firmware", b"/sys/devices/virtual/powercap", b"/sys/kernel/debug", b"/sys/kernel/tracing"),
@@ -130,7 +132,7 @@ def look(environ: Mapping[bytes, bytes], spec: Spec, mode: Mode, home: bytes) ->
     own = _real((environ.get(b"HOME", b""),))
     wanted = own[0] if (own and own[0].count(b"/") > 1) or own == (b"/root",) else RUN_DIRECTORY + b"/home"
     own_ids = ids(spec, mode)
-    tops = _outermost(_real(HOMES), shared)
+    tops = _outermost(_real((*HOMES, *(MAIL if own_ids is None else ()))), shared)
     homes = tops + _other_homes({os.getuid(), *(own_ids or ())[:1]}, shared + tops)
     found = Surroundings(shared, homes, wanted, None, own_ids, (*_HIDDEN, home))
     if spec.isolation != "strict":

@@ -280,7 +280,7 @@ def _level(environ: dict[bytes, bytes]) -> Iterable[bytes]:
     """What an isolating level looks at of the host."""
     from sandbox import isolation
 
-    homes = (*isolation.HOMES, *isolation.account_homes({os.getuid()}), environ.get(b"HOME") or b"/")
+    homes = (*isolation.HOMES, *isolation.MAIL, *isolation.account_homes({os.getuid()}), environ.get(b"HOME") or b"/")
     for path in (*isolation.SHARED_DIRECTORIES, *homes):
         if path.startswith(b"/"):
             yield _directory(path) if os.path.isdir(path) else _missing(path)

@@ -72,7 +72,7 @@ CASES = [
     ),
     job(
         "logs, mailboxes, cgroups and pressure of the host",
-        "ls -A /var/log /var/mail /sys/fs/cgroup 2>/dev/null | grep -v : | tr -d '\\n'; "
+        "cat /var/mail/* 2>/dev/null; ls -A /var/log /sys/fs/cgroup 2>/dev/null | grep -v : | tr -d '\\n'; "
         "for f in /proc/pressure/*; do (exec 3<> $f) 2>/dev/null && echo open; done; true",
     ),
     job("host name", "hostname", stdout="sandbox\n"),
