@@ -35,6 +35,7 @@ _RUNS = re.compile(
     rb"core\.(fsmonitor|sshcommand|gitproxy|askpass|editor|pager)|(filter|diff|merge)\.(clean|smudge|process|external|"
     rb"command|textconv|driver)|gpg\.program|credential\.helper"
 )
+_LONGEST_INDEX = 64 << 20
 _SET_ID, _EXECUTE = stat.S_ISUID | stat.S_ISGID, 0o111
 # Each is a mount, and each directory on the way an open descriptor.
 _MOST_PROGRAMS, _DEEPEST = 200, 256
@@ -110,6 +111,7 @@ def _protect_repository(
         for step in cover_all(workspace, parts, path, stack):
             yield step.replace(attrs=SAFE) if step is not None and is_there else step
     if is_there:
+        stack.callback(_tell_submodules, fd, inside, _index(fd))
         yield from (cover(fd, name, inside, stack) for name in _GIT_DIRECTORIES)
         yield from (cover(fd, name, inside, stack, text=b"") for name in _GIT_FILES)
         yield cover(fd, _GIT_ELSEWHERE, inside, stack, text=b".\n")
@@ -152,6 +154,26 @@ def _programs_named(workspace: int, said: Iterable[tuple[bytes, bytes]], path: b
             with contextlib.suppress(OSError, ValueError):
                 if parts and stat.S_ISREG(os.stat(b"/".join(parts), dir_fd=workspace, follow_symlinks=False).st_mode):
                     yield parts
+
+
+def _index(repository: int) -> bytes:
+    try:
+        return fsops.read_file(repository, b"index", _LONGEST_INDEX)
+    except OSError:
+        return b""
+
+
+def _tell_submodules(repository: int, path: bytes, before: bytes) -> None:
+    """Whoever asks for the status of a repository has its submodules asked, by their own configuration."""
+    if (after := _index(repository)) == before:
+        return
+    from sandbox.git_index import submodules
+
+    sizes = {value for key, value in git_config.read_all([path + b"/config"])[1] if key == b"extensions.objectformat"}
+    size = 32 if b"sha256" in sizes else 20
+    if added := sorted(submodules(after, size) - submodules(before, size)):
+        names = ", ".join(map(printable, added[:3])) + (f" and {len(added) - 3} more" if len(added) > 3 else "")
+        warn(f"the job made submodules: {names}; git status would look into them, and run what they configure")
 
 
 def _look_behind(workspace: int, path: bytes) -> None:

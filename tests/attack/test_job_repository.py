@@ -117,6 +117,19 @@ def test_a_repository_that_lies_elsewhere_in_the_workspace(launch, project):
     assert "pwned" not in (project.own / ".real/config").read_text()
 
 
+def test_submodules_are_told(launch, project):
+    """git looks into them where it is asked for the state of what they are in: nothing is in the way of that."""
+    project("init", "-q")
+    script = (
+        "export GIT_AUTHOR_NAME=n GIT_AUTHOR_EMAIL=e GIT_COMMITTER_NAME=n GIT_COMMITTER_EMAIL=e; touch file sub-file;"
+        "git init -q sub && git -C sub commit -q --allow-empty -m x && git add . 2>/dev/null"
+    )
+    done = launch("--workspace", "rw", "--", "sh", "-c", script, cwd=project.own)
+    assert "the job made submodules: sub; git status would look into them" in done.stderr, done.stderr
+    again = launch("--workspace", "rw", "--", "git", "rm", "-q", "--cached", "file", cwd=project.own)
+    assert (again.returncode, again.stderr) == (0, "")
+
+
 def test_a_repository_works_as_ever(launch, project):
     """A job may commit, switch branches and tidy up. A bare repository as the working directory takes new objects."""
     project("init", "-q", "-b", "main")
