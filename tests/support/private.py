@@ -17,12 +17,13 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _COVERED = ("/etc", "/usr/libexec", "/var/lib", "/run")
 _SETUP = """
 set -e
-top=$1; shift
+top=$1 last=$2; shift 2
 mount -t tmpfs -o mode=755 sbx-tests "$top"
 for place; do
     mkdir -p "$top$place/upper" "$top$place/work"
     mount -t overlay -o "lowerdir=$place,upperdir=$top$place/upper,workdir=$top$place/work" sbx-tests "$place"
 done
+[ ! -e /etc/login.defs ] || echo "SYS_UID_MAX $last" >>/etc/login.defs
 # Images are to lie on a file system as a disk would be, not on an overlay.
 [ -d /var/lib/sandbox ] || { mkdir /var/lib/sandbox; mount -t tmpfs -o mode=755 sbx-tests /var/lib/sandbox; }
 echo ready
@@ -89,7 +90,10 @@ class PrivateSystem:
 def private_system(top: Path) -> Iterator[PrivateSystem]:
     """Needs root. `top` is a new directory that the namespace's own tmpfs covers."""
     top.mkdir(mode=0o755)
-    unshare = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _SETUP, "sh", str(top), *_COVERED]
+    # userdel(8) looks for processes by their number: accounts of each worker's systems (pytest-xdist) have others.
+    last = 999 - 100 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8)
+    unshare = ["unshare", "--mount", "--propagation", "private"]
+    unshare += ["sh", "-c", _SETUP, "sh", str(top), str(last), *_COVERED]
     with subprocess.Popen(unshare, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
