@@ -257,7 +257,7 @@ _PROVEN = (
         sessions=(*EXPECTATIONS, _SETUID, _NETWORK),
     ),
 )
-# Asked for by name: `make test-vm VM='systemd no-loop'`. Their expectations have not been seen to hold yet.
+# Asked for by name: `make test-vm VM='systemd no-loop'`.
 _BY_NAME = (
     Variant(
         "userns-clone-0",
