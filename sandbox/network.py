@@ -78,7 +78,7 @@ def look(mode: Mode, level: str) -> Private:
             f"--net private: {TUN} may not be used",
             hint="modprobe tun; chmod 666 /dev/net/tun (it gives no right on the host), or use --net none",
         )
-    network = ipaddress.IPv4Network(_free_network())
+    network = _free_network()
     address, gateway = f"{network[100]}/{network.prefixlen}", network[2]
     if os.path.basename(program) == NFT.encode():
         pair = _free_pair()
@@ -88,6 +88,7 @@ def look(mode: Mode, level: str) -> Private:
     return Private(mode, program, address, str(gateway), str(network[3]), closed, _resolv_conf(level))
 
 
+@functools.cache
 @functools.cache
 def takes_frames(slirp: bytes) -> bool:
     """Whether this slirp4netns, if it is one, takes frames from a socket. Nothing else need not enter the namespace."""
@@ -118,19 +119,21 @@ def _free_pair() -> ipaddress.IPv4Network:
     """One that no route of the host leads into. Raises HostError."""
     taken = _routes()
     for _ in range(1000):
-        start = int(_POOL[0]) + 4 * secrets.randbelow(_POOL.num_addresses // 4)
-        if not any((pair := ipaddress.IPv4Network((start, 30))).overlaps(other) for other in taken):
+        pair = ipaddress.IPv4Network((int(_POOL[0]) + 4 * secrets.randbelow(_POOL.num_addresses // 4), 30))
+        if _is_free(pair, taken):
             return pair
     raise HostError(f"--net private: no network of {_POOL} is free", hint="install slirp4netns or passt")
 
 
-def _free_network() -> str:
+def _free_network() -> ipaddress.IPv4Network:
+    """The first that is free; without one the first of all."""
     taken = _routes()
-    for text in _NETWORKS:
-        network = ipaddress.ip_network(text)
-        if not any(network.overlaps(other) for other in taken):
-            return text
-    return _NETWORKS[0]
+    networks = [ipaddress.IPv4Network(text) for text in _NETWORKS]
+    return next((network for network in networks if _is_free(network, taken)), networks[0])
+
+
+def _is_free(network: ipaddress.IPv4Network, taken: "list[ipaddress.IPv4Network]") -> bool:
+    return not any(network.overlaps(other) for other in taken)
 
 
 def _routes() -> "list[ipaddress.IPv4Network]":

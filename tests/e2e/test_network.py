@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -190,3 +191,13 @@ def test_nobody_pays_for_it_who_does_not_use_it(run_sandbox, who):
     code += "print([name for name in sys.modules if 'pyroute2' in name or name in ('sandbox.network', 'ipaddress')])"
     done = subprocess.run([os.sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_pair_of_addresses_where_no_route_leads_anywhere():
+    """A host may have no way but the default one; here it has none."""
+    script = "from sandbox import network; print(network._free_pair())"
+    own = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    done = subprocess.run(
+        ["unshare", "--net", *own, sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout[:7]) == (0, "10.213."), done.stderr
