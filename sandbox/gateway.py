@@ -142,10 +142,11 @@ def _program(argv: "list[str]", fds: "list[int]", begin: "Callable[[], bool]" = 
             os.close(fd)
         try:
             _until(lambda: begin() or process.poll() is not None)
-            _until(lambda: not is_slirp or select.select([ready], [], [], 0)[0])
-            if is_slirp and not os.read(ready, 1):
-                said = process.stdout.read().decode(errors="replace").strip().splitlines()
-                raise HostError(f"{SLIRP} cannot attach a private network: {said[-1] if said else 'it died'}")
+            if is_slirp:
+                _until(lambda: select.select([ready], [], [], 0)[0])
+                if not os.read(ready, 1):
+                    said = process.stdout.read().decode(errors="replace").strip().splitlines()
+                    raise HostError(f"{SLIRP} cannot attach a private network: {said[-1] if said else 'it died'}")
             # Nobody reads what it says from here on, and it must not wait for that.
             threading.Thread(target=_drain, args=(process.stdout,), daemon=True).start()
             yield

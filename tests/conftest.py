@@ -227,10 +227,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any, error: object) -> None:
+def pytest_testnodedown(node: Any) -> None:
     """A worker ended: what it ran and what it found."""
+    told = getattr(node, "workeroutput", {})  # of one that crashed there is none
     for key, name in ((_RAN, "ran"), (_EXPECTED, "expected")):
-        node.config.stash[key] |= {*map(tuple, node.workeroutput.get(name, ()))} if error is None else set()
+        node.config.stash[key].update(map(tuple, told.get(name, ())))
 
 
 @pytest.hookimpl(trylast=True)

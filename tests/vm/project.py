@@ -27,10 +27,10 @@ def _pyproject() -> dict[str, Any]:
 
 
 def _requirements() -> list[str]:
-    project = _pyproject()["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    told = _pyproject()
+    wanted = [*told["project"]["dependencies"], *told["project"]["optional-dependencies"]["test"]]
     # The man pages are made outside.
-    wanted += [line for line in _pyproject()["build-system"]["requires"] if line.startswith("setuptools")]
+    wanted += [line for line in told["build-system"]["requires"] if line.startswith("setuptools")]
     return sorted(line for line in wanted if not line.startswith(_FROM_DEBIAN))
 
 
@@ -50,11 +50,10 @@ def _register(site: Path) -> None:
     told = site / "sandbox-0.dist-info"
     told.mkdir()
     (told / "METADATA").write_text("Metadata-Version: 2.1\nName: sandbox\nVersion: 0\n")
-    groups = _pyproject()["project"]["entry-points"]
-    lines = [
-        [f"[{group}]", *(f"{name} = {value}" for name, value in entries.items())] for group, entries in groups.items()
-    ]
-    (told / "entry_points.txt").write_text("\n".join(line for group in lines for line in group) + "\n")
+    lines = []
+    for group, entries in _pyproject()["project"]["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in entries.items())]
+    (told / "entry_points.txt").write_text("\n".join(lines) + "\n")
 
 
 def _tracked() -> list[str]:
