@@ -1,8 +1,12 @@
 """The pure parts of tests/vm: its table, the reading of results, the page made of them."""
 
+import subprocess
+import sys
+
 import pytest
 
 from tests.vm import initrd, matrix, report, results
+from tests.vm.variant import Session, Variant
 
 _JUNIT = b"""<testsuites><testsuite name="expectations">
 <testcase classname="t" name="test_mode[userns-scratch]">
@@ -41,10 +45,35 @@ def test_sessions_have_names_of_their_own(variant):
 
 
 def test_a_mode_fails_as_a_whole_or_by_feature():
-    variant = matrix.Variant("x", "", fails={"userns": "a", ("root", "static image"): "b"})
+    variant = Variant("x", "", fails={"userns": "a", ("root", "static image"): "b"})
     assert variant.failure("userns", "scratch") == "a"
     assert variant.failure("root", "static image") == "b"
     assert variant.failure("root", "scratch") == ""
+
+
+def test_a_variant_is_dealt_over_machines(request):
+    whole = Variant("x", "", sessions=(Session("a", ("tests/unit/test_vm.py",)),), shares=3)
+    machines = whole.dealt()
+    assert [machine.name for machine in machines] == ["x/1", "x/2", "x/3"]
+    dealt = []
+    for machine in machines:
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *machine.sessions[0].args]
+        listed = subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True, check=True).stdout
+        dealt += [line for line in listed.splitlines() if "::" in line]
+    assert len(dealt) == len(set(dealt)) > 30
+    assert f"tests/unit/test_vm.py::{request.node.name}" in dealt
+    assert matrix.by_name("e2e-6.1/2").sessions[0].args[:4] == ("-p", "tests.vm.share", "--share", "2/14")
+
+
+def test_machines_of_a_variant_are_reported_together():
+    whole = results.together([_found(0), _found()])
+    assert (whole.machines, whole.took, whole.sessions[0].code) == (2, ("444", "532"), 1)
+    assert whole.sessions[0].count("failed") == 2
+    few = results.together([results.read({"e2e.exit": b"0 1.0", "took": b"1 2"})])
+    assert (
+        f"all of tests/e2e and tests/native on 6.1 (1 of {matrix.by_name('e2e-6.1').shares} machines)"
+        in report.page({"e2e-6.1": few})
+    )
 
 
 def test_results_are_read():

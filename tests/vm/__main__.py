@@ -11,8 +11,8 @@ import sys
 
 from tests.support.install import REPOSITORY
 from tests.vm import machine, matrix, report, results, store
-from tests.vm.matrix import Session, Variant
 from tests.vm.results import Found
+from tests.vm.variant import EXPECTATIONS, Session, Variant
 
 _SELECTION = "selection"
 
@@ -33,10 +33,11 @@ def main() -> int:
     wanted = [matrix.by_name(name) for name in options.variants]
     wanted = wanted or [variant for variant in matrix.VARIANTS if variant.default]
     if options.short:
-        wanted = [variant._replace(sessions=matrix.EXPECTATIONS) for variant in wanted]
-    failed = [variant.name for variant in wanted if run(variant, verbose=options.verbose)]
+        wanted = [variant._replace(sessions=EXPECTATIONS) for variant in wanted]
+    machines = [machine for variant in wanted for machine in variant.dealt()]
+    failed = [machine.name for machine in machines if run(machine, verbose=options.verbose)]
     print(
-        f"vm: {len(wanted) - len(failed)} of {len(wanted)} variants passed"
+        f"vm: {len(machines) - len(failed)} of {len(machines)} machines passed"
         + "".join(f"; {name} failed" for name in failed)
     )
     return bool(failed)
@@ -46,7 +47,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     own, selection = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description="Run tests on stock kernels, under qemu.")
     names = [variant.name for variant in matrix.VARIANTS]
-    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=f"of {', '.join(names)}")
+    parser.add_argument(
+        "variants", nargs="*", metavar="VARIANT", help=f"of {', '.join(names)}; NAME/2: the second of its machines"
+    )
     parser.add_argument("--kernel", choices=matrix.KERNELS, default="6.1", help="for the tests after -- (%(default)s)")
     parser.add_argument("--user", action="store_true", help="run them as an ordinary user with a cgroup of its own")
     parser.add_argument("--systemd", action="store_true", help="systemd is the machine's init")
@@ -58,8 +61,11 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "-v", "--verbose", action="store_true", help="show the log of every session, not only of failed ones"
     )
     options = parser.parse_args(own)
-    if unknown := set(options.variants) - {*names}:
-        parser.error(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    for name in options.variants:
+        try:
+            matrix.by_name(name)
+        except KeyError:
+            parser.error(f"no variant {name}; there are {', '.join(names)}")
     return options, selection
 
 
@@ -100,8 +106,17 @@ def _keep(variant: Variant, files: dict[str, bytes]) -> None:
 
 
 def _kept() -> dict[str, Found]:
-    places = (store.directory() / "results").glob("*")
-    return {place.name: results.read({file.name: file.read_bytes() for file in place.iterdir()}) for place in places}
+    kept = {}
+    for variant in matrix.VARIANTS:
+        places = [store.directory() / "results" / machine.name for machine in variant.dealt()]
+        found = [
+            results.read({file.name: file.read_bytes() for file in place.iterdir()})
+            for place in places
+            if place.is_dir()
+        ]
+        if found:
+            kept[variant.name] = results.together(found) if variant.shares > 1 else found[0]
+    return kept
 
 
 if __name__ == "__main__":

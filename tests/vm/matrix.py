@@ -1,37 +1,13 @@
 """The variants of `make test-vm`: data. Kernel, boot options, what is run in the machine, what must hold in it."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from tests.vm.variant import EXPECTATIONS, Session, Variant
 
 # Name of a kernel here: the suite whose linux-image-amd64 it is.
 KERNELS = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "newest": "sid"}
-MODULES = ("loop", "squashfs", "overlay", "fuse", "erofs", "tun")
 MODES = ("root", "setuid", "userns")
-# Where the tests look for what they would download (tests/support/wheels.py).
-DOWNLOADS = "/srv/sandbox/downloads"
 # `sandbox setuid install`, in `Variant.fails`.
 INSTALL = "install"
 
-
-class Session(NamedTuple):
-    """One pytest. Sessions of one lane run in turn, the lanes at once: the machine has two processors."""
-
-    name: str
-    args: tuple[str, ...]
-    as_user: bool = False
-    lane: int = 0
-
-    def data(self, env: Mapping[str, str]) -> dict[str, Any]:
-        """As tests/vm/guest.py wants it."""
-        return {**self._asdict(), "env": env}
-
-
-# The table's own lines; every variant begins with them.
-_LINES = "tests/vm/expectations.py"
-EXPECTATIONS = (
-    Session("expectations", (_LINES, "-k", "not setuid and not install")),
-    Session("expectations-setuid", (_LINES, "-k", "setuid or install"), lane=1),
-)
 _CASES = "tree.sfs or own or killed"
 _SETUID = Session("setuid", ("tests/conformance", "-k", f"setuid and ({_CASES})"))
 _NETWORK = Session("network", ("tests/e2e/test_network.py", "-k", "setuid or helper"), lane=1)
@@ -118,10 +94,11 @@ _CORE = (
     Session("e2e-user", ("tests/e2e/test_cgroups.py", "-k", "native-userns and (hog or processors)"), as_user=True),
 )
 
-# The whole suite, in parts of which each takes long. Unit tests ask nothing of a kernel.
+# The whole suite, in parts, and over how many machines each is dealt. Unit tests ask nothing of a kernel.
 _WHOLE = {
     "conformance": (
         "the whole conformance of the native engine",
+        4,
         (
             Session("root", ("tests/conformance", "-k", "native-root")),
             Session("setuid", ("tests/conformance", "-k", "native-setuid"), lane=1),
@@ -130,6 +107,7 @@ _WHOLE = {
     ),
     "python": (
         "the whole conformance of the Python engine",
+        3,
         (
             Session("root", ("tests/conformance", "-k", "python-root")),
             Session("userns", ("tests/conformance", "-k", "python-userns"), lane=1),
@@ -137,6 +115,7 @@ _WHOLE = {
     ),
     "e2e": (
         "all of tests/e2e and tests/native",
+        14,
         (
             Session("e2e", ("tests/e2e", "-k", "not python-")),
             Session("e2e-python", ("tests/e2e", "-k", "python-"), lane=1),
@@ -145,60 +124,13 @@ _WHOLE = {
     ),
     "attacks": (
         "all attacks",
+        6,
         (
             Session("attacks", ("tests/attack", "-k", "not setuid")),
             Session("attacks-setuid", ("tests/attack", "-k", "setuid"), lane=1),
         ),
     ),
 }
-
-
-class Variant(NamedTuple):
-    """A machine. `sysctls` are set and `setup` (shell lines) is run by root before the sessions.
-
-    `fails`: (mode, feature), a mode alone or INSTALL, and words of the one line that is said; all else must work.
-    `images`: what an ordinary user's images are served by in mode userns, as stat(1) names its filesystem.
-    `features`: what is tried in each mode, of those in tests/vm/expectations.py; all of them where it names none.
-    `tools`: a suite and packages of it, for /srv/sandbox/tools.
-    `downloads`: whether what the tests take from PyPI and Debian is in the machine.
-    `timeout`: when the machine counts as hung, in seconds. `default`: part of `make test-vm` without VM=, in half
-    an hour.
-    """
-
-    name: str
-    why: str
-    kernel: str = "6.1"
-    cmdline: str = ""
-    sysctls: Mapping[str, str] = {}
-    setup: tuple[str, ...] = ()
-    modules: tuple[str, ...] = MODULES
-    fails: Mapping[str | tuple[str, str], str] = {}
-    images: str = "tmpfs"
-    features: tuple[str, ...] = ()
-    tools: tuple[str, tuple[str, ...]] | None = None
-    sessions: tuple[Session, ...] = EXPECTATIONS
-    downloads: bool = False
-    timeout: float = 900
-    default: bool = True
-
-    def failure(self, mode: str, feature: str) -> str:
-        """Words of the line that this variant must say there, or nothing where it must work."""
-        return self.fails.get((mode, feature)) or self.fails.get(mode, "")
-
-    def job(self) -> dict[str, Any]:
-        """What tests/vm/guest.py reads."""
-        env = {"SANDBOX_VM_VARIANT": self.name}
-        if self.downloads:
-            env["SANDBOX_TESTS_CACHE"] = DOWNLOADS
-        return {
-            "variant": self.name,
-            "modules": self.modules,
-            "sysctls": dict(self.sysctls),
-            "setup": self.setup,
-            "tools": self.tools,
-            "downloads": self.downloads,
-            "sessions": [session.data(env) for session in self.sessions],
-        }
 
 
 _TOO_OLD = dict.fromkeys((*MODES, INSTALL), "sandbox needs 5.12")
@@ -270,7 +202,8 @@ _BY_NAME = (
         "the whole conformance of root and of the helper, user namespaces off",
         sysctls={"user.max_user_namespaces": "0"},
         sessions=_WITHOUT_NAMESPACES,
-        timeout=3600,
+        shares=3,
+        timeout=1800,
     ),
     Variant("cgroups", "limits of jobs by cgroup v2: root's, delegated, through the helper", sessions=_CGROUPS),
     Variant("bombs", "jobs that take what they get, with a cgroup and without", sessions=_BOMBS),
@@ -368,10 +301,11 @@ _BY_NAME = (
             kernel=kernel,
             sessions=sessions,
             downloads=part == "e2e",
-            timeout=7200,
+            shares=shares,
+            timeout=1800,
         )
         for kernel in ("6.1", "6.12")
-        for part, (what, sessions) in _WHOLE.items()
+        for part, (what, shares, sessions) in _WHOLE.items()
     ),
 )
 VARIANTS = (*_PROVEN, *(variant._replace(default=False) for variant in _BY_NAME))
@@ -383,5 +317,6 @@ def explanation(reason: str) -> str:
 
 
 def by_name(name: str) -> Variant:
-    """KeyError when there is none of that name."""
-    return {variant.name: variant for variant in VARIANTS}[name]
+    """A variant, or one machine of it (NAME/2). KeyError when there is none of that name."""
+    machines = [machine for variant in VARIANTS for machine in (variant, *variant.dealt())]
+    return {machine.name: machine for machine in machines}[name]

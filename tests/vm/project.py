@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.support import debian, wheels
 from tests.support.install import REPOSITORY
-from tests.vm import matrix, packages, store
+from tests.vm import packages, store, variant
 
 # The Python of the root (packages.RELEASE); what is compiled comes as Debian's packages.
 _PYTHON = "3.11"
@@ -94,7 +94,7 @@ def make_disk(job: dict[str, Any], scratch: Path, target: Path) -> None:
         compileall.compile_dir(tree, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
     if job["tools"]:
         shutil.copytree(packages.tools(*job["tools"]), tree / "tools", symlinks=True)
-    downloads = tree / Path(matrix.DOWNLOADS).relative_to(PLACE)
+    downloads = tree / Path(variant.DOWNLOADS).relative_to(PLACE)
     for archive in _downloads() if job["downloads"] else ():
         downloads.mkdir(exist_ok=True)
         shutil.copy(archive, downloads)

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 
 from tests.vm import containers, features, homes, matrix
-from tests.vm.matrix import Variant
 from tests.vm.results import Case, Found
+from tests.vm.variant import Variant
 
 _STATES = {"passed": "works", "failed": "FAILS"}
 # Directories of the tests, which have another name every time.
@@ -80,7 +80,8 @@ def _modes(variants: list[Variant], found: Mapping[str, Found]) -> str:
             rows.append([variant.name, variant.why, "not run", *["-"] * len(matrix.MODES), "-"])
             continue
         if not result.expectations():
-            rows.append([variant.name, variant.why, result.kernel, *["below"] * len(matrix.MODES), "-"])
+            part = "" if result.machines == variant.shares else f" ({result.machines} of {variant.shares} machines)"
+            rows.append([variant.name, variant.why + part, result.kernel, *["below"] * len(matrix.MODES), "-"])
             continue
         states = []
         for mode in matrix.MODES:

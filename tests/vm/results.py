@@ -1,5 +1,6 @@
 """What a machine sent back: JUnit files, read."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
@@ -34,12 +35,15 @@ class Session(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Everything of one boot. `took`: seconds in all and of processor time, as text."""
+    """Everything of one boot, or of the `machines` that a variant was dealt over. `took`: seconds in all and of
+    processor time, as text.
+    """
 
     kernel: str
     booted: str
     sessions: tuple[Session, ...]
     took: tuple[str, str] = ("?", "?")
+    machines: int = 1
 
     def expectations(self) -> dict[str, Case]:
         """The cases of tests/vm/expectations.py, by the test's name."""
@@ -64,6 +68,20 @@ def read(files: dict[str, bytes]) -> Found:
         sessions.append(Session(name, int(code), float(seconds), _cases(files.get(f"{name}.xml", b""))))
     seconds, processor = text.get("took", "? ?").split()
     return Found(text.get("kernel", "?"), text.get("booted", "?"), tuple(sessions), (seconds, processor))
+
+
+def together(shares: Sequence[Found]) -> Found:
+    """Of a variant that was dealt over machines; its times are their sums."""
+    names = dict.fromkeys(session.name for found in shares for session in found.sessions)
+    sessions = []
+    for name in names:
+        parts = [session for found in shares for session in found.sessions if session.name == name]
+        codes = [part.code for part in parts]
+        cases = tuple(case for part in parts for case in part.cases)
+        sessions.append(Session(name, next(filter(None, codes), 0), sum(part.seconds for part in parts), cases))
+    seconds, processor = (sum(float(found.took[i]) for found in shares) for i in (0, 1))
+    took = (f"{seconds:.0f}", f"{processor:.0f}")
+    return Found(shares[0].kernel, shares[0].booted, tuple(sessions), took, len(shares))
 
 
 def _cases(document: bytes) -> tuple[Case, ...]:
