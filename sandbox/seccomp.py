@@ -15,6 +15,7 @@ from typing import Any
 
 from sandbox import fsops, given
 from sandbox.errors import HostError, UsageError, printable
+from sandbox.filter_ranges import compacted
 
 # In the order of the manual's sections, roughly; names that a processor or libseccomp does not have are passed over.
 _ALLOWED = """
@@ -66,8 +67,6 @@ _LOW = 0xFFFFFFFF
 # linux/filter.h
 _RET_K, _JA, _RET_ALLOW, _RET_LOG = 0x06, 0x05, 0x7FFF0000, 0x7FFC0000
 _INSTRUCTION = struct.Struct("<HBBI")
-# SCMP_FLTATR_CTL_OPTIMIZE of seccomp_attr_set(3).
-_BINARY_TREE = 2
 
 
 def compile_filter(allowed: tuple[bytes, ...]) -> tuple[int, ...]:
@@ -83,10 +82,6 @@ def compile_filter(allowed: tuple[bytes, ...]) -> tuple[int, ...]:
     rules = library.SyscallFilter(library.ERRNO(errno.ENOSYS))
     # A foreign ABI has its own numbers; libseccomp would kill.
     rules.set_attr(library.Attr.ACT_BADARCH, library.ERRNO(errno.ENOSYS))
-    # The kernel tries a new filter with every system call there is (its cache of what is always allowed): of a list
-    # that takes a twelfth of a launch. libseccomp before 2.5 has no tree.
-    with contextlib.suppress(OSError, ValueError):
-        rules.set_attr(library.Attr.CTL_OPTIMIZE, _BINARY_TREE)
     for name in extra:
         _allow_by_user(library, rules, name)
     for name in _ALLOWED.split():
@@ -95,7 +90,7 @@ def compile_filter(allowed: tuple[bytes, ...]) -> tuple[int, ...]:
     for name in _DENIED.split():
         if name not in extra and name != "personality":
             _add(rules, library.ERRNO(errno.EPERM), name)
-    return joined(_exceptions(library, extra), instructions(rules))
+    return joined(_exceptions(library, extra), compacted(instructions(rules)))
 
 
 def _exceptions(library: Any, extra: tuple[str, ...]) -> tuple[int, ...]:
@@ -133,7 +128,9 @@ def bindings() -> Any:
 def kept_filter(home: int, allowed: tuple[bytes, ...]) -> tuple[int, ...]:
     """The same, from the file of the home that an earlier launch left."""
     return kept(
-        home, ["exceptions", *sorted(map(os.fsdecode, allowed)), "", _ALLOWED, _DENIED], lambda: compile_filter(allowed)
+        home,
+        ["exceptions, ranges", *sorted(map(os.fsdecode, allowed)), "", _ALLOWED, _DENIED],
+        lambda: compile_filter(allowed),
     )
 
 
