@@ -23,6 +23,7 @@ USER = "tester"
 _OPTIONS = "-ra --import-mode=importlib --strict-config --strict-markers -p no:cacheprovider"
 _CGROUP = Path("/sys/fs/cgroup")
 _RB_POWER_OFF = 0x4321FEDC
+_WATCH_S = 60
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
@@ -105,7 +106,7 @@ def start(session: dict, *, delegated: bool) -> tuple[dict, subprocess.Popen]:
         "--durations=12",
         f"--junit-xml={RESULTS}/{name}.xml",
     ]
-    command = [f"{PLACE}/.venv/bin/python", "-m", "pytest", "-q", *junit, *session["args"]]
+    command = [f"{PLACE}/.venv/bin/python", "-m", "pytest", "-v", *junit, *session["args"]]
     if user:
         command = ["setpriv", "--reuid", USER, "--regid", USER, "--init-groups", *command]
         if delegated:
@@ -133,12 +134,25 @@ def run_lane(sessions: list[dict], *, delegated: bool) -> int:
     return worst
 
 
+def watch() -> None:
+    """In a process of its own: now and then what each session is at, for who looks at the console of one that hangs."""
+    while True:
+        time.sleep(_WATCH_S)
+        for log in RESULTS.glob("*.log"):
+            if not log.with_suffix(".exit").exists() and (lines := log.read_bytes().splitlines()):
+                say(f"{log.stem}: {lines[-1].decode(errors='replace').rstrip()}")
+
+
 def run_sessions(job: dict, *, delegated: bool) -> None:
     """Sessions with the same lane run one after the other, the lanes at once. An init also takes orphans' statuses."""
     RESULTS.chmod(0o1777)
     lanes: dict[int, list[dict]] = {}
     for session in job["sessions"]:
         lanes.setdefault(session["lane"], []).append(session)
+    if os.fork() == 0:
+        with contextlib.suppress(BaseException):
+            watch()
+        os._exit(1)
     pids = set()
     for sessions in lanes.values():
         pid = os.fork()

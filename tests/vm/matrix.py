@@ -1,6 +1,6 @@
 """The variants of `make test-vm`: data. Kernel, boot options, what is run in the machine, what must hold in it."""
 
-from tests.vm.variant import EXPECTATIONS, Session, Variant
+from tests.vm.variant import EXPECTATIONS, Session, Variant, lanes
 
 # Name of a kernel here: the suite whose linux-image-amd64 it is.
 KERNELS = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "newest": "sid"}
@@ -20,10 +20,6 @@ _LIVING = Session(
 )
 _HIDDEN = Session(
     "living", (*_PROCESS_TESTS, "-k", f"(native-root and (listed or name)) or (native-user and ({_LEFT}))")
-)
-_WITHOUT_NAMESPACES = (
-    Session("setuid", ("tests/conformance", "-k", "native-setuid")),
-    Session("root", ("tests/conformance", "-k", "native-root"), lane=1),
 )
 # Where kernels differ most: what is mounted from a file, layers of an overlay, other users' ids. "root:" is a case's.
 _IMAGES = "erofs or stack or root: or level or log"
@@ -96,42 +92,11 @@ _CORE = (
 
 # The whole suite, in parts, and over how many machines each is dealt. Unit tests ask nothing of a kernel.
 _WHOLE = {
-    "conformance": (
-        "the whole conformance of the native engine",
-        4,
-        (
-            Session("root", ("tests/conformance", "-k", "native-root")),
-            Session("setuid", ("tests/conformance", "-k", "native-setuid"), lane=1),
-            Session("userns", ("tests/conformance", "-k", "native-userns")),
-        ),
-    ),
-    "python": (
-        "the whole conformance of the Python engine",
-        3,
-        (
-            Session("root", ("tests/conformance", "-k", "python-root")),
-            Session("userns", ("tests/conformance", "-k", "python-userns"), lane=1),
-        ),
-    ),
-    "e2e": (
-        "all of tests/e2e and tests/native",
-        14,
-        (
-            Session("e2e", ("tests/e2e", "-k", "not python-")),
-            Session("e2e-python", ("tests/e2e", "-k", "python-"), lane=1),
-            Session("native", ("tests/native",), lane=1),
-        ),
-    ),
-    "attacks": (
-        "all attacks",
-        6,
-        (
-            Session("attacks", ("tests/attack", "-k", "not setuid")),
-            Session("attacks-setuid", ("tests/attack", "-k", "setuid"), lane=1),
-        ),
-    ),
+    "conformance": ("the whole conformance of the native engine", 4, ("tests/conformance", "-k", "native")),
+    "python": ("the whole conformance of the Python engine", 3, ("tests/conformance", "-k", "python")),
+    "e2e": ("all of tests/e2e and tests/native", 14, ("tests/e2e", "tests/native")),
+    "attacks": ("all attacks", 6, ("tests/attack",)),
 }
-
 
 _TOO_OLD = dict.fromkeys((*MODES, INSTALL), "sandbox needs 5.12")
 # What touches loop devices, squashfs and overlays, and what touches processes and /dev/fuse.
@@ -201,7 +166,7 @@ _BY_NAME = (
         "conformance-userns-max-0",
         "the whole conformance of root and of the helper, user namespaces off",
         sysctls={"user.max_user_namespaces": "0"},
-        sessions=_WITHOUT_NAMESPACES,
+        sessions=lanes("conformance", "tests/conformance", "-k", "native-setuid or native-root"),
         shares=3,
         timeout=1800,
     ),
@@ -299,13 +264,13 @@ _BY_NAME = (
             f"{part}-{kernel}",
             f"{what} on {kernel}",
             kernel=kernel,
-            sessions=sessions,
+            sessions=lanes(part, *args),
             downloads=part == "e2e",
             shares=shares,
             timeout=1800,
         )
         for kernel in ("6.1", "6.12")
-        for part, (what, shares, sessions) in _WHOLE.items()
+        for part, (what, shares, args) in _WHOLE.items()
     ),
 )
 VARIANTS = (*_PROVEN, *(variant._replace(default=False) for variant in _BY_NAME))

@@ -25,6 +25,11 @@ class Session(NamedTuple):
         return {**self._asdict(), "env": env}
 
 
+def lanes(name: str, *args: str) -> tuple[Session, Session]:
+    """Tests for both lanes of the machines of a variant with `shares`: each session of it has its own part of them."""
+    return Session(name, args), Session(f"{name}-beside", args, lane=1)
+
+
 # The table's own lines; every variant begins with them.
 _LINES = "tests/vm/expectations.py"
 EXPECTATIONS = (
@@ -43,7 +48,7 @@ class Variant(NamedTuple):
     `downloads`: whether what the tests take from PyPI and Debian is in the machine.
     `timeout`: when the machine counts as hung, in seconds. `default`: part of `make test-vm` without VM=, in half
     an hour.
-    `shares`: over how many machines its tests are dealt, so that each takes minutes.
+    `shares`: over how many machines the tests of its sessions, which are alike, are dealt: each takes minutes.
     """
 
     name: str
@@ -74,7 +79,10 @@ class Variant(NamedTuple):
         return tuple(
             self._replace(
                 name=f"{self.name}/{number}",
-                sessions=tuple(session.share(number, self.shares) for session in self.sessions),
+                sessions=tuple(
+                    session.share(number + lane * self.shares, self.shares * len(self.sessions))
+                    for lane, session in enumerate(self.sessions)
+                ),
                 shares=1,
             )
             for number in range(1, self.shares + 1)
