@@ -217,7 +217,7 @@ class Builder:
         """The top slot of all layers, and whether it is yet to be covered by an overlay."""
         if not material.above:
             return self.layer(material, writable=writable)
-        if writable and not self.covers_stacks(material.tree):
+        if writable and not self.can_hide(material.tree):
             raise HostError(
                 f"{material.tree.label}: a writable stack in a user namespace needs Linux 6.6 (user.* in tmpfs)",
                 hint="--scratch DIR on a disk, --mode root or setuid, or a newer kernel",
@@ -239,7 +239,8 @@ class Builder:
     def mount(self, material: Material, *, writable: bool) -> tuple[int, bool]:
         source = self.source(material)
         unpacked = material.treatment is Treatment.IMAGE and self.unpack_for is not None
-        if unpacked or material.treatment is Treatment.EXTRACT:
+        unmarked = material.treatment is Treatment.FUSE and writable and not self.can_hide(material.tree)
+        if unpacked or unmarked or material.treatment is Treatment.EXTRACT:
             owner = self.unpack_for if unpacked else None
             return self.copied(source, self.programs.extract(material.tree.label, material.stacked, owner)), False
         directory = material.treatment in (Treatment.DIRECTORY, Treatment.KEPT)
@@ -272,8 +273,8 @@ class Builder:
         foreign = tree.is_directory and tree.status is not None and tree.status.st_uid != self.host.uid
         return not foreign and (self.upper is not None or self.host.kernel >= TMPFS_USER_XATTR)
 
-    def covers_stacks(self, tree: Opened) -> bool:
-        """Whether an overlay can mark what it hides, where there is no copy to fall back on."""
+    def can_hide(self, tree: Opened) -> bool:
+        """Whether an overlay can mark what it hides: else who removes a directory in it gets EIO."""
         marks = self.upper is not None or self.is_saved(tree) or self.host.kernel >= TMPFS_USER_XATTR
         return self.mode is not Mode.USERNS or marks
 

@@ -224,6 +224,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell starts what it puts in the background with these ignored, and what is ignored stays so across exec.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    # nohup(1) and an init do the same with this one; a handler of ours is gone in what the tests start.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.hookimpl(optionalhook=True)

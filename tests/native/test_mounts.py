@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox import host
 from sandbox.plan import Attach, Extract, Fuse, Image, Mkdir, Overlay, Scratch, Tmpfs, Tree
 from sandbox.plan_types import Mode
 from tests.native import only
@@ -28,9 +29,12 @@ def test_overlay_of_a_directory(native):
         Attach(3, below("d"), 6),
         Attach(1, at(native.disk), 7),
     ]
-    script = f"""cd $T/d && echo x >f && rm -r sub && ls && cat {native.disk}/f; ls -A $T
+    # A tmpfs that holds no user.* attributes has no marks for what is hidden: EIO.
+    hides = native.mode != Mode.USERNS or host.probe().kernel >= host.TMPFS_USER_XATTR
+    script = f"""cd $T/d && echo x >f && {"rm -r sub" if hides else "rm sub/*"} && ls && cat {native.disk}/f; ls -A $T
         grep -c layers /proc/self/mountinfo"""
-    native.check(native.plan(*steps, sources=(source(native.tree),)), script, "broken\nf\ntool\nhello\nd\n0\n", 1)
+    shown = "broken\nf\n" + ("" if hides else "sub\n") + "tool\n"
+    native.check(native.plan(*steps, sources=(source(native.tree),)), script, f"{shown}hello\nd\n0\n", 1)
     assert (native.tree / "f").read_text() == "hello\n"
 
 

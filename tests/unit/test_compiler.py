@@ -110,6 +110,11 @@ def test_old_kernels_copy_where_an_overlay_cannot_be():
     assert only(old, plan.Extract)[0].argv[0] == b"/copier"
     scratch = Source(SourceKind.DIRECTORY, b"/disk", 3, 4)
     assert only(build(Spec((b"x",)), [item], machine=host((6, 1)), scratch=scratch), plan.Overlay)
+    served = [material(tree(kind), Treatment.FUSE) for kind in (TreeKind.STATIC, TreeKind.DYNAMIC)]
+    old = build(Spec((b"x",)), served, machine=host((6, 1)))
+    assert not only(old, plan.Overlay)
+    assert len(only(old, plan.Fuse)) == len(only(old, plan.Extract)) == 1
+    assert only(build(Spec((b"x",)), served, machine=host((6, 6))), plan.Overlay)
     assert only(build(Spec((b"x",)), [item], mode=Mode.ROOT, machine=host((5, 12), 0)), plan.Overlay)
 
 

@@ -252,6 +252,7 @@ impl Child<'_> {
             let procdirs = fstat(&self.prepared.home.procdirs).doing("look at", &path)?;
             check_target(target.as_fd(), &procdirs, &path)?;
         }
+        self.before_covering(place.path)?;
         let mount = self.mount(slot)?;
         // New mounts are private, which is safer than slave; one that has all attributes needs nothing.
         if attrs & !mount.attrs != 0 {

@@ -102,6 +102,11 @@ impl Child<'_> {
         Ok(Layers { parent, root, names: Vec::new() })
     }
 
+    /// What was attached for a moment goes by way of /proc: umount(2) takes no descriptor.
+    pub fn before_covering(&mut self, path: &[u8]) -> Outcome<()> {
+        if path == b"/proc" { self.remove_layers() } else { Ok(()) }
+    }
+
     /// Detach what was attached for a moment; nothing of it is left for the command.
     pub fn remove_layers(&mut self) -> Outcome<()> {
         for (directory, name) in core::mem::take(&mut self.texts) {

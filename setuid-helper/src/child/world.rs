@@ -186,6 +186,7 @@ impl Child<'_> {
             let procdirs = fstat(&self.prepared.home.procdirs).doing("look at", path)?;
             check_target(fd.as_fd(), &procdirs, path)?;
         }
+        self.before_covering(path)?;
         self.cover(fd.as_fd(), &printable(path).into_bytes())
     }
 }
