@@ -90,11 +90,18 @@ _CORE = (
     Session("e2e-user", ("tests/e2e/test_cgroups.py", "-k", "native-userns and (hog or processors)"), as_user=True),
 )
 
+# A compiler that works in an emulated machine takes minutes.
+_LONG = "test_examples or compiler_from_a_wheel or test_workloads"
 # The whole suite, in parts, and over how many machines each is dealt. Unit tests ask nothing of a kernel.
 _WHOLE = {
     "conformance": ("the whole conformance of the native engine", 4, ("tests/conformance", "-k", "native")),
     "python": ("the whole conformance of the Python engine", 3, ("tests/conformance", "-k", "python")),
-    "e2e": ("all of tests/e2e and tests/native", 14, ("tests/e2e", "tests/native")),
+    "e2e": (
+        "tests/e2e and tests/native but for what follows",
+        20,
+        ("tests/e2e", "tests/native", "-k", f"not ({_LONG})"),
+    ),
+    "workloads": ("compilers, and projects that they make, of tests/e2e", 4, ("tests/e2e", "-k", _LONG)),
     "attacks": ("all attacks", 6, ("tests/attack",)),
 }
 
@@ -265,7 +272,7 @@ _BY_NAME = (
             f"{what} on {kernel}",
             kernel=kernel,
             sessions=lanes(part, *args),
-            downloads=part == "e2e",
+            downloads=part in ("e2e", "workloads"),
             shares=shares,
             timeout=1800,
         )
