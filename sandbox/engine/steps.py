@@ -10,7 +10,7 @@ from typing import Any
 import prctl
 
 from sandbox import fsops
-from sandbox.engine import Launch, fence, isolation, loop, newroot, overlays, rlimits, trouble
+from sandbox.engine import Launch, fence, isolation, loop, newroot, overlays, programs, rlimits, trouble
 from sandbox.engine import syscalls as sys
 from sandbox.engine.account import Account
 from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, StepError, printable, reason
@@ -45,7 +45,6 @@ from sandbox.plan_types import Base, Place, Propagation, SourceKind
 from sandbox.records import RunRecord
 
 _SAFE = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV
-_BUILDER_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 _PROC_FD = b"/proc/self/fd/%d"
 
 
@@ -203,46 +202,6 @@ class Child:
         options = [(b"ro", None), (b"source", _PROC_FD % self.fds[step.source])]
         self.mounts[step.slot] = sys.make_mount(b"erofs", options, _SAFE | sys.MOUNT_ATTR_RDONLY)
 
-    def fuse(self, step: Fuse) -> None:
-        # The kernel wants /dev/fuse opened in the user namespace that mounts.
-        with fsops.closing(os.open(b"/dev/fuse", os.O_RDWR | os.O_CLOEXEC)) as fd:
-            options: list[tuple[bytes, bytes | None]] = [
-                (b"source", b"sandbox"),
-                (b"fd", b"%d" % fd),
-                (b"rootmode", b"40000"),
-                (b"user_id", b"%d" % self.plan.uid),
-                (b"group_id", b"%d" % self.plan.gid),
-                (b"default_permissions", None),
-            ]
-            self.mounts[step.slot] = sys.make_mount(b"fuse", options, _SAFE | sys.MOUNT_ATTR_RDONLY)
-            argv = [step.program, b"-f", b"-o", b"ro", b"/dev/fd/4", b"/dev/fd/3"]
-            # Reparented to the supervisor, which reaps it; it ends when its mount does.
-            if (middle := os.fork()) == 0:
-                with _exit_always():
-                    _spawn(argv, {3: fd, 4: self.fds[step.source], 1: os.open(os.devnull, os.O_WRONLY)})
-            os.waitpid(middle, 0)
-
-    def extract(self, step: Extract) -> None:
-        with contextlib.ExitStack() as stack:
-            if self.plan.sources[step.source].kind == SourceKind.DIRECTORY:
-                source = stack.enter_context(self.directory(step.source))
-            else:
-                source = self.fds[step.source]
-                os.lseek(source, 0, os.SEEK_SET)
-            output = os.memfd_create("sandbox-message", os.MFD_CLOEXEC)
-            stack.enter_context(fsops.closing(output))
-            root = stack.enter_context(
-                fsops.closing(os.open(b".", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.mounts[step.slot]))
-            )
-            status = os.waitpid(_spawn(list(step.argv), {0: source, 1: output, 3: root}), 0)[1]
-            if status:
-                message = os.pread(output, 4096, 0).decode("utf-8", "replace").strip()
-                code = os.waitstatus_to_exitcode(status)
-                ended = f"exit code {code}" if code >= 0 else f"signal {-code}"
-                raise StepError(
-                    message or f"unpacking {trouble.label(self, step)} failed: its program ended with {ended}"
-                )
-
     # -- where things appear ----------------------------------------------------------------------------------
 
     def open_root(self, path: bytes, flags: int, *, resolve: int = 0) -> int:
@@ -351,8 +310,8 @@ _DO: dict[type[Any], Any] = {
     Tree: Child.tree,
     Image: Child.image,
     Erofs: Child.erofs,
-    Fuse: Child.fuse,
-    Extract: Child.extract,
+    Fuse: programs.fuse,
+    Extract: programs.extract,
     Overlay: overlays.overlay,
     Stack: overlays.stack,
     Attach: Child.attach,
@@ -373,32 +332,6 @@ _DO: dict[type[Any], Any] = {
     Name: Child.elsewhere,
     Label: Child.elsewhere,
 }
-
-
-@contextlib.contextmanager
-def _exit_always() -> Any:
-    try:
-        yield
-    finally:
-        os._exit(0)
-
-
-def _spawn(argv: list[bytes], fds: dict[int, int]) -> int:
-    """Start a program of the plan with these descriptors and a clean environment; its own signals at default."""
-    # Out of the way first: a target number must not overwrite a descriptor that is still to be moved.
-    moved = {target: _above(fd) for target, fd in fds.items()}
-    actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in moved.items()]
-    try:
-        return os.posix_spawn(argv[0], argv, _BUILDER_ENV, file_actions=actions)
-    finally:
-        for fd in moved.values():
-            os.close(fd)
-
-
-def _above(fd: int) -> int:
-    import fcntl
-
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
 
 
 def _checked_place(fd: int, place: Place) -> int:
