@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from sandbox import plan_check
-from sandbox.errors import SandboxError
+from sandbox.errors import SandboxError, UsageError, printable
 from sandbox.plan import (
     OPCODE_OF,
     OPCODES,
@@ -46,6 +46,12 @@ def _pack_bytes(value: bytes) -> bytes:
     return struct.pack("<I", len(value)) + value
 
 
+def _pack_path(value: bytes) -> bytes:
+    if len(value) > MAX_PATH:
+        raise UsageError(f"{printable(value)}: a path of {len(value)} bytes", hint=f"the kernel takes {MAX_PATH}")
+    return _pack_bytes(value)
+
+
 def _pack_record(record: Any) -> bytes:
     kinds = type(record).__annotations__
     return b"".join(_PACK[kinds[name]](value) for name, value in zip(record.fields, record, strict=True))
@@ -59,7 +65,7 @@ _PACK: dict[Any, Callable[[Any], bytes]] = {
     U8: lambda v: struct.pack("<B", v),
     U32: lambda v: struct.pack("<I", v),
     U64: lambda v: struct.pack("<Q", v),
-    Path: _pack_bytes,
+    Path: _pack_path,
     String: _pack_bytes,
     Strings: _pack_list(_pack_bytes),
     Slots: _pack_list(lambda v: struct.pack("<I", v)),

@@ -124,7 +124,12 @@ def test_an_interrupt_waits_until_python_can_take_it(run_sandbox, who, area):
 
 def test_a_long_value_is_not_said_whole(launch):
     """By the command line, and by the engine that cannot execute a name like this."""
-    for words in (["-s", "x" * 5000, "--", "true"], ["--", "x" * 3000]):
+    path = "/" + "x" * 5000
+    for words in (
+        ["-s", "x" * 5000, "--", "true"],
+        ["--", "x" * 3000],
+        *([name, path, "--", "true"] for name in ("--chdir", "--hide", "--tmpfs")),
+    ):
         refused = launch(*words)
         assert refused.returncode in (125, 126, 127)
         assert refused.stderr.startswith("sandbox: ")
