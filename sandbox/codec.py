@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from sandbox import plan_check
-from sandbox.errors import SandboxError, UsageError, printable
+from sandbox.errors import SandboxError, printable
 from sandbox.plan import (
     OPCODE_OF,
     OPCODES,
@@ -48,7 +48,7 @@ def _pack_bytes(value: bytes) -> bytes:
 
 def _pack_path(value: bytes) -> bytes:
     if len(value) > MAX_PATH:
-        raise UsageError(f"{printable(value)}: a path of {len(value)} bytes", hint=f"the kernel takes {MAX_PATH}")
+        raise PlanError(f"{printable(value)}: a path of {len(value)} bytes", hint=f"the kernel takes {MAX_PATH}")
     return _pack_bytes(value)
 
 
