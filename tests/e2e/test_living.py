@@ -47,7 +47,7 @@ def test_it_is_listed_as_long_as_it_lives(live):
     assert told["id"] == facts["id"]
     assert any("the run is called one" in line for line in told["plan"])
     assert "sh" in [process["name"] for process in told["processes"]]
-    assert re.search(r"^age +[0-9]+ s\n(.*\n)+memory +[0-9.]+ MiB$", live("inspect", "one").stdout, re.MULTILINE)
+    assert re.search(r"^age +[0-9]+ s\n(.*\n)+memory +[0-9.]+ [KM]iB$", live("inspect", "one").stdout, re.MULTILINE)
     assert facts["id"][:12] in live("ps").stdout
     assert live("kill", "one").stdout == "one: ended\n"
     assert process.wait(20) == -signal.SIGTERM
