@@ -77,8 +77,8 @@ fn explanation(context: BorrowedFd) -> String {
 pub fn clone_mount(directory: BorrowedFd, recursive: bool, attributes: u64, rights: Rights) -> Result<OwnedFd, Errno> {
     // What mounts hide from the user must not show in a clone without them.
     let recursive = recursive || rights.are_lent();
-    let clone = copy_mount(directory, recursive, rights)?;
     let _raised = rights.raise(MOUNT)?;
+    let clone = open_clone(directory, recursive)?;
     // Before it is attached anywhere: a mount that still belongs to a shared peer group leaks to the host.
     sys::set_mount(clone.as_fd(), attributes)?;
     Ok(clone)
@@ -86,10 +86,14 @@ pub fn clone_mount(directory: BorrowedFd, recursive: bool, attributes: u64, righ
 
 /// A detached clone with the propagation of what it is a clone of: of a mount that this run made, which is private, or
 /// where the propagation is set next.
-pub fn copy_mount(root: BorrowedFd, recursive: bool, rights: Rights) -> Result<OwnedFd, Errno> {
+pub fn copy_mount(root: BorrowedFd, rights: Rights) -> Result<OwnedFd, Errno> {
+    let _raised = rights.raise(MOUNT)?;
+    open_clone(root, false)
+}
+
+fn open_clone(root: BorrowedFd, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-    let _raised = rights.raise(MOUNT)?;
     open_tree(root, "", flags)
 }
 
@@ -189,7 +193,7 @@ impl Child<'_> {
             chownat(&directory, "", Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH)
         });
         own.doing("make a private directory", b"")?;
-        match copy_mount(directory.as_fd(), false, self.prepared.rights) {
+        match copy_mount(directory.as_fd(), self.prepared.rights) {
             // Before Linux 6.15 nothing is cloned that is attached nowhere.
             Err(Errno::INVAL) => {
                 let size = self.prepared.plan.steps.iter().find_map(|step| match *step {

@@ -104,7 +104,7 @@ impl Child<'_> {
             FileType::from_raw_mode(fstat(target).doing("look at", name)?.st_mode) == FileType::Directory;
         let before = if is_directory { &self.empty } else { &self.null };
         let mount = match before {
-            Some(before) => copy_mount(before.as_fd(), false, rights).doing("clone what covers", name)?,
+            Some(before) => copy_mount(before.as_fd(), rights).doing("clone what covers", name)?,
             None if is_directory => self.small_tmpfs("4096", "2", "555", QUIET | MountAttrFlags::MOUNT_ATTR_RDONLY)?,
             None => self.device(NODES[0], READ_ONLY)?,
         };
@@ -131,7 +131,7 @@ impl Child<'_> {
         check_device(&fd, (major, minor), &path)?;
         let flags = (MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC).bits();
         let rights = self.prepared.rights;
-        let clone = copy_mount(fd.as_fd(), false, rights).doing("clone", path.as_bytes())?;
+        let clone = copy_mount(fd.as_fd(), rights).doing("clone", path.as_bytes())?;
         let raised = rights.raise(MOUNT);
         raised
             .and_then(|_raised| sys::make_device_mount(clone.as_fd(), u64::from(flags) | attributes))
