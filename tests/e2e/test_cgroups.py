@@ -144,6 +144,21 @@ def test_who_joins_is_born_in_it(run_sandbox, no_room, identities, engine, mode,
     assert re.fullmatch("0::/\n" if level else r"0::/.*/sandbox-[0-9a-f]{32}\n", done.stdout), done
 
 
+@pytest.mark.parametrize(("engine", "mode"), COMBINATIONS[:4], ids="-".join)
+def test_who_joins_counts(run_sandbox, delegated, identities, engine, mode):
+    """Against the limit of the run, with what the run has; and what was started there ends with it."""
+    modes.require(engine, mode, identities[True])
+    live = Living(run_sandbox, engine, mode)
+    joined = live.start("--isolation", "job", "--pids", "12", "--name", "it")
+    for count, ended in ((2, 0), (20, 2)):
+        script = f"n=0; while [ $n -lt {count} ]; do n=$((n + 1)); sleep 1000 >/dev/null 2>&1 & done; echo all"
+        done = live("exec", "it", "--", "sh", "-c", script)
+        assert (done.returncode, done.stdout) == (ended, "" if ended else "all\n"), done
+    assert "fork" in done.stderr
+    joined.terminate()
+    joined.wait(30)
+
+
 def test_a_memory_hog(run):
     told, done = run(["--memory", "48M", "--timeout", "60"], "head -c 500M /dev/zero | tail; echo survived")
     assert (told["cause"], told["signal"], done.stdout) == ("oom", 9, "")
