@@ -24,7 +24,7 @@ endif
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy --strict sandbox tests/typing
+	$(BIN)/mypy --strict sandbox benchmarks tests/typing
 ifneq ($(HAS_CARGO),)
 	cargo fmt --manifest-path $(CRATE) --check
 	cargo clippy --manifest-path $(CRATE) --all-targets --locked -- -D warnings

@@ -32,7 +32,7 @@ def _level(bench: Bench, engine: Path, level: str) -> Iterator[Figure]:
             bench.environment, ready(str(engine), bench.environment, ["--isolation", level, "--", "/bin/true"], stack)
         )
         box = stack.enter_context(Sandbox(engine="native", isolation=level))  # type: ignore[arg-type]
-        ours, theirs = by_turns([lambda: box.run(["/bin/true"], check=True) and None, bare], runs)
+        ours, theirs = by_turns([lambda: box.run(["/bin/true"], check=True), bare], runs)
     shown = f'Sandbox(isolation="{level}").run(["/bin/true"])'
     yield seconds("api", f"a command from a warm Python, {level}", ours, command=shown)
     yield seconds(

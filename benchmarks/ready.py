@@ -37,7 +37,7 @@ _PROC_MASKED = [
     "timer_list",
     "timer_stats",
 ]
-Attempt = Callable[[], None]
+Attempt = Callable[[], object]
 # Descriptors stand in it as numbers.
 Command = Sequence[str | int]
 

@@ -58,7 +58,8 @@ def rebuilt(stage: Stage) -> Iterator[Figure]:
         launcher.policy(helper.WITH_BUILDER)
         image = area / "zig.sfs"
         _convert(stage.wheel, image, launcher.uid, launcher.gid)
-        remade, first = [], []
+        remade: list[float] = []
+        first: list[float] = []
         for times, flag in ((remade, PlanFlag(0)), (first, PlanFlag.KEEP_IMAGES)):
             for _ in range(2 if stage.user.quick else _REBUILDS):
                 os.utime(image)  # another state of it, so it is made anew
