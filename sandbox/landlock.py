@@ -92,7 +92,8 @@ def compile_alone(builder: "Builder", cwd: bytes) -> None:
 def own_places(builder: "Builder") -> list[tuple[Place, int]]:
     """What was made for this run, and may be used as if there were no fence.
 
-    A rule is for everything beneath, mounts too: a private place that the working directory lies in is not among them.
+    A rule is for everything beneath, mounts too: a private place that the working directory lies in is not among them,
+    nor the working directory where it is a copy.
     """
     from sandbox.level_steps import Proc
     from sandbox.plan import Attach, Part, Tmpfs
@@ -107,7 +108,7 @@ def own_places(builder: "Builder") -> list[tuple[Place, int]]:
         if isinstance(step, Attach) and step.place.base == Base.ROOT:
             if step.slot in scratch or step.place.path in shown:
                 access = READ if step.attrs & Attr.READ_ONLY else READ | WRITE
-                if not builder.workspace.startswith(step.place.path.rstrip(b"/") + b"/"):
+                if not (builder.workspace + b"/").startswith(step.place.path.rstrip(b"/") + b"/"):
                     found.append((Place(Base.ROOT, step.place.path), access))
         elif isinstance(step, Proc):
             found += [(Place(Base.ROOT, b"/proc"), READ | _WRITE_FILE), (Place(Base.ROOT, b"/dev"), READ | _DEVICE)]

@@ -6,6 +6,7 @@ import textwrap
 
 import pytest
 
+from tests.support import modes
 from tests.support.modes import native_engine
 
 COMBINATIONS = [
@@ -95,6 +96,25 @@ def test_nothing_passes(engine, mode, level, run_sandbox, identities, area, requ
     assert {what: answer for what, answer in got.items() if answer not in REFUSED} == {}
     assert sorted(os.listdir(where / "closed")) == ["secret", "socket"]
     assert (where / "closed" / "secret").read_text() == "secret"
+
+
+@pytest.mark.parametrize(("engine", "mode"), [("python", "userns"), ("native", "userns"), ("native", "setuid")])
+def test_a_copy_of_the_workspace_is_no_own_place(engine, mode, run_sandbox, area, identities, request):
+    """Somebody else's directory is copied for a job, and before Linux 6.6 in a user namespace the user's own as well."""
+    if mode == "setuid":
+        run_sandbox.system = request.getfixturevalue("setuid_system")
+    else:
+        modes.require(engine, mode, identities[True])
+    where = area.path / "foreign"
+    for name in ("open", "closed"):
+        (where / name).mkdir(parents=True)
+    script = "echo > made; echo > closed/x; echo > open/x; find . -type f"
+    head = ["run", "--engine", engine, "--mode", mode, "--isolation", "job"]
+    plain = run_sandbox([*head, "--", "sh", "-c", script], as_user=True, cwd=where)
+    fence = ["--allow-read", "/", "--allow-write", "open"]
+    done = run_sandbox([*head, *fence, "--", "sh", "-c", script], as_user=True, cwd=where)
+    assert sorted(plain.stdout.split()) == ["./closed/x", "./made", "./open/x"], plain.stderr
+    assert done.stdout.split() == ["./open/x"], done.stderr
 
 
 @pytest.mark.parametrize("engine", ["python", "native"])
