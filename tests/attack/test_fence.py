@@ -100,7 +100,7 @@ def test_nothing_passes(engine, mode, level, run_sandbox, identities, area, requ
 
 @pytest.mark.parametrize(("engine", "mode"), [("python", "userns"), ("native", "userns"), ("native", "setuid")])
 def test_a_copy_of_the_workspace_is_no_own_place(engine, mode, run_sandbox, area, identities, request):
-    """Somebody else's directory is copied for a job, and before Linux 6.6 in a user namespace the user's own as well."""
+    """A job has one of somebody else's directory, and before Linux 6.6 in a user namespace of the user's own."""
     if mode == "setuid":
         run_sandbox.system = request.getfixturevalue("setuid_system")
     else:
