@@ -6,6 +6,7 @@ import textwrap
 
 import pytest
 
+from sandbox.engine.syscalls import landlock_abi
 from tests.support import modes
 from tests.support.modes import native_engine
 
@@ -59,6 +60,8 @@ PROBE = textwrap.dedent("""
     attempt('signal', lambda: os.kill(int(victim), 0) or 'done')
     attempt('path socket', lambda: connect('closed/socket'))
 """)
+# What an older ABI lets pass, as a person is told.
+GAPS = {3: {"truncate"}, 6: {"abstract", "signal"}}
 REFUSED = {"EACCES", "EPERM", "EXDEV", "ECONNREFUSED", "ESRCH", "EROFS"}
 
 
@@ -93,7 +96,8 @@ def test_nothing_passes(engine, mode, level, run_sandbox, identities, area, requ
     assert len(got) == 21
     assert got.pop("allowed") == "done"
     assert got.pop("path socket") == "done", "no ABI up to 7 stops it, and docs/security.md says so"
-    assert {what: answer for what, answer in got.items() if answer not in REFUSED} == {}
+    passed = {what for what, answer in got.items() if answer not in REFUSED}
+    assert passed <= {what for since, gaps in GAPS.items() if landlock_abi() < since for what in gaps}, got
     assert sorted(os.listdir(where / "closed")) == ["secret", "socket"]
     assert (where / "closed" / "secret").read_text() == "secret"
 

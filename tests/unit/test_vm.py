@@ -52,17 +52,20 @@ def test_a_mode_fails_as_a_whole_or_by_feature():
 
 
 def test_a_variant_is_dealt_over_machines(request):
-    whole = Variant("x", "", sessions=lanes("a", "tests/unit/test_vm.py"), shares=2)
+    whole = Variant("x", "", sessions=lanes("a", "tests/unit", by="file"), shares=2)
     machines = whole.dealt()
     assert [machine.name for machine in machines] == ["x/1", "x/2"]
-    dealt = []
+    dealt, files = [], []
     for session in (session for machine in machines for session in machine.sessions):
         command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *session.args]
         listed = subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True, check=True).stdout
-        dealt += [line for line in listed.splitlines() if "::" in line]
+        dealt += (mine := [line for line in listed.splitlines() if "::" in line])
+        files.append({line.partition("::")[0] for line in mine})
     assert len(dealt) == len(set(dealt)) > 30
+    assert not files[0] & files[1], "what one machine runs at once is of different files"
+    assert all(files)
     assert f"tests/unit/test_vm.py::{request.node.name}" in dealt
-    assert matrix.by_name("e2e-6.1/2").sessions[0].args[:4] == ("-p", "tests.vm.share", "--share", "2/40")
+    assert matrix.by_name("e2e-6.1/2").sessions[0].args[2:6] == ("--share", "2/20", "--file-lane", "1/2")
 
 
 def test_machines_of_a_variant_are_reported_together():

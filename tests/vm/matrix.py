@@ -271,7 +271,7 @@ _BY_NAME = (
             f"{part}-{kernel}",
             f"{what} on {kernel}",
             kernel=kernel,
-            sessions=lanes(part, *args),
+            sessions=lanes(part, *args, by="test" if "tests/conformance" in args else "file"),
             downloads=part in ("e2e", "workloads"),
             shares=shares,
             timeout=1800,

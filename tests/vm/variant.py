@@ -17,7 +17,7 @@ class Session(NamedTuple):
     lane: int = 0
 
     def share(self, number: int, of: int) -> "Session":
-        """With every `of`-th of its tests, as tests/vm/share.py deals them."""
+        """With the part of its tests that tests/vm/share.py deals a machine."""
         return self._replace(args=("-p", "tests.vm.share", "--share", f"{number}/{of}", *self.args))
 
     def data(self, env: Mapping[str, str]) -> dict[str, Any]:
@@ -25,9 +25,12 @@ class Session(NamedTuple):
         return {**self._asdict(), "env": env}
 
 
-def lanes(name: str, *args: str) -> tuple[Session, Session]:
-    """Tests for both lanes of the machines of a variant with `shares`: each session of it has its own part of them."""
-    return Session(name, args), Session(f"{name}-beside", args, lane=1)
+def lanes(name: str, *args: str, by: str = "test") -> tuple[Session, Session]:
+    """Tests of a variant with `shares`, half for each lane. By "file" where no two of one may run at once, as with
+    `pytest -n 2 --dist loadfile`: root sees what both lanes run.
+    """
+    first, second = ((f"--{by}-lane", f"{number}/2", *args) for number in (1, 2))
+    return Session(name, first), Session(f"{name}-beside", second, lane=1)
 
 
 # The table's own lines; every variant begins with them.
@@ -48,7 +51,7 @@ class Variant(NamedTuple):
     `downloads`: whether what the tests take from PyPI and Debian is in the machine.
     `timeout`: when the machine counts as hung, in seconds. `default`: part of `make test-vm` without VM=, in half
     an hour.
-    `shares`: over how many machines the tests of its sessions, which are alike, are dealt: each takes minutes.
+    `shares`: over how many machines the tests of each session are dealt, so that each machine takes minutes.
     """
 
     name: str
@@ -79,10 +82,7 @@ class Variant(NamedTuple):
         return tuple(
             self._replace(
                 name=f"{self.name}/{number}",
-                sessions=tuple(
-                    session.share(number + lane * self.shares, self.shares * len(self.sessions))
-                    for lane, session in enumerate(self.sessions)
-                ),
+                sessions=tuple(session.share(number, self.shares) for session in self.sessions),
                 shares=1,
             )
             for number in range(1, self.shares + 1)
