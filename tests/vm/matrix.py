@@ -102,7 +102,7 @@ _WHOLE = {
         ("tests/e2e", "tests/native", "-k", f"not ({_LONG})"),
     ),
     "workloads": ("compilers, and projects that they make, of tests/e2e", 4, ("tests/e2e", "-k", _LONG)),
-    "attacks": ("all attacks", 6, ("tests/attack",)),
+    "attacks": ("all attacks", 10, ("tests/attack",)),
 }
 
 _TOO_OLD = dict.fromkeys((*MODES, INSTALL), "sandbox needs 5.12")
