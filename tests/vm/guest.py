@@ -106,7 +106,7 @@ def start(session: dict, *, delegated: bool) -> tuple[dict, subprocess.Popen]:
         "--durations=12",
         f"--junit-xml={RESULTS}/{name}.xml",
     ]
-    command = [f"{PLACE}/.venv/bin/python", "-m", "pytest", "-v", *junit, *session["args"]]
+    command = [f"{PLACE}/.venv/bin/python", "-m", "pytest", "-v", "--no-header", *junit, *session["args"]]
     if user:
         command = ["setpriv", "--reuid", USER, "--regid", USER, "--init-groups", *command]
         if delegated:
