@@ -10,6 +10,7 @@ import os
 import struct
 from collections.abc import Callable
 
+from sandbox import bpf
 from sandbox.errors import HostError, UsageError
 from sandbox.record import Record
 
@@ -22,12 +23,11 @@ _NOTIF_RECV, _NOTIF_SEND = 0xC0502100, 0xC0182101
 _NOTIFICATION = struct.Struct("=QII")
 _DATA = struct.Struct("=iIQ6Q")
 _RESPONSE = struct.Struct("=QqiI")
-_INSTRUCTION = struct.Struct("=HBBI")
 # How many different calls are told apart: the job chooses the numbers.
 _MOST = 256
 
 # linux/filter.h: class in bits 0-2; for arithmetic and jumps the operation in bits 4-7, and bit 3 for X instead of K.
-_RET_K, _RET_A, _LD_ABS, _JMP, _ALU, _X = 0x06, 0x16, 0x20, 0x05, 0x04, 0x08
+_RET_A, _JMP, _ALU, _X = 0x16, 0x05, 0x04, 0x08
 _ARITHMETIC: dict[int, Callable[[int, int], int]] = {
     0x00: operator.add,
     0x10: operator.sub,
@@ -61,12 +61,12 @@ def asking(words: tuple[int, ...]) -> tuple[int, ...]:
     """The same filter, which asks where it would give an errno. Raises UsageError where that cannot be."""
     made = []
     for word in words:
-        code, jt, jf, k = _INSTRUCTION.unpack(word.to_bytes(8, "little"))
+        code, jt, jf, k = bpf.unpacked(word)
         if code == _RET_A:
             raise UsageError("--audit: this filter computes its answers", hint="leave one of --audit and --seccomp out")
-        if code == _RET_K and k & ACTION == _RET_ERRNO:
+        if code == bpf.RET_K and k & ACTION == _RET_ERRNO:
             k = _RET_USER_NOTIF
-        made.append(int.from_bytes(_INSTRUCTION.pack(code, jt, jf, k), "little"))
+        made.append(bpf.packed(code, jt, jf, k))
     # By which the asked end is handed over.
     if judge(words, call("sendmsg")) & ACTION != _RET_ALLOW:
         raise UsageError("--audit: this filter refuses sendmsg, which it is set up with", hint="allow sendmsg in it")
@@ -86,10 +86,10 @@ def judge(words: tuple[int, ...], data: bytes) -> int:
     memory = [0] * 16
     at = 0
     while True:
-        code, jt, jf, k = _INSTRUCTION.unpack(words[at].to_bytes(8, "little"))
+        code, jt, jf, k = bpf.unpacked(words[at])
         at += 1
-        if code in (_RET_K, _RET_A):
-            return int(k if code == _RET_K else a)
+        if code in (bpf.RET_K, _RET_A):
+            return int(k if code == bpf.RET_K else a)
         if code & 7 == _JMP:
             if code & 0xF0 == 0:
                 at += k

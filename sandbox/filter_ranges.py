@@ -4,18 +4,17 @@ libseccomp has a comparison for every system call. What a launch pays for a filt
 translates and compiles every instruction (bpf_prog_create_from_user, kernel/seccomp.c).
 """
 
-import struct
 from collections.abc import Iterator
 
-_INSTRUCTION = struct.Struct("<HBBI")
+from sandbox import bpf
+from sandbox.bpf import JA, RET_K, Instruction
+
 # linux/filter.h, and the offsets in struct seccomp_data (seccomp(2)).
-_LOAD, _RET_K, _JA, _JEQ, _JGT, _JGE = 0x20, 0x06, 0x05, 0x15, 0x25, 0x35
+_LOAD, _JEQ, _JGT, _JGE = 0x20, 0x15, 0x25, 0x35
 _NUMBER, _ARCHITECTURE = 0, 4
 _MOST, _FURTHEST = 0xFFFFFFFF, 0xFF
 _COMPARED = {_JEQ: lambda a, k: a == k, _JGT: lambda a, k: a > k, _JGE: lambda a, k: a >= k}
 
-# code, jt, jf, k
-_Instruction = tuple[int, int, int, int]
 # Of the new program: an instruction of the old one by its index, or one that is not there yet.
 _Label = tuple[str, int]
 
@@ -29,28 +28,27 @@ def compacted(words: tuple[int, ...]) -> tuple[int, ...]:
 
     `words`: instructions as a plan carries them, of a filter for one architecture.
     """
-    program: list[_Instruction] = [_INSTRUCTION.unpack(word.to_bytes(8, "little")) for word in words]
     try:
-        made = _Ranges(program).assembled()
+        made = _Ranges([*map(bpf.unpacked, words)]).assembled()
     except _NotKnownError:
         return words
-    short = tuple(int.from_bytes(_INSTRUCTION.pack(*instruction), "little") for instruction in made)
+    short = tuple(bpf.packed(*instruction) for instruction in made)
     return min(short, words, key=len)
 
 
 class _Ranges:
-    def __init__(self, program: list[_Instruction]) -> None:
+    def __init__(self, program: list[Instruction]) -> None:
         self.program = program
         # Load the architecture, jump where it is another, go on with the number: how libseccomp begins.
         if [step[:2] for step in program[:3]] != [(_LOAD, 0), (_JEQ, 0), (_LOAD, 0)] or program[0][3] != _ARCHITECTURE:
             raise _NotKnownError
         self.returns: dict[int, int] = {}
         for index, (code, _, _, k) in enumerate(program):
-            if code == _RET_K:
+            if code == RET_K:
                 self.returns.setdefault(k, index)
-        self.made: list[tuple[_Instruction, tuple[_Label, ...]]] = []
+        self.made: list[tuple[Instruction, tuple[_Label, ...]]] = []
 
-    def assembled(self) -> list[_Instruction]:
+    def assembled(self) -> list[Instruction]:
         ranges = list(self._ranges())
         foreign = self._target(2 + self.program[1][2])
         self._emit(self.program[0])
@@ -84,13 +82,13 @@ class _Ranges:
         known = False
         while True:
             code, jt, jf, k = self.program[at]
-            if code == _RET_K:
+            if code == RET_K:
                 return self.returns[k]
             if code == _LOAD and k == _NUMBER:
                 known, at = True, at + 1
             elif code == _LOAD and k > _ARCHITECTURE and known:
                 return at
-            elif code == _JA:
+            elif code == JA:
                 at += 1 + k
             elif known and code in _COMPARED:
                 at += 1 + (jt if _COMPARED[code](number, k) else jf)
@@ -118,9 +116,9 @@ class _Ranges:
 
     def _following(self, index: int) -> tuple[int, ...]:
         code, jt, jf, k = self.program[index]
-        if code == _RET_K:
+        if code == RET_K:
             return ()
-        if code == _JA:
+        if code == JA:
             return (index + 1 + k,)
         return (index + 1 + jt, index + 1 + jf) if _is_jump(self.program[index]) else (index + 1,)
 
@@ -130,18 +128,18 @@ class _Ranges:
         labels: list[_Label] = [("old", target) for target in after] if _is_jump(self.program[index]) else []
         self._emit(self.program[index], *labels)
 
-    def _emit(self, instruction: _Instruction, *targets: _Label) -> None:
+    def _emit(self, instruction: Instruction, *targets: _Label) -> None:
         self.made.append((instruction, targets))
 
-    def _resolved(self, place: int, places: dict[_Label, int]) -> _Instruction:
+    def _resolved(self, place: int, places: dict[_Label, int]) -> Instruction:
         (code, jt, jf, k), targets = self.made[place]
         offsets = [places.get(label, label[1]) - place - 1 for label in targets]
         if max(offsets, default=0) > _FURTHEST:
             raise _NotKnownError
-        if code == _JA:
+        if code == JA:
             return code, 0, 0, offsets[0]
         return (code, offsets[0], offsets[1], k) if offsets else (code, jt, jf, k)
 
 
-def _is_jump(instruction: _Instruction) -> bool:
-    return instruction[0] & 7 == _JA & 7
+def _is_jump(instruction: Instruction) -> bool:
+    return instruction[0] & 7 == JA & 7

@@ -89,7 +89,6 @@ def look(mode: Mode, level: str) -> Private:
 
 
 @functools.cache
-@functools.cache
 def takes_frames(slirp: bytes) -> bool:
     """Whether this slirp4netns, if it is one, takes frames from a socket. Nothing else need not enter the namespace."""
     if not slirp:

@@ -13,9 +13,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from sandbox import fsops, given
+from sandbox import bpf, fsops, given
 from sandbox.errors import HostError, UsageError, printable
-from sandbox.filter_ranges import compacted
 
 # In the order of the manual's sections, roughly; names that a processor or libseccomp does not have are passed over.
 _ALLOWED = """
@@ -65,8 +64,7 @@ _FAMILIES = (1, 2, 10, 16)
 # The kernel looks at the low 32 bits of an int only (CVE-2019-10063): so does the filter.
 _LOW = 0xFFFFFFFF
 # linux/filter.h
-_RET_K, _JA, _RET_ALLOW, _RET_LOG = 0x06, 0x05, 0x7FFF0000, 0x7FFC0000
-_INSTRUCTION = struct.Struct("<HBBI")
+_RET_ALLOW, _RET_LOG = 0x7FFF0000, 0x7FFC0000
 
 
 def compile_filter(allowed: tuple[bytes, ...]) -> tuple[int, ...]:
@@ -74,6 +72,8 @@ def compile_filter(allowed: tuple[bytes, ...]) -> tuple[int, ...]:
 
     Raises UsageError for a call that does not exist, HostError without libseccomp.
     """
+    from sandbox.filter_ranges import compacted  # a launch whose filter is kept has no use for it
+
     try:
         library = bindings()
     except (ImportError, RuntimeError, OSError) as error:
@@ -142,7 +142,7 @@ def kept(home: int, words: list[str], compiled: Callable[[], tuple[int, ...]]) -
     name = b"seccomp-%016x" % int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:8], "big")
     with contextlib.suppress(OSError):
         data = fsops.read_file(home, name)
-        if data and len(data) % _INSTRUCTION.size == 0:
+        if data and len(data) % bpf.INSTRUCTION.size == 0:
             return _words(data)
     made = compiled()
     with contextlib.suppress(OSError):  # a full disk costs time, not the launch
@@ -192,8 +192,8 @@ def instructions(rules: Any) -> tuple[int, ...]:
 def read_filter(path: bytes) -> tuple[int, ...]:
     """A filter that somebody else compiled: struct sock_filter after struct sock_filter. Raises UsageError."""
     hint = "classic BPF, as seccomp_export_bpf(3) writes it"
-    data = given.read(path, 4096 * _INSTRUCTION.size, option="--seccomp", hint=hint)
-    if not data or len(data) % _INSTRUCTION.size:
+    data = given.read(path, 4096 * bpf.INSTRUCTION.size, option="--seccomp", hint=hint)
+    if not data or len(data) % bpf.INSTRUCTION.size:
         raise UsageError(f"--seccomp: {printable(path)} is not a filter of 1 to 4096 instructions", hint=hint)
     words = _words(data)
     _check_starts(words, path)
@@ -218,15 +218,14 @@ def _check_starts(words: tuple[int, ...], path: bytes) -> None:
 
 
 def _words(data: bytes) -> tuple[int, ...]:
-    return struct.unpack(f"<{len(data) // _INSTRUCTION.size}Q", data)
+    return struct.unpack(f"<{len(data) // bpf.INSTRUCTION.size}Q", data)
 
 
 def joined(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
     """One filter: what the first allows the second decides. There is but one listener for an audit."""
     made = []
     for index, word in enumerate(first):
-        code, jt, jf, k = _INSTRUCTION.unpack(word.to_bytes(8, "little"))
-        if (code, k) == (_RET_K, _RET_ALLOW):
-            code, jt, jf, k = _JA, 0, 0, len(first) - index - 1
-        made.append(int.from_bytes(_INSTRUCTION.pack(code, jt, jf, k), "little"))
+        code, _, _, k = bpf.unpacked(word)
+        is_allowed = (code, k) == (bpf.RET_K, _RET_ALLOW)
+        made.append(bpf.packed(bpf.JA, 0, 0, len(first) - index - 1) if is_allowed else word)
     return (*made, *second)

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from sandbox import auditing, seccomp
+from sandbox import auditing, bpf, filter_ranges, seccomp
 from sandbox.filter_ranges import compacted
 
 _FOREIGN = 0x40000003
@@ -16,12 +16,8 @@ _CALL = struct.Struct("=IIQ6Q")
 _NATIVE = int.from_bytes(auditing.call("execve")[4:8], "little")
 
 
-def _instruction(code, jt, jf, k):
-    return int.from_bytes(struct.pack("<HBBI", code, jt, jf, k), "little")
-
-
-_HEAD = (_instruction(0x20, 0, 0, 4), _instruction(0x15, 1, 0, _NATIVE), _instruction(0x06, 0, 0, 0))
-_NUMBER = _instruction(0x20, 0, 0, 0)
+_HEAD = (bpf.packed(0x20, 0, 0, 4), bpf.packed(0x15, 1, 0, _NATIVE), bpf.packed(0x06, 0, 0, 0))
+_NUMBER = bpf.packed(0x20, 0, 0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +25,7 @@ def rules():
     """As libseccomp has them and as a launch has them; the default's, without the exceptions before them."""
     made = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seccomp, "compacted", lambda words: made.append(words) or words)
+        patch.setattr(filter_ranges, "compacted", lambda words: made.append(words) or words)
         seccomp.compile_filter((b"mount",))
     return made[0], compacted(made[0])
 
@@ -51,10 +47,10 @@ def test_every_call_is_answered_alike(rules):
     st.lists(st.tuples(st.integers(0, 0xFFFFFFFF), st.sampled_from([0x15, 0x25, 0x35]), st.integers(1, 3)), max_size=40)
 )
 def test_any_list_of_numbers(comparisons):
-    words = [_HEAD[0], _instruction(0x15, 0, 1 + 2 * len(comparisons), _NATIVE), _NUMBER]
+    words = [_HEAD[0], bpf.packed(0x15, 0, 1 + 2 * len(comparisons), _NATIVE), _NUMBER]
     for number, compares, answer in comparisons:
-        words += [_instruction(compares, 0, 1, number), _instruction(0x06, 0, 0, answer)]
-    before = (*words, _instruction(0x06, 0, 0, 0x7FFF0000))
+        words += [bpf.packed(compares, 0, 1, number), bpf.packed(0x06, 0, 0, answer)]
+    before = (*words, bpf.packed(0x06, 0, 0, 0x7FFF0000))
     after = compacted(before)
     assert len(after) <= len(before)
     numbers = {number for told, _, _ in comparisons for number in (told - 1, told, told + 1)} | {0, 0xFFFFFFFF}
@@ -66,16 +62,16 @@ def test_any_list_of_numbers(comparisons):
 @pytest.mark.parametrize(
     "words",
     [
-        (_instruction(0x06, 0, 0, 0x7FFF0000),),
+        (bpf.packed(0x06, 0, 0, 0x7FFF0000),),
         # Another architecture goes on, and this one ends.
-        (_HEAD[0], _instruction(0x15, 4, 0, _NATIVE), _NUMBER, *[_instruction(0x15, 0, 1, 1), _HEAD[2]] * 3),
+        (_HEAD[0], bpf.packed(0x15, 4, 0, _NATIVE), _NUMBER, *[bpf.packed(0x15, 0, 1, 1), _HEAD[2]] * 3),
         # The number is changed before it is compared.
         (
             _HEAD[0],
-            _instruction(0x15, 0, 3, _NATIVE),
+            bpf.packed(0x15, 0, 3, _NATIVE),
             _NUMBER,
-            _instruction(0x54, 0, 0, 1),
-            *[_instruction(0x15, 0, 1, 1), _HEAD[2]] * 2,
+            bpf.packed(0x54, 0, 0, 1),
+            *[bpf.packed(0x15, 0, 1, 1), _HEAD[2]] * 2,
         ),
     ],
 )
