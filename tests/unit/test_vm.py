@@ -2,18 +2,19 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.vm import initrd, matrix, report, results
+from tests.vm import initrd, kept, matrix, report, results
 from tests.vm.variant import Variant, lanes
 
 _JUNIT = b"""<testsuites><testsuite name="expectations">
-<testcase classname="t" name="test_mode[userns-scratch]">
+<testcase classname="tests.vm.expectations" name="test_mode[userns-scratch]">
 <properties><property name="line" value="sandbox: off"/></properties></testcase>
-<testcase classname="t" name="test_mode[root-scratch]"/>
-<testcase classname="t" name="test_mode[setuid-scratch]"><failure message="wrong"/></testcase>
-<testcase classname="t" name="test_kernel[statmount]">
+<testcase classname="tests.vm.expectations" name="test_mode[root-scratch]"/>
+<testcase classname="tests.vm.expectations" name="test_mode[setuid-scratch]"><failure message="wrong"/></testcase>
+<testcase classname="tests.vm.expectations" name="test_kernel[statmount]">
 <properties><property name="kernel feature" value="works"/></properties></testcase>
 <testcase classname="t" name="other"><skipped message="no|reason"/></testcase>
 </testsuite></testsuites>"""
@@ -25,9 +26,8 @@ def _found(exit_code: int = 1) -> results.Found:
         "expectations.xml": _JUNIT,
         "kernel": b"6.1.0",
         "booted": b"9.0",
-        "took": b"222 266\n",
     }
-    return results.read(files)
+    return results.read(files)._replace(took=("222", "266"), commit="abc")
 
 
 def test_names_are_unique_and_kernels_known():
@@ -71,8 +71,9 @@ def test_a_variant_is_dealt_over_machines(request):
 def test_machines_of_a_variant_are_reported_together():
     whole = results.together([_found(0), _found()])
     assert (whole.machines, whole.took, whole.sessions[0].code) == (2, ("444", "532"), 1)
-    assert whole.sessions[0].count("failed") == 2
-    few = results.together([results.read({"e2e.exit": b"0 1.0", "took": b"1 2"})])
+    assert whole.sessions[0].counts() == (6, 2, 2)
+    assert whole.commit == "abc"
+    few = results.together([results.read({"e2e.exit": b"0 1.0"})._replace(took=("1", "2"))])
     assert (
         f"tests/e2e and tests/native but for what follows on 6.1 (1 of {matrix.by_name('e2e-6.1').shares} machines)"
         in report.page({"e2e-6.1": few})
@@ -81,9 +82,35 @@ def test_machines_of_a_variant_are_reported_together():
 
 def test_results_are_read():
     session = _found().sessions[0]
-    assert [session.count(state) for state in ("passed", "failed", "skipped")] == [3, 1, 1]
+    assert session.counts() == (3, 1, 1)
     assert session.failed
+    assert [case.name for case in session.cases if "other" in case.name] == [], "only its reason is kept"
     assert results.read({}).sessions == ()
+
+
+def test_what_is_written_is_read_again():
+    assert results.load(results.dump(_found())) == _found()
+
+
+def test_the_page_is_made_of_the_results():
+    page = Path(report.__file__).parents[2] / "docs/compatibility.md"
+    assert page.read_text() == report.page(kept.found()), "python -m tests.vm --docs"
+
+
+def test_the_newest_result_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "_PROJECT", tmp_path / "found")
+    monkeypatch.setattr(kept.store, "directory", lambda: tmp_path / "store")
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found/gone.json").write_text("of no machine")
+    kept.keep("6.1", _found())
+    kept.keep("e2e-6.1/2", _found())
+    kept.take()
+    assert {*kept.found()} == {"6.1", "e2e-6.1"}
+    assert not (tmp_path / "found/gone.json").exists()
+    newer = kept.found()["6.1"]._replace(when="9999", kernel="9")
+    kept._write(tmp_path / "found/6.1.json", newer)
+    kept.take()
+    assert kept.found()["6.1"].kernel == "9"
 
 
 def test_a_session_that_ended_badly_without_a_failed_case_failed():
@@ -98,7 +125,7 @@ def test_the_page():
     assert "- userns-max-0, userns: `sandbox: off`" in page
     assert "| 6.12 | Debian 13's kernel | not run | - | - | - | - |" in page
     assert "- no|reason (userns-max-0)" in page
-    assert "| userns-max-0 | yes | 9.0 | 222 | 266 |" in page
+    assert "| userns-max-0 | yes | 9.0 | 222 | 266 | abc |" in page
     assert "The default matrix, 1 machines: 4 minutes." in page
 
 
@@ -110,12 +137,15 @@ def test_the_archive_of_the_first_programs():
     assert data.rstrip(b"\0").endswith(b"TRAILER!!!")
 
 
-_TABLES = b"""<testsuites><testsuite name="x"><testcase classname="h" name="test_home[ext4-root]"/>
-<testcase classname="h" name="test_home[xfs-userns]"><failure message="no"/></testcase>
-<testcase classname="h" name="test_job[tmpfs-root]"/><testcase classname="h" name="test_job[tmpfs-setuid]"/>
-<testcase classname="h" name="test_job[tmpfs-userns]"/><testcase classname="h" name="test_job_that_writes[tmpfs]">
+_TABLES = b"""<testsuites><testsuite name="x"><testcase classname="tests.vm.homes" name="test_home[ext4-root]"/>
+<testcase classname="tests.vm.homes" name="test_home[xfs-userns]"><failure message="no"/></testcase>
+<testcase classname="tests.vm.homes" name="test_job[tmpfs-root]"/>
+<testcase classname="tests.vm.homes" name="test_job[tmpfs-setuid]"/>
+<testcase classname="tests.vm.homes" name="test_job[tmpfs-userns]"/>
+<testcase classname="tests.vm.homes" name="test_job_that_writes[tmpfs]">
 <properties><property name="line" value="sandbox: cannot show /var/tmp/x as"/></properties></testcase>
-<testcase classname="c" name="test_container[user-native]"><properties><property name="scratch" value="works"/>
+<testcase classname="tests.vm.containers" name="test_container[user-native]">
+<properties><property name="scratch" value="works"/>
 <property name="job" value="sandbox: /var/tmp/sbx-tests-0123abcd/0123abcd/x: no"/></properties></testcase>
 </testsuite></testsuites>"""
 
@@ -146,5 +176,5 @@ def test_every_variant_names_features_that_there_are(monkeypatch):
 
 def test_a_skip_that_nobody_explains():
     assert matrix.explanation("with the Python engine in make soak only")
-    assert _found().skipped() == {"no|reason"}
+    assert _found().reasons == ("no|reason",)
     assert not matrix.explanation("no|reason")

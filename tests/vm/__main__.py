@@ -1,17 +1,16 @@
 """python -m tests.vm [VARIANT...] | --kernel 6.1 [--user] [--systemd] -- PYTEST-ARGUMENTS | --docs
 
-Without arguments: the default matrix. Results are kept; --docs writes docs/compatibility.md from each variant's last.
+Without arguments: the default matrix. Results are kept; --docs takes each machine's last into tests/vm/found and writes
+docs/compatibility.md from what is there.
 """
 
 import argparse
 import os
-import shutil
 import signal
 import sys
 
 from tests.support.install import REPOSITORY
-from tests.vm import machine, matrix, report, results, store
-from tests.vm.results import Found
+from tests.vm import kept, machine, matrix, report, results, store
 from tests.vm.variant import EXPECTATIONS, Session, Variant
 
 _SELECTION = "selection"
@@ -26,7 +25,8 @@ def main() -> int:
     if options.refresh:
         store.clear()
     if options.docs:
-        (REPOSITORY / "docs/compatibility.md").write_text(report.page(_kept()))
+        kept.take()
+        (REPOSITORY / "docs/compatibility.md").write_text(report.page(kept.found()))
         return 0
     if selection:
         return run(_selection(options, selection), verbose=options.verbose)
@@ -77,9 +77,10 @@ def _selection(options: argparse.Namespace, arguments: list[str]) -> Variant:
 
 def run(variant: Variant, *, verbose: bool) -> int:
     """Boot it and say how it went; what failed is shown with its log. A run that came to its end is kept."""
-    suite = matrix.KERNELS[variant.kernel]
+    suite, commit = matrix.KERNELS[variant.kernel], kept.commit()
     outcome = machine.boot(suite, variant.cmdline, variant.job(), timeout=variant.timeout)
-    found = results.read(outcome.files)
+    took = (f"{outcome.seconds:.0f}", f"{outcome.processor:.0f}")
+    found = results.read(outcome.files)._replace(took=took, commit=commit)
     failed = [session for session in found.sessions if session.failed]
     for session in found.sessions if verbose else failed:
         print(outcome.files.get(f"{session.name}.log", b"").decode(errors="replace"), flush=True)
@@ -87,36 +88,14 @@ def run(variant: Variant, *, verbose: bool) -> int:
         print(outcome.console[-8000:], flush=True)
     for session in found.sessions:
         print(f"vm: {variant.name}/{session.name}: {session.summary()}")
-    unexplained = [reason for reason in sorted(found.skipped()) if not matrix.explanation(reason)]
+    unexplained = [reason for reason in found.reasons if not matrix.explanation(reason)]
     for reason in unexplained if variant.name != _SELECTION else ():
         print(f"vm: {variant.name}: skipped, and nobody says why that is right: {reason}")
-    took = f"up in {found.booted} s, {outcome.seconds:.0f} s in all, {outcome.processor:.0f} s of processor time"
-    print(f"vm: {variant.name}: {outcome.why or f'Linux {found.kernel}'}, {took}", flush=True)
+    times = f"up in {found.booted} s, {took[0]} s in all, {took[1]} s of processor time"
+    print(f"vm: {variant.name}: {outcome.why or f'Linux {found.kernel}'}, {times}", flush=True)
     if not outcome.why and variant.name != _SELECTION:
-        _keep(variant, {**outcome.files, "took": f"{outcome.seconds:.0f} {outcome.processor:.0f}\n".encode()})
+        kept.keep(variant.name, found)
     return int(bool(outcome.why or failed or (unexplained and variant.name != _SELECTION)))
-
-
-def _keep(variant: Variant, files: dict[str, bytes]) -> None:
-    where = store.directory() / "results" / variant.name
-    shutil.rmtree(where, ignore_errors=True)
-    where.mkdir(parents=True)
-    for name, data in files.items():
-        (where / name).write_bytes(data)
-
-
-def _kept() -> dict[str, Found]:
-    kept = {}
-    for variant in matrix.VARIANTS:
-        places = [store.directory() / "results" / machine.name for machine in variant.dealt()]
-        found = [
-            results.read({file.name: file.read_bytes() for file in place.iterdir()})
-            for place in places
-            if place.is_dir()
-        ]
-        if found:
-            kept[variant.name] = results.together(found) if variant.shares > 1 else found[0]
-    return kept
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from tests.vm.variant import Variant
 
 _STATES = {"passed": "works", "failed": "FAILS"}
 # Directories of the tests, which have another name every time.
-_PLACE = re.compile(r"/var/tmp/sbx-tests-[0-9a-f]+(?:/[0-9a-f]{8})?|(?<=/)[0-9a-f]{64}(?=\.sfs)")
+_PLACE = re.compile(r"/var/tmp/(?:sbx-tests|sandbox-proof)-[0-9a-f]+(?:/[0-9a-f]{8})?|(?<=/)[0-9a-f]{64}(?=\.sfs)")
 _HEAD = """# Where it runs
 
 Made by `make test-vm` from what it found, never by hand: every variant is a machine with a stock Debian kernel
-under qemu (`tests/vm/matrix.py` is the table of them). `python -m tests.vm --docs`
-writes this page from the last results.
+under qemu (`tests/vm/matrix.py` is the table of them). `python -m tests.vm --docs` keeps the last results in
+`tests/vm/found` and writes this page from them.
 """
 _MODES_HEAD = """
 ## Modes
@@ -47,7 +47,8 @@ _TIMES_HEAD = """
 ## Times
 
 Seconds of each machine: until its tests began, in all, and of processor time. Emulated on two processors, of which
-other work on the host took its part; variants that are not part of the default matrix are asked for by name.
+other work on the host took its part; variants that are not part of the default matrix are asked for by name, and one
+that is dealt over several machines has their sums. Last the commit that was tried.
 """
 _SUITES_HEAD = """
 ## Suites
@@ -178,16 +179,23 @@ def _kernels(variants: list[Variant], found: Mapping[str, Found]) -> str:
     return _FEATURES_HEAD + _table(["feature", "since", *(found[variant.name].kernel for variant in shown)], rows)
 
 
+def _asked_for(variant: Variant) -> str:
+    machines = "" if variant.shares == 1 else f", {variant.shares} machines"
+    return "yes" if variant.default else f"by name{machines}"
+
+
 def _times(variants: list[Variant], found: Mapping[str, Found]) -> str:
     rows = [
-        [variant.name, "yes" if variant.default else "by name", found[variant.name].booted, *found[variant.name].took]
+        [variant.name, _asked_for(variant), result.booted, *result.took, result.commit]
         for variant in variants
-        if variant.name in found
+        if (result := found.get(variant.name))
     ]
     default = [found[variant.name].took[0] for variant in variants if variant.default and variant.name in found]
     known = [int(seconds) for seconds in default if seconds.isdigit()]
     total = f"\nThe default matrix, {len(known)} machines: {sum(known) / 60:.0f} minutes.\n" if known else ""
-    return _TIMES_HEAD + _table(["variant", "default", "until the tests", "in all", "processor"], rows) + total
+    return (
+        _TIMES_HEAD + _table(["variant", "default", "until the tests", "in all", "processor", "commit"], rows) + total
+    )
 
 
 def _suites(variants: list[Variant], found: Mapping[str, Found]) -> str:
@@ -195,9 +203,9 @@ def _suites(variants: list[Variant], found: Mapping[str, Found]) -> str:
     reasons: dict[str, list[str]] = {}
     for variant in variants:
         for session in found[variant.name].sessions if variant.name in found else ():
-            counts = [str(session.count(state)) for state in ("passed", "failed", "skipped")]
+            counts = [str(count) for count in session.counts()]
             rows.append([variant.name, session.name, *counts, f"{session.seconds:.0f}"])
-        for reason in sorted(found[variant.name].skipped()) if variant.name in found else ():
+        for reason in found[variant.name].reasons if variant.name in found else ():
             reasons.setdefault(reason, []).append(variant.name)
     skipped = "".join(f"- {_why(reason)} ({', '.join(names)})\n" for reason, names in sorted(reasons.items()))
     return (

@@ -1,0 +1,69 @@
+"""The last result of every machine: this host's, in the store, and the project's, which docs/compatibility.md shows.
+
+Who runs one variant renews its lines only; the rest stay those of whoever ran them, each with its commit.
+"""
+
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.support.install import REPOSITORY
+from tests.vm import matrix, results, store
+from tests.vm.results import Found
+from tests.vm.variant import Variant
+
+_PROJECT = Path(__file__).with_name("found")
+
+
+def commit() -> str:
+    """What is tried, abbreviated; "-dirty" when it is more than that commit."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def keep(machine: str, result: Found) -> None:
+    """As this host's last."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    _write(_of_host(machine), result._replace(when=when))
+
+
+def take() -> None:
+    """What is newer here becomes the project's. Of machines that there are no more nothing stays."""
+    machines = {name: _of_project(name) for variant in matrix.VARIANTS for name in _machines(variant)}
+    for stale in {*_PROJECT.rglob("*.json")} - {*machines.values()}:
+        stale.unlink()
+    for name, ours in machines.items():
+        here = _read(_of_host(name))
+        if here and not ((there := _read(ours)) and there.when >= here.when):
+            _write(ours, here)
+
+
+def found() -> dict[str, Found]:
+    """The project's, by the name of the variant."""
+    by_variant = {}
+    for variant in matrix.VARIANTS:
+        machines = [result for name in _machines(variant) if (result := _read(_of_project(name)))]
+        if machines:
+            by_variant[variant.name] = results.together(machines) if variant.shares > 1 else machines[0]
+    return by_variant
+
+
+def _machines(variant: Variant) -> list[str]:
+    return [machine.name for machine in variant.dealt()]
+
+
+def _of_host(machine: str) -> Path:
+    return store.directory() / f"results/{machine}.json"
+
+
+def _of_project(machine: str) -> Path:
+    return _PROJECT / f"{machine}.json"
+
+
+def _read(path: Path) -> Found | None:
+    return results.load(path.read_text()) if path.exists() else None
+
+
+def _write(path: Path, result: Found) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(results.dump(result))
