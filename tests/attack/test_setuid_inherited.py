@@ -108,8 +108,9 @@ def test_many_descriptors(helper, count):
 
 
 def test_no_room_for_a_descriptor(helper):
-    """All that the limit allows are open: one line, from a helper that can open nothing."""
-    (helper.area / "plan").write_bytes(helper.plan())
+    """All that the limit allows are open: one line, from a helper that can open nothing, or only what it has read."""
+    # More at once than it has read: the image, loop-control and a loop device.
+    (helper.area / "plan").write_bytes(helper.image_plan(helper.roots_source()))
     fill = 'ulimit -n 30; for n in {10..29}; do eval "exec $n</dev/null"; done; exec 3<&0 4<&0 5<&0 6<&0 7<&0'
     script = f"{fill} 8<{helper.area}/plan 9</dev/zero; exec {HELPER} run 8 8 -- true"
     for other in ("8", "9", "7"):

@@ -65,6 +65,7 @@ SKIPS = {
     "--user is root's": "root's variant of the test",
     "needs cargo": "the programs are compiled outside, and make test compiles them",
     "needs rpmbuild": "make rpm and make soak: a package is the same on every kernel",
+    "would be the job's own user": "set-id programs of root's workspace: root's variant of the test",
     "mode setuid has no --as-root": "README: not in mode setuid",
 }
 # Of every part of the suite what takes no longer than a variant may.
@@ -92,6 +93,8 @@ _CORE = (
 
 # A compiler that works in an emulated machine takes minutes.
 _LONG = "test_examples or compiler_from_a_wheel or test_workloads"
+# Those with a launch for every call of another.
+_KILLED = "killed_at"
 # The whole suite, in parts, and over how many machines each is dealt. Unit tests ask nothing of a kernel.
 _WHOLE = {
     "conformance": ("the whole conformance of the native engine", 4, ("tests/conformance", "-k", "native")),
@@ -102,7 +105,8 @@ _WHOLE = {
         ("tests/e2e", "tests/native", "-k", f"not ({_LONG})"),
     ),
     "workloads": ("compilers, and projects that they make, of tests/e2e", 4, ("tests/e2e", "-k", _LONG)),
-    "attacks": ("all attacks", 10, ("tests/attack",)),
+    "attacks": ("attacks but for what follows", 10, ("tests/attack", "-k", f"not {_KILLED}")),
+    "crashes": ("processes that are killed at every call they make", 4, ("tests/attack", "-k", _KILLED)),
 }
 
 _TOO_OLD = dict.fromkeys((*MODES, INSTALL), "sandbox needs 5.12")
