@@ -1,6 +1,6 @@
 """The variants of `make test-vm`: data. Kernel, boot options, what is run in the machine, what must hold in it."""
 
-from tests.vm.variant import EXPECTATIONS, Session, Variant, lanes
+from tests.vm.variant import EXPECTATIONS, MODULES, Session, Variant, lanes
 
 # Name of a kernel here: the suite whose linux-image-amd64 it is.
 KERNELS = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "newest": "sid"}
@@ -275,6 +275,8 @@ _BY_NAME = (
             f"{part}-{kernel}",
             f"{what} on {kernel}",
             kernel=kernel,
+            # Which mount(8) would load, and tests look for.
+            modules=(*MODULES, "btrfs"),
             sessions=lanes(part, *args, by="test" if "tests/conformance" in args else "file"),
             downloads=part in ("e2e", "workloads"),
             shares=shares,
