@@ -8,6 +8,7 @@ import ctypes
 import json
 import os
 import pwd
+import resource
 import signal
 import subprocess
 import sys
@@ -53,6 +54,8 @@ def prepare_as_init() -> None:
     ip link set lo up
     hostname vm
     """)
+    # systemd's, and so what a session on Debian has; an init starts with the kernel's own 4,096.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 524288))
 
 
 def prepare(job: dict) -> None:
