@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -35,6 +36,13 @@ def prepare(system: SetuidSystem) -> None:
     assert system.private is not None
     mounted = system.private.root("sh", "-ec", f"mkdir {IMAGES}; mount -t tmpfs -o mode=755 sbx-tests {IMAGES}")
     assert mounted.returncode == 0, mounted.stderr
+
+
+def can_raise_limits() -> bool:
+    """Whether this kernel, or what holds this machine, lets root have more than a hard limit: CAP_SYS_RESOURCE."""
+    bounding = re.search(r"CapBnd:\t(\w+)", Path("/proc/self/status").read_text())
+    assert bounding is not None
+    return bool(int(bounding[1], 16) >> 24 & 1)
 
 
 def loops() -> list[str]:
