@@ -75,7 +75,7 @@ def test_machines_of_a_variant_are_reported_together():
     assert whole.commit == "abc"
     few = results.together([results.read({"e2e.exit": b"0 1.0"})._replace(took=("1", "2"))])
     assert (
-        f"tests/e2e and tests/native but for what follows on 6.1 (1 of {matrix.by_name('e2e-6.1').shares} machines)"
+        f"tests/e2e and tests/native but for what has its own on 6.1 (1 of {matrix.by_name('e2e-6.1').shares} machines)"
         in report.page({"e2e-6.1": few})
     )
 

@@ -94,6 +94,8 @@ _CORE = (
 
 # A compiler that works in an emulated machine takes minutes.
 _LONG = "test_examples or compiler_from_a_wheel or test_workloads"
+# Variants of their own, below.
+_OWN = "test_cgroups or test_job_bombs or test_cgroup_bombs or test_systemd_scope"
 # Those with a launch for every call of another.
 _KILLED = "killed_at"
 # The whole suite, in parts, and over how many machines each is dealt. Unit tests ask nothing of a kernel.
@@ -101,9 +103,9 @@ _WHOLE = {
     "conformance": ("the whole conformance of the native engine", 4, ("tests/conformance", "-k", "native")),
     "python": ("the whole conformance of the Python engine", 3, ("tests/conformance", "-k", "python")),
     "e2e": (
-        "tests/e2e and tests/native but for what follows",
+        "tests/e2e and tests/native but for what has its own",
         20,
-        ("tests/e2e", "tests/native", "-k", f"not ({_LONG})"),
+        ("tests/e2e", "tests/native", "-k", f"not ({_LONG} or {_OWN})"),
     ),
     "workloads": ("compilers, and projects that they make, of tests/e2e", 4, ("tests/e2e", "-k", _LONG)),
     "attacks": ("attacks but for what follows", 10, ("tests/attack", "-k", f"not {_KILLED}")),
