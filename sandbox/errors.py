@@ -59,6 +59,13 @@ class ArchiveError(SourceError):
     """An archive is damaged, hostile, or of no known kind."""
 
 
+class DamagedError(ArchiveError):
+    """An archive was cut short or changed since it was made."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint="fetch it again, or make it anew")
+
+
 class HostError(SandboxError):
     """This host lacks something that the request needs."""
 

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from sandbox.errors import ArchiveError, printable, reason
+from sandbox.errors import ArchiveError, DamagedError, printable, reason
 from sandbox.images import tarscan, zipdir
 from sandbox.images.formats import Kind
 
@@ -107,7 +107,7 @@ class _Handle:
         try:
             self.library.ffi.read_open_fd(self.archive, fd, _CHUNK)
         except Exception as error:  # libarchive-c's own type
-            raise ArchiveError(_worded(str(error).partition(" (errno")[0])) from None
+            raise _refusal(str(error).partition(" (errno")[0]) from None
 
     def open_stream(self, chunks: Iterator[bytes | memoryview]) -> None:
         ffi = self.library.ffi
@@ -128,7 +128,7 @@ class _Handle:
         try:
             ffi.read_open(self.archive, None, ffi.NO_OPEN_CB, callback, ffi.NO_CLOSE_CB)
         except Exception as error:
-            raise self.failure or ArchiveError(_worded(str(error).partition(" (errno")[0])) from None
+            raise self.failure or _refusal(str(error).partition(" (errno")[0]) from None
 
     def next(self) -> bool:
         result = self.library.next_header(self.archive, self.entry)
@@ -142,7 +142,7 @@ class _Handle:
         if self.failure:
             return self.failure
         said = self.library.error(self.archive) or b"unknown damage"
-        return ArchiveError(_worded(said.decode("utf-8", "replace"), name))
+        return _refusal(said.decode("utf-8", "replace"), name)
 
     def blocks(self, name: bytes = b"") -> Iterator[tuple[int, memoryview]]:
         """The entry's data as (offset, bytes). A view is valid until the next is asked for."""
@@ -159,13 +159,12 @@ class _Handle:
                 yield offset.value, library.view(buffer, size.value, 0x100)  # PyBUF_READ
 
 
-def _worded(said: str, name: bytes = b"") -> str:
+def _refusal(said: str, name: bytes = b"") -> ArchiveError:
     """libarchive's message as the end of a sentence about the archive."""
-    where = f"entry '{printable(name)}' " if name else ""
-    low = said.lower()
-    if "passphrase" in low or "encrypt" in low:
-        return f"{where or 'it '}is encrypted"
-    return f"{where or 'it '}is damaged or truncated: {printable(said)}"
+    where = f"entry '{printable(name)}' " if name else "it "
+    if any(word in said.lower() for word in ("passphrase", "encrypt")):
+        return ArchiveError(f"{where}is encrypted")
+    return DamagedError(f"{where}is damaged or truncated: {printable(said)}")
 
 
 class Reader:
@@ -218,7 +217,7 @@ class Reader:
         for record in self._zip:
             # libarchive's order is that of the offsets, too.
             if not self._handle.next():
-                raise ArchiveError(f"entry '{printable(record.name)}' is damaged or missing")
+                raise DamagedError(f"entry '{printable(record.name)}' is damaged or missing")
             yield self._entry(record)
 
     def _entry(self, record: zipdir.Record | None) -> Raw:
@@ -267,7 +266,7 @@ def _watched(chunks: Iterator[bytes]) -> Iterator[bytes]:
         watcher.feed(chunk)
         yield chunk
     if not watcher.finished:
-        raise ArchiveError("it is truncated: the mark at the end of a tar is missing")
+        raise DamagedError("it is truncated: the mark at the end of a tar is missing")
 
 
 def _plain_tar(fd: int, library: _Library) -> Iterator[bytes]:
@@ -311,8 +310,8 @@ def _gunzip(fd: int) -> Iterator[bytes]:
             if not data.startswith(_GZIP):
                 return  # as gzip does: what follows the last member is not its business
     except zlib.error as error:
-        raise ArchiveError(f"its gzip data is damaged: {error}") from None
-    raise ArchiveError("its gzip data is truncated")
+        raise DamagedError(f"its gzip data is damaged: {error}") from None
+    raise DamagedError("its gzip data is truncated")
 
 
 def _filtered(fd: int, library: _Library) -> Iterator[bytes]:

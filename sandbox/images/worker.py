@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from sandbox import fsops
 from sandbox.engine import syscalls
-from sandbox.errors import ArchiveError, HostError, SandboxError, reason
+from sandbox.errors import ArchiveError, DamagedError, HostError, SandboxError, reason
 from sandbox.images.formats import Kind, detect
 from sandbox.units import size
 
@@ -247,7 +247,7 @@ def _sqfs2tar(fd: int) -> Iterator[Iterator[bytes]]:
             if child.wait() != 0:
                 said.seek(0)
                 text = b" ".join(said.read(1000).split()).decode("utf-8", "replace")
-                raise ArchiveError(f"it is damaged or truncated: {text or 'sqfs2tar failed'}")
+                raise DamagedError(f"it is damaged or truncated: {text or 'sqfs2tar failed'}")
 
         try:
             yield chunks()

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sandbox.errors import ArchiveError, printable
+from sandbox.errors import ArchiveError, DamagedError, printable
 
 _EOCD = struct.Struct("<4s4H2LH")  # 4.3.16
 _EOCD64_LOCATOR = struct.Struct("<4sLQL")  # 4.3.15
@@ -42,7 +42,7 @@ def records(fd: int) -> Iterator[Record]:
         if len(buffer) - at < 1 << 18 and position < end:
             more = os.pread(fd, min(_CHUNK, end - position), position)
             if not more:
-                raise ArchiveError("its directory is truncated")
+                raise DamagedError("its directory is truncated")
             position += len(more)
             buffer, at = buffer[at:] + more, 0
         record, at = _record(buffer, at, shift)
@@ -58,7 +58,7 @@ def _directory(fd: int) -> tuple[int, int, int, int]:
     while at >= 0 and (len(tail) - at < _EOCD.size or at + _EOCD.size + _comment(tail, at) > len(tail)):
         at = tail.rfind(b"PK\x05\x06", 0, at)
     if at < 0:
-        raise ArchiveError("it is truncated: a zip ends with a directory, and there is none")
+        raise DamagedError("it is truncated: a zip ends with a directory, and there is none")
     _, disk, _, _, count, length, offset, _ = _EOCD.unpack_from(tail, at)
     end = base + at
     wide = os.pread(fd, _EOCD64_LOCATOR.size, end - _EOCD64_LOCATOR.size) if end >= _EOCD64_LOCATOR.size else b""
@@ -66,13 +66,13 @@ def _directory(fd: int) -> tuple[int, int, int, int]:
         where = _EOCD64_LOCATOR.unpack(wide)[2]
         record = os.pread(fd, _EOCD64.size, where)
         if len(record) < _EOCD64.size or not record.startswith(b"PK\x06\x06"):
-            raise ArchiveError("its zip64 directory is damaged")
+            raise DamagedError("its zip64 directory is damaged")
         count, length, offset = _EOCD64.unpack(record)[7:10]
         end = where
     elif disk not in (0, 0xFFFF):
         raise ArchiveError("it is one part of a zip in several parts")
     if offset + length > end:
-        raise ArchiveError("its directory is damaged")
+        raise DamagedError("its directory is damaged")
     start = end - length
     return start, length, count, start - offset
 
@@ -85,14 +85,14 @@ def _record(buffer: bytes, at: int, shift: int) -> tuple[Record, int]:
     try:
         fields = _RECORD.unpack_from(buffer, at)
     except struct.error:
-        raise ArchiveError("its directory is truncated") from None
+        raise DamagedError("its directory is truncated") from None
     magic, made_by, flags = fields[0], fields[1], fields[3]
     packed, size, name_len, extra_len, comment_len = fields[8:13]
     attributes, offset = fields[15:17]
     begin = at + _RECORD.size
     stop = begin + name_len + extra_len + comment_len
     if magic != b"PK\x01\x02" or stop > len(buffer):
-        raise ArchiveError("its directory is damaged")
+        raise DamagedError("its directory is damaged")
     name = buffer[begin : begin + name_len]
     if 0xFFFFFFFF in (packed, size, offset):
         size, packed, offset = _zip64(buffer[begin + name_len : begin + name_len + extra_len], size, packed, offset)
@@ -126,7 +126,7 @@ def check_local_name(fd: int, record: Record) -> None:
     """Raises ArchiveError when the entry's own header has another name than the directory says."""
     header = os.pread(fd, 30 + len(record.name), record.offset)
     if len(header) < 30 or not header.startswith(b"PK\x03\x04"):
-        raise ArchiveError(f"entry '{printable(record.name)}' is damaged or missing")
+        raise DamagedError(f"entry '{printable(record.name)}' is damaged or missing")
     length = struct.unpack_from("<H", header, 26)[0]
     if length != len(record.name) or header[30:] != record.name:
         raise ArchiveError(f"entry '{printable(record.name)}' has a different name in its own header")
