@@ -48,7 +48,7 @@ def session_area() -> Iterator[Path]:
     path.mkdir(mode=0o755)
     # Orphans of what the tests start come to this process, where the leak check sees them.
     prctl.set_child_subreaper(1)
-    lock = users.lock_directory(path)
+    lock = users.lock_directory(path, wait=True)
     yield path
     os.close(lock)
     mounted = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(path) in line]

@@ -85,11 +85,13 @@ def unprivileged(home: Path) -> Iterator[Identity]:
         yield Identity(name, entry.pw_uid, entry.pw_gid, supplementary, home)
 
 
-def lock_directory(path: Path) -> int:
-    """A descriptor that holds the directory's lock as long as it is open; OSError when it is held already."""
+def lock_directory(path: Path, *, wait: bool = False) -> int:
+    """A descriptor that holds the directory's lock as long as it is open. Held already: OSError, unless told to `wait`,
+    as its maker is, since another session may just be looking at it (`remove_abandoned`).
+    """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         os.close(fd)
         raise
