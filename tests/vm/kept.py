@@ -33,8 +33,8 @@ def take() -> None:
     for stale in {*_PROJECT.rglob("*.json")} - {*machines.values()}:
         stale.unlink()
     for name, ours in machines.items():
-        here = _read(_of_host(name))
-        if here and not ((there := _read(ours)) and there.when >= here.when):
+        here, there = _read(_of_host(name)), _read(ours)
+        if here and (there is None or there.when < here.when):
             _write(ours, here)
 
 

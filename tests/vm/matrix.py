@@ -96,7 +96,7 @@ _CORE = (
 _LONG = "test_examples or compiler_from_a_wheel or test_workloads"
 # Variants of their own, below.
 _OWN = "test_cgroups or test_job_bombs or test_cgroup_bombs or test_systemd_scope"
-# Those with a launch for every call of another.
+# Tests that launch once for every call a launch makes: minutes each.
 _KILLED = "killed_at"
 # The whole suite, in parts, and over how many machines each is dealt. Unit tests ask nothing of a kernel.
 _WHOLE = {
