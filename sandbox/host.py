@@ -128,11 +128,14 @@ def userns_remedy(error_number: int) -> str:
         return "raise the limit: sysctl user.max_user_namespaces=15000, run as root, or sandbox setuid install"
     if _sysctl("kernel/unprivileged_userns_clone") == "0":
         return "allow them: sysctl kernel.unprivileged_userns_clone=1, run as root, or sandbox setuid install"
-    return forbidden_remedy() or "run as root, or sandbox setuid install; a container needs --cap-add SYS_ADMIN"
+    otherwise = "run as root, or sandbox setuid install; a container needs --cap-add SYS_ADMIN"
+    return forbidden_remedy(", run as root, or sandbox setuid install; a container needs") or otherwise
 
 
-def forbidden_remedy() -> str:
-    """Who stands behind an EPERM or EACCES of a namespace or a mount, as far as the kernel shows it."""
+def forbidden_remedy(confined: str = ", or start the container with") -> str:
+    """Who stands behind an EPERM or EACCES of a namespace or a mount, as far as the kernel shows it. `confined`: what
+    else there is to do where that is an AppArmor profile, up to the option of a container.
+    """
     if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
         return (
             "AppArmor restricts user namespaces: sysctl kernel.apparmor_restrict_unprivileged_userns=0, "
@@ -141,8 +144,7 @@ def forbidden_remedy() -> str:
     # "NAME (enforce)", or "unconfined": proc_pid_attr(5).
     with contextlib.suppress(OSError), open("/proc/self/attr/current") as file:
         if file.read().rstrip("\n\0").endswith("(enforce)"):
-            option = "--security-opt apparmor=unconfined"
-            return f"an AppArmor profile is on: allow it there, or start the container with {option}"
+            return f"an AppArmor profile is on: allow it there{confined} --security-opt apparmor=unconfined"
     with open("/proc/self/status") as file:
         filtered = any(line.split() == ["Seccomp:", "2"] for line in file)
     if filtered:

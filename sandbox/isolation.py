@@ -154,9 +154,13 @@ def ids(spec: Spec, mode: Mode, lane: int = 0) -> tuple[int, int] | None:
     if os.getuid() != 0:
         return None
     if mode is not Mode.ROOT:
+        import prctl
+
+        capable = prctl.cap_effective.sys_admin
+        better = "use --mode root" if capable else "a container needs --cap-add SYS_ADMIN --cap-add NET_ADMIN"
         raise UsageError(
             f"--isolation {spec.isolation} in mode {mode.name.lower()} would run as root's uid",
-            hint="use --mode root, or start it as an ordinary user",
+            hint=f"{better}, or start it as an ordinary user",
         )
     number = FIRST_UID + lane * _PIDS + os.getpid()
     return number, number

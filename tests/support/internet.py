@@ -172,13 +172,20 @@ def _kill_launcher(process: "subprocess.Popen[bytes]") -> None:
     end = time.monotonic() + 30
     while time.monotonic() < end:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        if any("sleep" in Path(f"/proc/{entry}/comm").read_text() for entry in _below(children)):
+        if "sleep" in map(_name, _below(children)):
             break
         time.sleep(0.05)
     gateways = _here(("sandbox-gateway",))
     process.kill()
     for pid in gateways.values():
         os.kill(pid, signal.SIGKILL)
+
+
+def _name(pid: str) -> str:
+    """Of a process that may be gone meanwhile."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 def _below(pids: list[str]) -> list[str]:
@@ -195,8 +202,12 @@ def main(argv: list[str]) -> int:
     world = make(forward="--forward" in options, hidden=[word for word in options if word.startswith("/")])
     prctl.set_child_subreaper(1)
     with subprocess.Popen(command) as process:
-        if "--kill" in options:
-            _kill_launcher(process)
+        try:
+            if "--kill" in options:
+                _kill_launcher(process)
+        except BaseException:
+            process.kill()
+            raise
         code = process.wait()
     if "--tell" in options:
         print(json.dumps(left()), flush=True)

@@ -164,7 +164,7 @@ _PROVEN = (
         "userns-max-0",
         "user namespaces off, by their number",
         sysctls={"user.max_user_namespaces": "0"},
-        fails={"userns": "user.max_user_namespaces=15000"},
+        fails={"userns": "user.max_user_namespaces=15000, run as root, or sandbox setuid install"},
         sessions=(*EXPECTATIONS, _SETUID, _NETWORK),
     ),
 )
@@ -174,7 +174,7 @@ _BY_NAME = (
         "userns-clone-0",
         "user namespaces off, by Debian's switch",
         sysctls={"kernel.unprivileged_userns_clone": "0"},
-        fails={"userns": "kernel.unprivileged_userns_clone=1"},
+        fails={"userns": "kernel.unprivileged_userns_clone=1, run as root, or sandbox setuid install"},
     ),
     Variant(
         "conformance-userns-max-0",
@@ -253,7 +253,7 @@ _BY_NAME = (
         "an AppArmor profile that denies user namespaces",
         kernel="6.12",
         setup=_DENYING,
-        fails={"userns": "an AppArmor profile is on"},
+        fails={"userns": "an AppArmor profile is on: allow it there, run as root, or sandbox setuid install"},
         features=_MOUNTS,
         tools=_APPARMOR_TOOLS,
     ),

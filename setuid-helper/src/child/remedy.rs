@@ -6,6 +6,9 @@ use crate::prelude::*;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
+const CONFINED: &str =
+    "an AppArmor profile is on: allow it there, or start the container with --security-opt apparmor=unconfined";
+
 /// A hint, or nothing.
 pub fn remedy(step: &Step, error: Errno) -> &'static str {
     match (step, error) {
@@ -17,8 +20,10 @@ pub fn remedy(step: &Step, error: Errno) -> &'static str {
             if setting("kernel/unprivileged_userns_clone") == b"0" {
                 return "allow them: sysctl kernel.unprivileged_userns_clone=1, run as root, or sandbox setuid install";
             }
+            let confined = "an AppArmor profile is on: allow it there, run as root, or sandbox setuid install; \
+                            a container needs --security-opt apparmor=unconfined";
             let otherwise = "run as root, or sandbox setuid install; a container needs --cap-add SYS_ADMIN";
-            Some(forbidden()).filter(|why| !why.is_empty()).unwrap_or(otherwise)
+            Some(forbidden(confined)).filter(|why| !why.is_empty()).unwrap_or(otherwise)
         }
         (Step::Allow { .. }, Errno::NOENT) => "name what is there, in the sandbox: --allow-read, --allow-write",
         (Step::Attach { .. }, Errno::NOENT) => "create the directory, or let --mkdir do it",
@@ -57,10 +62,10 @@ pub fn remedy(step: &Step, error: Errno) -> &'static str {
             "what masks a container's /proc forbids a new one: --isolation none, or start the container with \
              --security-opt unmask=ALL (Docker: systempaths=unconfined)"
         }
-        (_, Errno::PERM | Errno::ACCESS) => forbidden(),
+        (_, Errno::PERM | Errno::ACCESS) => forbidden(CONFINED),
         (_, Errno::NOSYS) => {
             let otherwise = "the kernel is too old: Linux 5.12 is the oldest that works";
-            Some(forbidden()).filter(|why| why.contains("seccomp")).unwrap_or(otherwise)
+            Some(forbidden(CONFINED)).filter(|why| why.contains("seccomp")).unwrap_or(otherwise)
         }
         (_, Errno::NOSPC) => "no space is left there, or a limit is reached",
         _ => "",
@@ -68,14 +73,15 @@ pub fn remedy(step: &Step, error: Errno) -> &'static str {
 }
 
 /// Who stands behind an EPERM or EACCES of a namespace or a mount, from what the kernel shows; empty: it does not.
-fn forbidden() -> &'static str {
+/// `confined` is what there is to say of an AppArmor profile.
+fn forbidden(confined: &'static str) -> &'static str {
     if setting("kernel/apparmor_restrict_unprivileged_userns") == b"1" {
         return "AppArmor restricts user namespaces: sysctl kernel.apparmor_restrict_unprivileged_userns=0, run as root, \
                 or sandbox setuid install";
     }
     // "NAME (enforce)", or "unconfined": proc_pid_attr(5).
     if read("/proc/self/attr/current").trim_ascii().ends_with(b"(enforce)") {
-        return "an AppArmor profile is on: allow it there, or start the container with --security-opt apparmor=unconfined";
+        return confined;
     }
     let status = read("/proc/self/status");
     if status.split(|byte| *byte == b'\n').any(|line| line == b"Seccomp:\t2") {
