@@ -13,7 +13,7 @@ die() { printf 'setup: %s\n' "$@" >&2; exit 1; }
 
 # -- system packages ------------------------------------------------------------------------------------------
 
-# What is probed | package on Debian | Fedora | Arch | openSUSE. A probe is a program, a library or a header.
+# What is probed | package on Debian | Fedora | Arch | openSUSE. A probe is a program, a library, a header or a path.
 readonly needs='
 mksquashfs            | squashfs-tools    | squashfs-tools    | squashfs-tools    | squashfs
 mkfs.erofs            | erofs-utils       | erofs-utils       | erofs-utils       | erofs-utils
@@ -63,6 +63,7 @@ apt-get               | apt               | apt               | apt             
 dpkg-deb              | dpkg              | dpkg              | dpkg              | dpkg
 depmod                | kmod              | kmod              | kmod              | kmod
 mke2fs                | e2fsprogs         | e2fsprogs         | e2fsprogs         | e2fsprogs
+/usr/share/keyrings/debian-archive-keyring.gpg | debian-archive-keyring | debian-keyring | debian-archive-keyring | debian-keyring
 '
 # Who is compared; make bench says of what is not there that it is not, and goes on.
 readonly needs_bench='
@@ -120,6 +121,7 @@ present() {
     case $1 in
         venv) python_says 'import ensurepip, venv' ;;
         python.h) python_says 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ;;
+        /*) [ -e "$1" ] ;;
         *.h) header "$1" ;;
         *.so.*) library "$1" ;;
         *) program "$1" ;;

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import wheels
-from tests.vm import packages
+from tests.vm import packages, store
 
 # Lua: 33 files of C, and a Makefile that asks for nothing but a compiler.
 C_PROJECT = "lua5.4"
@@ -26,7 +26,7 @@ def source(package: str) -> Path:
         pytest.skip("needs apt-get, for a Debian source package")
     try:
         return wheels.kept(f"{package}_*.orig.tar.*", fetch)
-    except SystemExit as error:
+    except store.BuildError as error:
         pytest.skip(f"no source package of Debian's: {error}")
 
 

@@ -71,6 +71,10 @@ _UNMASK = ("--security-opt", "unmask=ALL")
 _AS_USER = ("--user", USER, "--env", "HOME=/tmp")
 _NO_LOOP = dict.fromkeys(("image", "archive"), "--device /dev/loop-control")
 _NO_NODE = dict.fromkeys(("image", "archive"), "--cap-add MKNOD")
+# Without cgroups nothing says which devices may be opened.
+_ENABLED = (*_ADMIN, *_NET, *_LOOP, *_NODES, "--cgroups", "enabled")
+_RULE = ("--device-cgroup-rule", "b 7:* rmw")
+_NO_DEVICE = dict.fromkeys(("image", "archive"), "--device-cgroup-rule 'b 7:* rmw'")
 # podman puts a profile on all but privileged containers where AppArmor runs.
 _APPARMOR = "apparmor=unconfined"
 CONTAINERS = {
@@ -93,6 +97,8 @@ CONTAINERS = {
     "net-admin": Container("--cap-add SYS_ADMIN, NET_ADMIN", (*_ADMIN, *_NET), _NO_LOOP),
     "control": Container("loop-control without nodes", (*_ADMIN, *_NET, *_LOOP), _NO_NODE, _REMOVE),
     "nodes": Container("the same and --cap-add MKNOD", (*_ADMIN, *_NET, *_LOOP, *_NODES), before=_REMOVE),
+    "devices": Container("the same and cgroups of its own", _ENABLED, _NO_DEVICE, _REMOVE),
+    "rule": Container("the same and --device-cgroup-rule 'b 7:* rmw'", (*_ENABLED, *_RULE), before=_REMOVE),
     "privileged": Container("--privileged", ("--privileged",)),
     "bound": Container("--privileged, its root a bind mount", ("--privileged",), rootfs="{b}"),
 }
@@ -111,8 +117,8 @@ def inputs(session_area: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def podman() -> Iterator[list[str]]:
-    """The command, with a place of its own, which is no part of the root that containers are made of."""
+def podman() -> Iterator[tuple[list[str], Path]]:
+    """The command, and the machine's root bound to a place; the places are no part of what containers are made of."""
     where = Path(f"/run/sbx-podman-{os.getpid()}")
     bound = where / "root"
     where.mkdir(mode=0o700)
@@ -120,7 +126,8 @@ def podman() -> Iterator[list[str]]:
     subprocess.run(["mount", "-t", "tmpfs", "podman", where], check=True)
     bound.mkdir()
     subprocess.run(["mount", "--bind", "/", bound], check=True)
-    yield ["podman", "--storage-driver", "vfs", "--root", f"{where}/storage", "--runroot", f"{where}/run", *_RUN]
+    own = ["--root", f"{where}/storage", "--runroot", f"{where}/run"]
+    yield ["podman", "--cgroup-manager", "cgroupfs", "--storage-driver", "vfs", *own, *_RUN], bound
     subprocess.run(["umount", bound, where], check=True)
     where.rmdir()
 
@@ -129,7 +136,7 @@ def podman() -> Iterator[list[str]]:
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_container(name, engine, podman, inputs, installed, record_property):
     """All features in one container, one after the other: starting it costs more than they do."""
-    container = CONTAINERS[name]
+    container, (start, bound) = CONTAINERS[name], podman
     if name == "apparmor" and not _apparmor():
         pytest.skip("AppArmor does not run here")
     lines = [container.before]
@@ -139,9 +146,9 @@ def test_container(name, engine, podman, inputs, installed, record_property):
     text = "\n".join(lines).replace("{d}", str(inputs)).replace("{s}", str(installed)).replace("{e}", engine)
     flags = [flag.replace("{seccomp}", f"{inputs}/seccomp.json") for flag in container.flags]
     places = [f"--volume={place}:{place}:ro" for place in (REPOSITORY, inputs)]
-    rootfs = ["--workdir", "/tmp", "--rootfs", container.rootfs.replace("{b}", podman[4].replace("storage", "root"))]
+    rootfs = ["--workdir", "/tmp", "--rootfs", container.rootfs.replace("{b}", str(bound))]
     profile = [] if name == "apparmor" else ["--security-opt", _APPARMOR]
-    command = [*podman, *_LIMITS, *profile, *flags, *places, *rootfs, "sh", "-c", text]
+    command = [*start, *_LIMITS, *profile, *flags, *places, *rootfs, "sh", "-c", text]
     env = {"PATH": os.environ["PATH"], "HOME": "/root"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

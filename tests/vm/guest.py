@@ -92,7 +92,7 @@ def move_to_leaf() -> None:
     (own / "cgroup.subtree_control").write_text(enable)
 
 
-def start(session: dict, *, delegated: bool) -> tuple[dict, subprocess.Popen]:
+def start(session: dict, *, delegated: bool) -> subprocess.Popen:
     """One pytest, as root or as the user; what it prints goes to its log."""
     name, user = session["name"], session["as_user"]
     log = (RESULTS / f"{name}.log").open("wb")
@@ -118,23 +118,16 @@ def start(session: dict, *, delegated: bool) -> tuple[dict, subprocess.Popen]:
     # Lanes at once: what one session mounts is nothing that another one left behind.
     command = ["unshare", "--mount", "--propagation", "slave", *command]
     say(f"{name}: started")
-    process = subprocess.Popen(
-        command, cwd=PLACE, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-    )
-    return session, process
+    return subprocess.Popen(command, cwd=PLACE, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
 
 
-def run_lane(sessions: list[dict], *, delegated: bool) -> int:
-    """In a process of its own: one session after the other."""
-    worst = 0
-    for given in sessions:
+def run_lane(sessions: list[dict], *, delegated: bool) -> None:
+    """In a process of its own: one session after the other. One that wrote no exit code did not come to its end."""
+    for session in sessions:
         began = time.monotonic()
-        session, process = start(given, delegated=delegated)
-        code = process.wait()
+        code = start(session, delegated=delegated).wait()
         Path(RESULTS, f"{session['name']}.exit").write_text(f"{code} {time.monotonic() - began:.1f}\n")
         say(f"{session['name']}: exit {code}")
-        worst = max(worst, abs(code))
-    return worst
 
 
 def watch() -> None:
@@ -160,10 +153,11 @@ def run_sessions(job: dict, *, delegated: bool) -> None:
     for sessions in lanes.values():
         pid = os.fork()
         if pid == 0:
-            code = 1
-            with contextlib.suppress(BaseException):
-                code = run_lane(sessions, delegated=delegated)
-            os._exit(min(code, 255))
+            try:
+                run_lane(sessions, delegated=delegated)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(0)
         pids.add(pid)
     while pids:
         pids.discard(os.wait()[0])
@@ -198,7 +192,6 @@ def main() -> None:
             move_to_leaf()
         (RESULTS / "booted").write_text(f"{time.clock_gettime(time.CLOCK_BOOTTIME):.1f}\n")
         run_sessions(job, delegated=as_init)
-        (RESULTS / "done").write_text("")
     except BaseException:
         # An init that ends is a kernel that panics; this goes to the console.
         traceback.print_exc()

@@ -3,12 +3,11 @@
 Who runs one variant renews its lines only; the rest stay those of whoever ran them, each with its commit.
 """
 
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.support.install import REPOSITORY
-from tests.vm import matrix, results, store
+from tests.vm import matrix, packages, results, store
 from tests.vm.results import Found
 from tests.vm.variant import Variant
 
@@ -17,8 +16,7 @@ _PROJECT = Path(__file__).with_name("found")
 
 def commit() -> str:
     """What is tried, abbreviated; "-dirty" when it is more than that commit."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return packages.run("git", "-C", REPOSITORY, "describe", "--always", "--dirty", "--exclude=*").strip()
 
 
 def keep(machine: str, result: Found) -> None:
@@ -53,7 +51,7 @@ def _machines(variant: Variant) -> list[str]:
 
 
 def _of_host(machine: str) -> Path:
-    return store.directory() / f"results/{machine}.json"
+    return store.directory() / store.RESULTS / f"{machine}.json"
 
 
 def _of_project(machine: str) -> Path:
@@ -66,4 +64,6 @@ def _read(path: Path) -> Found | None:
 
 def _write(path: Path, result: Found) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(results.dump(result))
+    fresh = path.with_suffix(".new")
+    fresh.write_text(results.dump(result))
+    fresh.replace(path)

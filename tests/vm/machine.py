@@ -39,9 +39,9 @@ class Outcome(NamedTuple):
 
 
 def boot(suite: str, cmdline: str, job: dict[str, Any], *, timeout: float) -> Outcome:
-    """Run `job` (tests/vm/guest.py) on the kernel of a suite. A machine that hangs is killed."""
+    """Run `job` (tests/vm/guest.py) on the kernel of a suite. A machine that hangs is killed. Raises BuildError."""
     root, kernel = packages.root(), packages.kernel(suite)
-    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sbx-vm-") as scratch:
+    with store.used(), tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sbx-vm-") as scratch:
         where = Path(scratch)
         initrd.make(kernel, root / "busybox", where / "initrd")
         project.make_disk(job, where, where / "project.ext4")
@@ -53,8 +53,6 @@ def boot(suite: str, cmdline: str, job: dict[str, Any], *, timeout: float) -> Ou
         seconds, processor = time.monotonic() - started, _processor() - used
         console = (where / "console").read_text(errors="replace") if (where / "console").exists() else ""
         files = _results(where / "results")
-    if not why and "done" not in files:
-        why = "the machine stopped before its tests were through"
     return Outcome(files, console, seconds, processor, why)
 
 
@@ -86,7 +84,9 @@ def _command(image: Path, where: Path, disks: list[Path], cmdline: str) -> list[
     command += ["-device", "virtserialport,chardev=results,name=sandbox.results"]
     for disk in disks:
         # A snapshot: nothing that the guest writes is kept.
-        command += ["-drive", f"if=virtio,format=raw,cache=unsafe,snapshot=on,file={disk}"]
+        # A disk of the host's that is full is an error inside; qemu would stop the machine, without a word.
+        options = "if=virtio,format=raw,cache=unsafe,snapshot=on,werror=report,rerror=report"
+        command += ["-drive", f"{options},file={disk}"]
     return command
 
 

@@ -1,12 +1,10 @@
 """The variants of `make test-vm`: data. Kernel, boot options, what is run in the machine, what must hold in it."""
 
-from tests.vm.variant import EXPECTATIONS, MODULES, Session, Variant, lanes
+from tests.vm.variant import EXPECTATIONS, INSTALL, MODULES, Session, Variant, lanes
 
 # Name of a kernel here: the suite whose linux-image-amd64 it is.
 KERNELS = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "newest": "sid"}
 MODES = ("root", "setuid", "userns")
-# `sandbox setuid install`, in `Variant.fails`.
-INSTALL = "install"
 
 _CASES = "tree.sfs or own or killed"
 _SETUID = Session("setuid", ("tests/conformance", "-k", f"setuid and ({_CASES})"))
@@ -46,29 +44,6 @@ _ATTACKS = (
     "tests/attack/test_setuid_plans.py",
     "tests/attack/test_job_escapes.py",
 )
-# Words of the reasons for which tests may be skipped in a machine, and why that is right; any other fails the run.
-SKIPS = {
-    "make soak": "the long form of a test that is there in a short one",
-    "a kernel's features are tried": "in the variants of each kernel",
-    "it can be installed here": "for kernels on which `sandbox setuid install` must fail",
-    "mode root is root's": "each session of two: one is root's, one is a user's",
-    "lets this user make no user namespace": "what the variant is for; its line is looked at by expectations.py",
-    "user namespaces are off here": "what the variant is for",
-    "have one owner in a job of root's": "README, Limits: id-mapped images need Linux 6.2 and user namespaces",
-    "mount no erofs from a file": "Linux 6.12",
-    "the setuid helper is not installed": "a user's session has none; root's sessions install one",
-    "systemd does not run here": "variant systemd",
-    "systemd makes a scope": "variant systemd: test_systemd_scope.py tries the same there",
-    "root may ": "a user's variant of the test has what root cannot be refused",
-    "root can ": "a user's variant of the test has what root cannot be refused",
-    "only root ": "root's variant of the test",
-    "--user is root's": "root's variant of the test",
-    "needs cargo": "the programs are compiled outside, and make test compiles them",
-    "needs rpmbuild": "make rpm and make soak: a package is the same on every kernel",
-    "would be the job's own user": "set-id programs of root's workspace: root's variant of the test",
-    "xz could not get the memory": "a dictionary of gigabytes; machines have three of memory, make test has more",
-    "mode setuid has no --as-root": "README: not in mode setuid",
-}
 # Of every part of the suite what takes no longer than a variant may.
 _CORE = (
     *EXPECTATIONS,
@@ -128,19 +103,16 @@ def _no_images(words: str) -> dict[str | tuple[str, str], str]:
 # The helper for the user of the machine, where the tests' own private system cannot be had.
 _INSTALLED = ("/srv/sandbox/.venv/bin/sandbox setuid install", "usermod -aG sandbox tester")
 # Debian 12's parser knows no rules for user namespaces; Debian 13's comes with its loader.
-_PARSER = (
+PARSER = (
     "/srv/sandbox/tools/usr/lib64/ld-linux-x86-64.so.2 --library-path /srv/sandbox/tools/usr/lib/x86_64-linux-gnu "
-    "/srv/sandbox/tools/usr/sbin/apparmor_parser --config-file /dev/null --base /srv/sandbox/tools/etc/apparmor.d -rK "
+    "/srv/sandbox/tools/usr/sbin/apparmor_parser --config-file /dev/null --base /srv/sandbox/tools/etc/apparmor.d"
 )
-_PROFILES = ("sandbox-helper", "sandbox-engine")
-_LOADED = "/sys/kernel/security/apparmor/profiles"
-_APPARMOR = tuple(f"{_PARSER} /srv/sandbox/packaging/apparmor/{name}; grep {name} {_LOADED}" for name in _PROFILES)
 # Of the native programs, whose children inherit it, and not of the sessions themselves. The flags: docs/setuid.md.
 _DENIED = (
     "profile sandbox-denied /srv/sandbox/{.venv/bin/sandbox,sandbox/bin/sandbox-engine} "
     "flags=(attach_disconnected,mediate_deleted) { allow all, deny userns, }"
 )
-_DENYING = (f"printf 'abi <abi/4.0>,\\n%s\\n' '{_DENIED}' >/run/denied; {_PARSER} /run/denied",)
+_DENYING = (f"printf 'abi <abi/4.0>,\\n%s\\n' '{_DENIED}' >/run/denied; {PARSER} -rK /run/denied",)
 _APPARMOR_TOOLS = ("trixie", ("apparmor", "libc6", "libstdc++6", "libgcc-s1", "libapparmor1"))
 
 
@@ -242,11 +214,11 @@ _BY_NAME = (
     ),
     Variant(
         "apparmor",
-        "AppArmor with our profiles loaded",
+        "AppArmor's profiles: ours, and one that denies user namespaces to who has none",
         kernel="6.12",
-        setup=_APPARMOR,
         features=_MOUNTS,
         tools=_APPARMOR_TOOLS,
+        sessions=(*EXPECTATIONS, Session("profiles", ("tests/vm/apparmor.py",), lane=1)),
     ),
     Variant(
         "apparmor-denied",
@@ -290,11 +262,6 @@ _BY_NAME = (
     ),
 )
 VARIANTS = (*_PROVEN, *(variant._replace(default=False) for variant in _BY_NAME))
-
-
-def explanation(reason: str) -> str:
-    """Why SKIPS says that it is right to skip a test for this reason, or nothing."""
-    return next((why for words, why in SKIPS.items() if words in reason), "")
 
 
 def by_name(name: str) -> Variant:

@@ -14,39 +14,13 @@ from tests.vm import store
 RELEASE = "bookworm"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 # Besides what packaging/setup.sh names for the tests.
-_MORE = [
-    *(
-        "python3",
-        "python3-prctl",
-        "python3-psutil",
-        "kmod",
-        "busybox-static",
-        "systemd",
-        "dbus-user-session",
-        "udev",
-        "apparmor",
-    ),
-    *(
-        "e2fsprogs",
-        "xfsprogs",
-        "btrfs-progs",
-        "iproute2",
-        "crun",
-        "podman",
-        "gcc",
-        "libc6-dev",
-        "libfuse3-3",
-        "libcap2-bin",
-        "make",
-        "python3-pip",
-    ),
-]
+_MORE = """
+python3 python3-prctl python3-psutil kmod busybox-static systemd dbus-user-session udev apparmor e2fsprogs xfsprogs
+btrfs-progs iproute2 crun podman gcc libc6-dev libfuse3-3 libcap2-bin make python3-pip
+"""
 _LEFT_OUT = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 # Drivers of hardware that the machine has not: most of a kernel package.
-_NO_DRIVERS = [
-    *("gpu", "media", "net/ethernet", "net/wireless", "staging", "iio", "infiniband", "scsi", "usb", "hwmon", "input"),
-    *("isdn", "mtd"),
-]
+_NO_DRIVERS = "gpu media net/ethernet net/wireless staging iio infiniband scsi usb hwmon input isdn mtd"
 _LINUX = re.compile(r"^linux-(image|modules|binary)-\d")
 
 
@@ -58,10 +32,11 @@ class Kernel(NamedTuple):
 
 
 def run(*command: str | Path, **options: object) -> str:
-    """Output of a program that must succeed; what it says when it does not is for the reader."""
+    """Output of a program. Raises BuildError with what it says when it does not succeed."""
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
     if done.returncode != 0:
-        raise SystemExit(f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+        said = f"{done.stdout}{done.stderr}".strip()
+        raise store.BuildError(f"{' '.join(map(str, command))}: exit {done.returncode}: {said}")
     return str(done.stdout)
 
 
@@ -75,7 +50,9 @@ def mirror() -> str:
         origin, codename, uri = line.split(maxsplit=2)
         if origin == "Debian" and "-" not in codename:
             return uri
-    raise SystemExit("this machine's apt has no source of Debian's packages: set SANDBOX_VM_MIRROR to the URI of one")
+    raise store.BuildError(
+        "this machine's apt has no source of Debian's packages: set SANDBOX_VM_MIRROR to the URI of one"
+    )
 
 
 def make_disk(source: Path, target: Path, *, spare: int = 64 << 20) -> None:
@@ -91,7 +68,7 @@ def make_disk(source: Path, target: Path, *, spare: int = 64 << 20) -> None:
 def _wanted() -> list[str]:
     """Debian's names in the table of packaging/setup.sh."""
     table = (REPOSITORY / "packaging/setup.sh").read_text().split("readonly needs='", 1)[1].split("'", 1)[0]
-    return sorted({row.split("|")[1].strip() for row in table.splitlines() if "|" in row} | {*_MORE})
+    return sorted({row.split("|")[1].strip() for row in table.splitlines() if "|" in row} | {*_MORE.split()})
 
 
 def root() -> Path:
@@ -158,7 +135,7 @@ def kernel(suite: str) -> Kernel:
         shutil.rmtree(apt)
         shutil.rmtree(tree)
 
-    where = store.kept(f"kernel-{suite}", (suite, _NO_DRIVERS), make)
+    where = store.kept(f"kernel-{suite}", (suite, _NO_DRIVERS.split()), make)
     return Kernel((where / "release").read_text(), where)
 
 
@@ -186,7 +163,7 @@ def _unpack(tree: Path, where: Path) -> None:
     image = next(place for place in (tree / f"boot/vmlinuz-{release}", modules / release / "vmlinuz") if place.exists())
     shutil.move(image, where / "vmlinuz")
     (where / "release").write_text(release)
-    for name in ("sound", *(f"drivers/{driver}" for driver in _NO_DRIVERS)):
+    for name in ("sound", *(f"drivers/{driver}" for driver in _NO_DRIVERS.split())):
         shutil.rmtree(modules / release / "kernel" / name, ignore_errors=True)
     if modules != tree / "lib/modules":
         (tree / "lib").mkdir(exist_ok=True)

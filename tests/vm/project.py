@@ -2,10 +2,8 @@
 
 import compileall
 import json
-import os
 import py_compile
 import shutil
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -58,9 +56,8 @@ def _register(site: Path) -> None:
 
 def _tracked() -> list[str]:
     """What git knows or would add."""
-    command = ["git", "-C", str(REPOSITORY), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, capture_output=True, check=True).stdout
-    return [name for name in map(os.fsdecode, listed.split(b"\0")) if name and (REPOSITORY / name).is_file()]
+    listed = packages.run("git", "-C", REPOSITORY, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    return [name for name in listed.split("\0") if name and (REPOSITORY / name).is_file()]
 
 
 def _downloads() -> tuple[Path, ...]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from tests.vm import containers, features, homes, matrix
+from tests.vm import containers, features, homes, matrix, skips
 from tests.vm.results import Case, Found
 from tests.vm.variant import Variant
 
@@ -12,17 +12,20 @@ _STATES = {"passed": "works", "failed": "FAILS"}
 _PLACE = re.compile(r"/var/tmp/(?:sbx-tests|sandbox-proof)-[0-9a-f]+(?:/[0-9a-f]{8})?|(?<=/)[0-9a-f]{64}(?=\.sfs)")
 _HEAD = """# Where it runs
 
-Made by `make test-vm` from what it found, never by hand: every variant is a machine with a stock Debian kernel
-under qemu (`tests/vm/matrix.py` is the table of them). `python -m tests.vm --docs` keeps the last results in
-`tests/vm/found` and writes this page from them.
+Made from what `make test-vm` found, never by hand: every variant is a machine with a stock Debian kernel under qemu
+(`tests/vm/matrix.py` is the table of them). `python -m tests.vm --docs` keeps the last results in `tests/vm/found` and
+writes this page from them.
 """
 _MODES_HEAD = """
 ## Modes
 
-What an ordinary command line does in each machine: scratch, images, archives and directories, read-only and writable.
-"works" is all that was tried. A number is how many of them work; the lines for the others are below the table. The last
-column says how an ordinary user's images come in mode userns, where no kernel lets him mount them.
+What an ordinary command line does in each machine: scratch, images, archives and directories, read-only and writable
+(`FEATURES` in `tests/vm/expectations.py`; where a variant is about mounts or about processes, only those that are).
+"works" is all that was tried. A number is how many of them work; the lines for the others are below the table. "below":
+the variant runs other tests, which are counted under Suites, and for homes and containers have a table. The last column
+says how an ordinary user's images come in mode userns, where no kernel lets him mount them.
 """
+_VERSION = re.compile(r"\d+\.\d+")
 _SERVED = {"fuseblk": "by FUSE", "tmpfs": "unpacked"}
 _HOMES_HEAD = """
 ## Homes
@@ -40,8 +43,8 @@ line, which names what the container needs; the lines are below the table.
 _FEATURES_HEAD = """
 ## Kernel features
 
-Tried, not looked up. The first column of figures is the version that is said to have brought it; a
-kernel that disagrees fails the run.
+Tried, not looked up. "shown" is what these kernels prove: the newest that lacks it, and the oldest that has it; "said"
+is the version that is said to have brought it (man pages, the kernel's history). A kernel that disagrees fails the run.
 """
 _TIMES_HEAD = """
 ## Times
@@ -55,7 +58,7 @@ _SUITES_HEAD = """
 
 Passed, failed and skipped; a session named here ran in that machine, some at once. The seconds are those of an
 emulated machine on a host that did other things as well. The reasons of what was skipped follow, with the variants;
-a reason that `SKIPS` in `tests/vm/matrix.py` does not hold fails the run.
+a reason that `tests/vm/skips.py` does not hold for that variant fails the run.
 """
 
 
@@ -86,7 +89,7 @@ def _modes(variants: list[Variant], found: Mapping[str, Found]) -> str:
             continue
         states = []
         for mode in matrix.MODES:
-            state, said = _mode(result, variant, mode)
+            state, said = _mode(result, mode)
             states.append(state)
             lines += [f"- {variant.name}, {mode}: {line}\n" for line in said]
         install = result.expectations().get("test_install")
@@ -99,8 +102,8 @@ def _modes(variants: list[Variant], found: Mapping[str, Found]) -> str:
     return _MODES_HEAD + table + "\nWhat is said where it does not work:\n\n" + "".join(lines)
 
 
-def _mode(result: Found, variant: Variant, mode: str) -> tuple[str, list[str]]:
-    """A cell of the table, and the lines said."""
+def _mode(result: Found, mode: str) -> tuple[str, list[str]]:
+    """A cell of the table, and the lines said. A case that passed and recorded a line was refused, as it must be."""
     cases = {name: case for name, case in result.expectations().items() if name.startswith(f"test_mode[{mode}-")}
     if not cases:
         return "not run", []
@@ -108,8 +111,8 @@ def _mode(result: Found, variant: Variant, mode: str) -> tuple[str, list[str]]:
     wrong = sorted(feature[name] for name, case in cases.items() if case.state != "passed")
     if wrong:
         return f"FAILS: {', '.join(wrong)}", []
-    refused = [name for name in cases if variant.failure(mode, feature[name])]
-    said = sorted({f"`{_PLACE.sub('DIR', cases[name].properties.get('line', ''))}`" for name in refused})
+    refused = [line for case in cases.values() if (line := case.properties.get("line"))]
+    said = sorted({f"`{_PLACE.sub('DIR', line)}`" for line in refused})
     if not refused:
         return "works", []
     if len(refused) == len(cases):
@@ -127,19 +130,18 @@ def _homes(found: Mapping[str, Found]) -> str:
         jobs = [cases.get(f"test_job[{name}-{mode}]") for mode in matrix.MODES]
         worst = next((case for case in jobs if case is None or case.state != "passed"), jobs[0])
         writes = cases.get(f"test_job_that_writes[{name}]")
-        refused = writes is not None and writes.state == "passed" and name in homes.COPIED
+        refused = writes.properties.get("line") if writes and writes.state == "passed" else None
         cells = [_state(case) for case in (*got, worst)] + ["one line" if refused else _state(writes)]
         rows.append([name, *cells])
-        if refused and writes is not None:
-            line = re.sub(r"(?<= show )\S+", "DIR", writes.properties.get("line", ""))
-            said.setdefault(line, []).append(name)
+        if refused:
+            said.setdefault(re.sub(r"(?<= show )\S+", "DIR", refused), []).append(name)
     lines = "".join(f"- {', '.join(names)}: `{line}`\n" for line, names in said.items())
     table = _table(["filesystem", *matrix.MODES, "a job", "--workspace rw"], rows)
     return _HOMES_HEAD + table + (f"\n{lines}" if lines else "")
 
 
-def _why(reason: str) -> str:
-    why = matrix.explanation(reason)
+def _why(reason: str, variant: str) -> str:
+    why = skips.explanation(reason, matrix.by_name(variant))
     return f"{reason}: {why}" if why else reason
 
 
@@ -158,7 +160,7 @@ def _containers(found: Mapping[str, Found]) -> str:
         cells = []
         for feature in containers.FEATURES:
             said = [case.properties.get(feature, "not run") for case in both] or ["not run"]
-            refused = feature in container.fails
+            refused = {*said}.isdisjoint(("works", "not run"))
             cells.append("one line" if refused else said[0] if len({*said}) == 1 else "differs")
             lines += [f"- {name}, {feature}: `{_PLACE.sub('DIR', said[0])}`\n"] if refused else []
         state = "" if all(case.state == "passed" for case in both) else " FAILS"
@@ -175,8 +177,17 @@ def _kernels(variants: list[Variant], found: Mapping[str, Found]) -> str:
         for variant in shown:
             case = found[variant.name].expectations().get(f"test_kernel[{name}]")
             cells.append(case.properties.get("kernel feature", "?") if case else "not run")
-        rows.append([name, ".".join(map(str, since)), *cells])
-    return _FEATURES_HEAD + _table(["feature", "since", *(found[variant.name].kernel for variant in shown)], rows)
+        versions = [_VERSION.match(found[variant.name].kernel)[0] for variant in shown]  # type: ignore[index]
+        rows.append([name, _bracket(versions, cells), ".".join(map(str, since)), *cells])
+    kernels = [found[variant.name].kernel for variant in shown]
+    return _FEATURES_HEAD + _table(["feature", "shown", "said", *kernels], rows)
+
+
+def _bracket(versions: list[str], cells: list[str]) -> str:
+    """After the newest version that lacks it, by the oldest that has it."""
+    tried = [(version, cell == "works") for version, cell in zip(versions, cells, strict=True) if cell != "not run"]
+    without, having = ([version for version, works in tried if works is wanted] for wanted in (False, True))
+    return ", ".join([*(f"after {version}" for version in without[-1:]), *(f"by {version}" for version in having[:1])])
 
 
 def _asked_for(variant: Variant) -> str:
@@ -207,7 +218,7 @@ def _suites(variants: list[Variant], found: Mapping[str, Found]) -> str:
             rows.append([variant.name, session.name, *counts, f"{session.seconds:.0f}"])
         for reason in found[variant.name].reasons if variant.name in found else ():
             reasons.setdefault(reason, []).append(variant.name)
-    skipped = "".join(f"- {_why(reason)} ({', '.join(names)})\n" for reason, names in sorted(reasons.items()))
+    skipped = "".join(f"- {_why(reason, names[0])} ({', '.join(names)})\n" for reason, names in sorted(reasons.items()))
     return (
         _SUITES_HEAD + _table(["variant", "session", "passed", "failed", "skipped", "seconds"], rows) + "\n" + skipped
     )

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
@@ -59,6 +59,11 @@ class Found(NamedTuple):
     when: str = ""
     machines: int = 1
 
+    def incomplete(self, sessions: Iterable[str]) -> list[str]:
+        """Those of them that did not come to their end, or in which no test passed."""
+        whole = {session.name for session in self.sessions if session.passed}
+        return [name for name in sessions if name not in whole]
+
     def expectations(self) -> dict[str, Case]:
         """The cases of tests/vm/expectations.py, by the test's name."""
         return self.cases("expectations")
@@ -70,7 +75,7 @@ class Found(NamedTuple):
 
 
 def read(files: Mapping[str, bytes]) -> Found:
-    """Sessions that wrote no exit code were cut off: they are not listed, and the machine's outcome says why."""
+    """Sessions that wrote no exit code were cut off: they are not listed (`Found.incomplete`)."""
     text = {name: data.decode(errors="replace").strip() for name, data in files.items() if not name.endswith(".log")}
     sessions, reasons = [], set[str]()
     for name in sorted(name.removesuffix(".exit") for name in text if name.endswith(".exit")):

@@ -12,6 +12,12 @@ from pathlib import Path
 from tests.support import wheels
 
 _KEPT_BESIDES = 2
+# Not built, so that nothing here makes them again.
+RESULTS = "results"
+
+
+class BuildError(Exception):
+    """What a machine is made of cannot be had; the message says why."""
 
 
 def directory() -> Path:
@@ -50,9 +56,21 @@ def kept(name: str, inputs: object, make: Callable[[Path], None]) -> Path:
         return target
 
 
+@contextlib.contextmanager
+def used() -> Iterator[None]:
+    """Held by a run as long as its machine needs what is in the store."""
+    with (directory() / "used").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
 def clear() -> None:
-    """The next run builds everything anew, from what the package source offers then."""
-    with locked() as where:
+    """The next run builds everything anew, from what the package source offers then. BuildError while one goes on."""
+    with locked() as where, (where / "used").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BuildError(f"{where} is used by another run: wait for its end") from None
         for entry in where.iterdir():
-            if entry.is_dir():
+            if entry.is_dir() and entry.name != RESULTS:
                 shutil.rmtree(entry)

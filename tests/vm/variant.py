@@ -33,6 +33,8 @@ def lanes(name: str, *args: str, by: str = "test") -> tuple[Session, Session]:
     return Session(name, first), Session(f"{name}-beside", second, lane=1)
 
 
+# `sandbox setuid install`, in `Variant.fails`.
+INSTALL = "install"
 # The table's own lines; every variant begins with them.
 _LINES = "tests/vm/expectations.py"
 EXPECTATIONS = (
@@ -94,7 +96,6 @@ class Variant(NamedTuple):
         if self.downloads:
             env["SANDBOX_TESTS_CACHE"] = DOWNLOADS
         return {
-            "variant": self.name,
             "modules": self.modules,
             "sysctls": dict(self.sysctls),
             "setup": self.setup,
