@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm import initrd, kept, matrix, report, results
+from tests.vm import initrd, kept, matrix, report, results, skips
 from tests.vm.variant import Variant, lanes
 
 _JUNIT = b"""<testsuites><testsuite name="expectations">
@@ -175,6 +175,28 @@ def test_every_variant_names_features_that_there_are(monkeypatch):
 
 
 def test_a_skip_that_nobody_explains():
-    assert matrix.explanation("with the Python engine in make soak only")
     assert _found().reasons == ("no|reason",)
-    assert not matrix.explanation("no|reason")
+    for reason, there, elsewhere in (
+        ("with the Python engine in make soak only", "6.1", None),
+        ("kernels before 6.12 mount no erofs from a file", "images-6.1", "images-6.12"),
+        ("the kernel lets this user make no user namespace", "userns-max-0", "6.1"),
+        ("no|reason", None, "6.1"),
+    ):
+        assert there is None or skips.explanation(reason, matrix.by_name(there))
+        assert elsewhere is None or not skips.explanation(reason, matrix.by_name(elsewhere))
+    assert skips.explanation("only root can do it", matrix.by_name("6.1")).startswith("root's variant")
+
+
+def test_a_session_without_a_result_or_a_passed_test():
+    found = results.read({"a.exit": b"0 1.0", "expectations.exit": b"0 1.0", "expectations.xml": _JUNIT})
+    assert found.incomplete(["expectations", "a", "b"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize("machine", filter(kept.of_project, kept.machines()), ids=lambda machine: machine.name)
+def test_what_the_page_shows_has_passed(machine):
+    """A machine that failed, or whose sessions are others by now, is run again before its row is shown."""
+    found = kept.of_project(machine)
+    assert found.incomplete(session.name for session in machine.sessions) == []
+    assert [session.name for session in found.sessions if session.failed] == []
+    assert [reason for reason in found.reasons if not skips.explanation(reason, machine)] == []
+    assert found.machines == 1

@@ -134,6 +134,7 @@ def watch() -> None:
     """In a process of its own: now and then what each session is at, for who looks at the console of one that hangs."""
     while True:
         time.sleep(_WATCH_S)
+        say(Path("/proc/meminfo").read_text().splitlines()[2])
         for log in RESULTS.glob("*.log"):
             if not log.with_suffix(".exit").exists() and (lines := log.read_bytes().splitlines()):
                 say(f"{log.stem}: {lines[-1].decode(errors='replace').rstrip()}")

@@ -25,12 +25,22 @@ def keep(machine: str, result: Found) -> None:
     _write(_of_host(machine), result._replace(when=when))
 
 
+def machines() -> list[Variant]:
+    """Every one that there may be a result of."""
+    return [machine for variant in matrix.VARIANTS for machine in variant.dealt()]
+
+
+def of_project(machine: Variant) -> Found | None:
+    """What docs/compatibility.md shows of it."""
+    return _read(_of_project(machine.name))
+
+
 def take() -> None:
     """What is newer here becomes the project's. Of machines that there are no more nothing stays."""
-    machines = {name: _of_project(name) for variant in matrix.VARIANTS for name in _machines(variant)}
-    for stale in {*_PROJECT.rglob("*.json")} - {*machines.values()}:
+    places = {machine.name: _of_project(machine.name) for machine in machines()}
+    for stale in {*_PROJECT.rglob("*.json")} - {*places.values()}:
         stale.unlink()
-    for name, ours in machines.items():
+    for name, ours in places.items():
         here, there = _read(_of_host(name)), _read(ours)
         if here and (there is None or there.when < here.when):
             _write(ours, here)
@@ -40,14 +50,10 @@ def found() -> dict[str, Found]:
     """The project's, by the name of the variant."""
     by_variant = {}
     for variant in matrix.VARIANTS:
-        machines = [result for name in _machines(variant) if (result := _read(_of_project(name)))]
-        if machines:
-            by_variant[variant.name] = results.together(machines) if variant.shares > 1 else machines[0]
+        parts = [result for machine in variant.dealt() if (result := of_project(machine))]
+        if parts:
+            by_variant[variant.name] = results.together(parts) if variant.shares > 1 else parts[0]
     return by_variant
-
-
-def _machines(variant: Variant) -> list[str]:
-    return [machine.name for machine in variant.dealt()]
 
 
 def _of_host(machine: str) -> Path:

@@ -38,11 +38,20 @@ _BOMBS = (
     Session("bombs", ("tests/e2e/test_job_bombs.py", "-k", "native")),
     Session("bombs-cgroup", ("tests/e2e/test_cgroup_bombs.py",), lane=1),
 )
-_USER = Session("user", ("tests/conformance", "-k", f"userns and ({_CASES})"), as_user=True)
-_ATTACKS = (
-    "tests/attack/test_setuid_cgroups.py",
-    "tests/attack/test_setuid_plans.py",
-    "tests/attack/test_job_escapes.py",
+_ESCAPES = "tests/attack/test_job_escapes.py"
+_ATTACKS = ("tests/attack/test_setuid_cgroups.py", "tests/attack/test_setuid_plans.py", _ESCAPES)
+# What an ordinary user starts himself; in the other sessions root starts it for him.
+_USERS = tuple(
+    Session(name, args, as_user=True, lane=lane)
+    for lane, name, args in (
+        (0, "conformance", ("tests/conformance", "-k", f"userns and ({_CASES})")),
+        (1, "attacks", (_ESCAPES, "-k", "native and (within_reach or dies)")),
+        (
+            1,
+            "e2e",
+            ("tests/e2e/test_cgroups.py", "tests/e2e/test_run.py", "-k", "native and (hog or processors or exit)"),
+        ),
+    )
 )
 # Of every part of the suite what takes no longer than a variant may.
 _CORE = (
@@ -64,7 +73,6 @@ _CORE = (
         ),
         lane=1,
     ),
-    Session("e2e-user", ("tests/e2e/test_cgroups.py", "-k", "native-userns and (hog or processors)"), as_user=True),
 )
 
 # A compiler that works in an emulated machine takes minutes.
@@ -139,6 +147,39 @@ _PROVEN = (
         fails={"userns": "user.max_user_namespaces=15000, run as root, or sandbox setuid install"},
         sessions=(*EXPECTATIONS, _SETUID, _NETWORK),
     ),
+    Variant("user-6.1", "what an ordinary user starts, on 6.1", sessions=_USERS),
+    Variant("user-6.12", "the same on 6.12", kernel="6.12", sessions=_USERS),
+    Variant("cgroups", "limits of jobs by cgroup v2: root's, delegated, through the helper", sessions=_CGROUPS),
+    Variant(
+        "containers",
+        "in podman's containers: what works, and the flag for what does not",
+        sessions=(
+            Session("containers", ("tests/vm/containers.py", "-k", "native")),
+            Session("containers-python", ("tests/vm/containers.py", "-k", "python"), lane=1),
+        ),
+    ),
+    Variant(
+        "apparmor",
+        "AppArmor's profiles: ours, and one that denies user namespaces to who has none",
+        kernel="6.12",
+        features=_MOUNTS,
+        tools=_APPARMOR_TOOLS,
+        sessions=(*EXPECTATIONS, Session("profiles", ("tests/vm/apparmor.py",), lane=1)),
+    ),
+    Variant(
+        "no-loop",
+        "no loop module",
+        cmdline="module_blacklist=loop",
+        fails=_no_images("modprobe loop"),
+        features=_MOUNTS,
+    ),
+    Variant(
+        "no-squashfs",
+        "no squashfs module",
+        cmdline="module_blacklist=squashfs",
+        fails=_no_images("modprobe squashfs"),
+        features=_MOUNTS,
+    ),
 )
 # Asked for by name: `make test-vm VM='systemd no-loop'`.
 _BY_NAME = (
@@ -156,11 +197,9 @@ _BY_NAME = (
         shares=3,
         timeout=1800,
     ),
-    Variant("cgroups", "limits of jobs by cgroup v2: root's, delegated, through the helper", sessions=_CGROUPS),
     Variant("bombs", "jobs that take what they get, with a cgroup and without", sessions=_BOMBS),
     Variant("images-6.1", "layers, erofs, logs and other users' ids on 6.1", sessions=_LAYERS),
     Variant("images-6.12", "the same on 6.12", kernel="6.12", sessions=_LAYERS),
-    Variant("user", "an ordinary user's own session of the suite", sessions=(*EXPECTATIONS, _USER)),
     with_systemd(
         Variant(
             "systemd",
@@ -183,20 +222,6 @@ _BY_NAME = (
         sessions=(*EXPECTATIONS, _LIVING),
     ),
     Variant(
-        "no-loop",
-        "no loop module",
-        cmdline="module_blacklist=loop",
-        fails=_no_images("modprobe loop"),
-        features=_MOUNTS,
-    ),
-    Variant(
-        "no-squashfs",
-        "no squashfs module",
-        cmdline="module_blacklist=squashfs",
-        fails=_no_images("modprobe squashfs"),
-        features=_MOUNTS,
-    ),
-    Variant(
         "no-overlay",
         "no overlay module",
         cmdline="module_blacklist=overlay",
@@ -213,14 +238,6 @@ _BY_NAME = (
         sessions=(*EXPECTATIONS, _HIDDEN),
     ),
     Variant(
-        "apparmor",
-        "AppArmor's profiles: ours, and one that denies user namespaces to who has none",
-        kernel="6.12",
-        features=_MOUNTS,
-        tools=_APPARMOR_TOOLS,
-        sessions=(*EXPECTATIONS, Session("profiles", ("tests/vm/apparmor.py",), lane=1)),
-    ),
-    Variant(
         "apparmor-denied",
         "an AppArmor profile that denies user namespaces",
         kernel="6.12",
@@ -235,14 +252,6 @@ _BY_NAME = (
         sessions=(
             Session("homes", ("tests/vm/homes.py", "-k", "not setuid")),
             Session("homes-setuid", ("tests/vm/homes.py", "-k", "setuid"), lane=1),
-        ),
-    ),
-    Variant(
-        "containers",
-        "in podman's containers: what works, and the flag for what does not",
-        sessions=(
-            Session("containers", ("tests/vm/containers.py", "-k", "native")),
-            Session("containers-python", ("tests/vm/containers.py", "-k", "python"), lane=1),
         ),
     ),
     *(
