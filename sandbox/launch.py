@@ -217,13 +217,18 @@ def explain(spec: Spec, environ: dict[bytes, bytes], *, say: Say) -> list[str]:
         layers = [layer for tree in prepared.trees for layer in tree.layers]
         converted = {sources.absolute(layer.path) for layer in layers if layer.format not in _AS_IT_IS}
         plan = prepared.compiled.plan
-        return [*lines(plan, spec.command, converted), *_sockets(plan, spec)]
+        return [*lines(plan, spec.command, converted), *_open_to_all(plan, spec)]
 
 
-def _sockets(plan: Plan, spec: Spec) -> list[str]:
-    """What an isolated command can still connect to."""
+def _open_to_all(plan: Plan, spec: Spec) -> list[str]:
+    """What an isolated command can still connect to, and write to."""
     if spec.isolation == "none":
         return []
     from sandbox import sockets
 
-    return [f"socket   {printable(path)} can be connected to" for path in sockets.reachable(plan, sockets.bound())]
+    found = (("socket", "connected", sockets.bound()), ("fifo", "written", sockets.fifos()))
+    return [
+        f"{kind:<8} {printable(path)} can be {done} to"
+        for kind, done, paths in found
+        for path in sockets.reachable(plan, paths)
+    ]

@@ -8,7 +8,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import resource
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +42,7 @@ sendmmsg getcpu process_vm_readv process_vm_writev sched_setattr sched_getattr r
 memfd_create execveat membarrier mlock2 copy_file_range preadv2 pwritev2 pkey_mprotect pkey_alloc pkey_free statx rseq
 pidfd_send_signal pidfd_open close_range openat2 faccessat2 epoll_pwait2
 landlock_create_ruleset landlock_add_rule landlock_restrict_self memfd_secret process_mrelease futex_waitv cachestat
-fchmodat2 map_shadow_stack futex_wake futex_wait futex_requeue
+fchmodat2 map_shadow_stack futex_wake futex_wait futex_requeue socket socketpair
 """
 _DENIED = """
 acct add_key adjtimex bpf chroot clock_adjtime clock_settime delete_module fanotify_init finit_module fsconfig fsmount
@@ -55,14 +54,8 @@ swapoff swapon sysfs syslog umount umount2 unshare uselib userfaultfd ustat vhan
 """
 # CLONE_NEW* of clone(2), and of an own time namespace.
 _NAMESPACES = 0x7E020080
-# TIOCSTI, TIOCLINUX, and TIOCSETD: for another line discipline the kernel loads a module, and it outlives the job.
-_IOCTLS = (0x5412, 0x541C, 0x5423)
 # What personality(2) may be asked for: Linux, with 32 bit addresses or without randomisation, and what is there now.
 _PERSONALITIES = (0x0, 0x0008, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
-# All that a job has a use for: AF_UNIX, AF_INET, AF_INET6, AF_NETLINK. For any other the kernel loads modules.
-_FAMILIES = (1, 2, 10, 16)
-# The kernel looks at the low 32 bits of an int only (CVE-2019-10063): so does the filter.
-_LOW = 0xFFFFFFFF
 # linux/filter.h
 _RET_ALLOW, _RET_LOG = 0x7FFF0000, 0x7FFC0000
 
@@ -94,23 +87,12 @@ def compile_filter(allowed: tuple[bytes, ...]) -> tuple[int, ...]:
 
 
 def _exceptions(library: Any, extra: tuple[str, ...]) -> tuple[int, ...]:
-    """What allows all but a few ioctls, and lets a job set its limit of cores without effect.
+    """What stands before the list, but for calls that the user allows."""
+    from sandbox import filter_arguments
 
-    A core goes to a program of the host's where core_pattern names one, whatever the limit is but for 1: core(5).
-    """
-    rules = library.SyscallFilter(library.ALLOW)
-    rules.set_attr(library.Attr.ACT_BADARCH, library.ERRNO(errno.ENOSYS))
-    argument, masked = library.Arg, library.MASKED_EQ
-    for command in _IOCTLS if "ioctl" not in extra else ():
-        _add(rules, library.ERRNO(errno.EPERM), "ioctl", argument(1, masked, _LOW, command))
-    # Not an error: programs that have secrets end where they cannot do without cores.
-    done = library.ERRNO(0)
-    if "setrlimit" not in extra:
-        _add(rules, done, "setrlimit", argument(0, masked, _LOW, resource.RLIMIT_CORE))
-    if "prlimit64" not in extra:
-        core = argument(1, masked, _LOW, resource.RLIMIT_CORE)
-        _add(rules, done, "prlimit64", core, argument(2, library.NE, 0))
-    return instructions(rules)
+    resolved = {name: library.resolve_syscall(library.Arch.NATIVE, name) for name in filter_arguments.CALLS}
+    numbers = {name: number for name, number in resolved.items() if name not in extra}
+    return filter_arguments.instructions(int(library.system_arch()), numbers)
 
 
 def bindings() -> Any:
@@ -129,7 +111,7 @@ def kept_filter(home: int, allowed: tuple[bytes, ...]) -> tuple[int, ...]:
     """The same, from the file of the home that an earlier launch left."""
     return kept(
         home,
-        ["exceptions, ranges", *sorted(map(os.fsdecode, allowed)), "", _ALLOWED, _DENIED],
+        ["arguments, ranges", *sorted(map(os.fsdecode, allowed)), "", _ALLOWED, _DENIED],
         lambda: compile_filter(allowed),
     )
 
@@ -172,10 +154,6 @@ def _add_conditional(library: Any, rules: Any, extra: tuple[str, ...]) -> None:
         denied = library.ERRNO(errno.EPERM)
         for bit in (1 << n for n in range(32) if _NAMESPACES & 1 << n):
             _add(rules, denied, "clone", argument(0, masked, bit, bit))
-    for name in ("socket", "socketpair"):
-        if name not in extra:
-            for family in _FAMILIES:
-                _add(rules, library.ALLOW, name, argument(0, masked, _LOW, family))
     if "personality" not in extra:
         for value in _PERSONALITIES:
             _add(rules, library.ALLOW, "personality", argument(0, equal, value))

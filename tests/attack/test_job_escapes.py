@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,51 @@ def test_closed_standard_descriptors(launch):
         words = ["--", "/usr/bin/python3", "-c", CLOSED, *map(str, numbers)]
         done = launch(*words, preexec_fn=lambda numbers=numbers: [os.close(fd) for fd in numbers])
         assert done.returncode == 7, done.stderr
+
+
+WRITE = """
+import os, sys
+for path in sys.argv[1:]:
+    try: os.write(os.open(path, os.O_WRONLY | os.O_NONBLOCK), b'of the job')
+    except OSError: pass
+print('done')
+"""
+
+
+@pytest.fixture(name="fifos")
+def _fifos(launch, area, identities):
+    """Two of a service of the caller's, writable for everybody, and what reads them: descriptors by path."""
+    where, who = area.dir(launch.as_user), identities[launch.as_user]
+    readers = {}
+    for name in ("a pipe", "another"):
+        os.mkfifo(where / name)
+        os.chmod(where / name, 0o622)
+        readers[f"{where}/{name}"] = os.open(where / name, os.O_RDONLY | os.O_NONBLOCK)
+    ids = {"user": who.uid, "group": who.gid, "extra_groups": []}
+    with subprocess.Popen(["sleep", "1000"], pass_fds=readers.values(), cwd="/", **ids) as service:
+        yield readers
+        service.kill()
+    for fd in readers.values():
+        os.close(fd)
+
+
+def test_a_fifo_of_the_host(launch, area, fifos):
+    """A read-only mount stops nobody at a FIFO, as at a path socket: --explain names those that show, and all that
+    takes one away does: an overlay, --hide, a fence.
+    """
+    where, names, read_only = area.dir(launch.as_user), list(fifos), ["--workspace", "ro"]
+    for options, is_open, listed in (
+        (read_only, names, names),
+        ([*read_only, "--hide", names[0]], names[1:], names[1:]),
+        ([*read_only, "--allow-write", "/tmp"], [], names),
+        (["--workspace", "overlay"], [], []),
+    ):
+        done = launch(*options, "--", "/usr/bin/python3", "-c", WRITE, *names, cwd=where)
+        assert done.stdout == "done\n", done.stderr
+        assert [name for name, fd in fifos.items() if os.read(fd, 100)] == is_open, options
+        lines = launch(*options, "--explain", "--", "true", cwd=where).stdout.splitlines()
+        said = [f"fifo     {name} can be written to" for name in listed]
+        assert [line for line in lines if line.startswith("fifo")] == said, options
 
 
 # Of root's, of the user's account, and a home that is where HOME says.

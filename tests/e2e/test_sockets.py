@@ -73,3 +73,15 @@ def test_what_is_listed_is_what_can_be_connected_to(engine, workspace, is_open, 
     listed = json.loads(report.read_text())["sockets"]
     assert (str(inside) in listed, str(hidden) in listed) == (is_open, False)
     assert (str(inside) in explained.stdout, str(hidden) in explained.stdout) == (is_open, False)
+
+
+def test_fifos_where_services_have_them(tmp_path, monkeypatch):
+    """Two levels deep, whoever has them open; no link, nothing else, and nothing of a directory that is not there."""
+    for name in ("here", "service/command", "service/deep/er"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("here")
+    monkeypatch.setattr(sockets, "_OF_SERVICES", (os.fsencode(tmp_path), b"/nowhere"))
+    monkeypatch.setattr(sockets, "_open_fifos", list)
+    assert sockets.fifos() == [os.fsencode(tmp_path / name) for name in ("here", "service/command")]

@@ -116,6 +116,7 @@ PROBE = textwrap.dedent("""
 """)
 
 REFUSED = {"EPERM", "EACCES", "ENOENT", "ESRCH", "EROFS", "ECONNREFUSED", "EBADF", "ENOSYS", "ENOTDIR", "EINVAL", "[]"}
+REFUSED |= {"EAFNOSUPPORT"}
 
 
 @contextlib.contextmanager
