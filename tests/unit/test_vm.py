@@ -160,7 +160,7 @@ def test_the_tables_of_homes_and_containers():
     assert "| tmpfs | not run | not run | not run | works | one line |" in page
     assert "- tmpfs: `sandbox: cannot show DIR as`" in page
     assert (
-        "| user | podman's default, as a user | works | not run | not run | not run | one line | one line | not" in page
+        "| user | podman's default, as a user | works | not run | not run | not run | one line | not run | not" in page
     )
     assert "- user, job: `sandbox: DIR/x: no`" in page
 
@@ -192,7 +192,7 @@ def test_a_session_without_a_result_or_a_passed_test():
     assert found.incomplete(["expectations", "a", "b"]) == ["a", "b"]
 
 
-@pytest.mark.parametrize("machine", filter(kept.of_project, kept.machines()), ids=lambda machine: machine.name)
+@pytest.mark.parametrize("machine", [*filter(kept.of_project, kept.machines())], ids=lambda machine: machine.name)
 def test_what_the_page_shows_has_passed(machine):
     """A machine that failed, or whose sessions are others by now, is run again before its row is shown."""
     found = kept.of_project(machine)
