@@ -30,8 +30,15 @@ const NO_NODE: &str = "give the container --device /dev/loop-control --device-cg
 pub struct Device {
     /// `/dev/loopN`.
     pub path: String,
-    _fd: OwnedFd,
+    fd: OwnedFd,
     lock: Option<OwnedFd>,
+}
+
+impl Device {
+    /// What `st_rdev` of its node says, and `st_dev` of all that is on it.
+    fn number(&self) -> Outcome<u64> {
+        Ok(fstat(&self.fd).doing("look at", self.path.as_bytes())?.st_rdev)
+    }
 }
 
 impl Drop for Device {
@@ -126,17 +133,28 @@ impl Devices {
         Ok(device(number, fd, None))
     }
 
-    /// The kernel opens a device by its path once more: it must be the host's `/dev` that is seen there.
-    pub fn check_path(&self) -> Outcome<()> {
+    /// The kernel looks a device up by its path once more: it must be the host's `/dev` that is seen there, and in it
+    /// this very device, as a plan may cover either. Only the plan's own steps mount in this namespace, and nobody but
+    /// root renames in `/` or `/dev`.
+    pub fn check_path(&self, device: &Device) -> Outcome<()> {
         if !self.rights.are_lent() {
             return Ok(());
         }
         let seen = open_path(CWD, b"/dev").doing("open", b"/dev")?;
-        let (seen, held) = (fstat(&seen), fstat(&self.dev));
-        if same_inode(&seen.doing("look at", b"/dev")?, &held.doing("look at", b"/dev")?) {
-            return Ok(());
+        let (seen, held) = (fstat(&seen).doing("look at", b"/dev")?, fstat(&self.dev).doing("look at", b"/dev")?);
+        if !same_inode(&seen, &held) {
+            return Err(covered());
         }
-        Err(refused("setuid mode mounts images before anything is mounted over /dev"))
+        let (path, flags) = (device.path.as_bytes(), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC);
+        let node = openat(CWD, path, flags, Mode::empty()).and_then(fstat).doing("look at", path)?;
+        let is_block = FileType::from_raw_mode(node.st_mode) == FileType::BlockDevice;
+        if is_block && node.st_rdev == device.number()? { Ok(()) } else { Err(covered()) }
+    }
+
+    /// The same, asked of what came of it: nothing that is on another device is ever attached.
+    pub fn check_mount(&self, device: &Device, root: &OwnedFd) -> Outcome<()> {
+        let is_on = !self.rights.are_lent() || fstat(root).doing("look at", b"the image")?.st_dev == device.number()?;
+        if is_on { Ok(()) } else { Err(covered()) }
     }
 
     fn find(&self, remembered: Option<usize>, wanted: (u64, u64)) -> Option<(usize, OwnedFd)> {
@@ -248,7 +266,11 @@ fn identity(image: BorrowedFd) -> Outcome<(u64, u64)> {
 }
 
 fn device(number: usize, fd: OwnedFd, lock: Option<OwnedFd>) -> Device {
-    Device { path: path_of(number), _fd: fd, lock }
+    Device { path: path_of(number), fd, lock }
+}
+
+fn covered() -> Failure {
+    refused("setuid mode mounts images before anything is mounted over /dev")
 }
 
 fn path_of(number: usize) -> String {

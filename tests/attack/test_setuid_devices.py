@@ -1,0 +1,53 @@
+"""Loop devices and images of somebody else: none is reached by the name of one's own."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sandbox.level_steps import Bind
+from sandbox.plan import Attach, Image, Mkdir
+from tests.attack.test_setuid_races import secret_tree
+from tests.support.helper import settled
+from tests.support.launcher import at, below, squashfs
+
+SHOWN = (Image(1, 0), Mkdir(below("s"), 0o755), Attach(1, below("s"), 7))
+
+
+def device_of(process):
+    """What a launch says that has its image at $T/s."""
+    line = process.stdout.readline()
+    assert line.startswith("/dev/loop"), process.stderr.read()
+    return Path(line.strip())
+
+
+def running(helper, image):
+    """A launch that stays, and the device of its image."""
+    script = "grep -o '/dev/loop[0-9]*' /proc/self/mountinfo | head -n 1; read x"
+    process = helper.start(helper.plan(*SHOWN, sources=(image,)), "sh", "-c", script, stdin=subprocess.PIPE)
+    return process, device_of(process)
+
+
+@pytest.mark.parametrize("what", ["a device of somebody else", "the null device", "a file"])
+def test_a_loop_device_that_another_one_covers(helper, what):
+    """The kernel is told `/dev/loopN`, and found what a plan had bound there."""
+    secret = squashfs(secret_tree(helper), helper.area / "secret.sfs")
+    secret.chmod(0o600)
+    attach = ["losetup", "--find", "--show", "--read-only", secret]
+    victim = Path(subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip())
+    image = helper.roots_source()
+    process, own = running(helper, image)
+    try:
+        over = {"a device of somebody else": victim, "the null device": Path("/dev/null"), "a file": helper.tree / "f"}
+        there = over[what].stat()
+        bound = Bind(5, at(over[what]).replace(dev=there.st_dev, ino=there.st_ino))
+        plan = helper.plan(bound, Attach(5, at(own), 0), *SHOWN, sources=(image,))
+        helper.refused(plan, "before anything is mounted over /dev")
+        # What is over another device is in nobody's way.
+        plan = helper.plan(bound, Attach(5, at(victim), 0), *SHOWN, sources=(image,))
+        helper.check(plan, "cat $T/s/f", "hello\n")
+    finally:
+        process.communicate("\n")
+        subprocess.run(["losetup", "--detach", victim], check=True)
+    assert settled(helper) == []
