@@ -1,4 +1,6 @@
-"""Loop devices and images of somebody else: none is reached by the name of one's own."""
+"""Loop devices and images of somebody else: none is reached by the name of one's own, or by a descriptor that reads
+nothing.
+"""
 
 import os
 import subprocess
@@ -50,4 +52,24 @@ def test_a_loop_device_that_another_one_covers(helper, what):
     finally:
         process.communicate("\n")
         subprocess.run(["losetup", "--detach", victim], check=True)
+    assert settled(helper) == []
+
+
+@pytest.mark.parametrize("how", [os.O_PATH, os.O_WRONLY], ids=["a name", "write-only"])
+def test_a_descriptor_that_reads_nothing(helper, how):
+    """Anybody opens the name of a file that he may not read, and the device that somebody had of it was found."""
+    path = helper.roots_image()
+    process, _ = running(helper, helper.source(path))
+    path.chmod(0o600)
+    image = helper.source(path)
+    helper.refused(helper.plan(*SHOWN, sources=(image,)), "Permission denied")
+    fd = os.open(path, how)
+    helper.refused(helper.plan(*SHOWN, sources=(image,)), "without the right to read it", fds={0: fd})
+    os.close(fd)
+    # Who could open it may hand it to whom he likes.
+    fd = os.open(path, os.O_RDONLY)
+    code, out, err = helper.run(helper.plan(*SHOWN, sources=(image,)), "sh", "-c", "cat $T/s/f", fds={0: fd})
+    os.close(fd)
+    process.communicate("\n")
+    assert (code, out, err) == (0, "hello\n", "")
     assert settled(helper) == []
