@@ -4,6 +4,7 @@ use crate::error::{Doing, Failure, Outcome};
 use crate::fsops::{make_dir, open_path, read_all, same_inode};
 use crate::plan::{Plan, Step};
 use crate::prelude::*;
+use crate::procfs;
 use crate::setuid::{NODE, Rights, image_lock, lock, lock_file, refused};
 use crate::sources::Sources;
 use crate::sys;
@@ -161,7 +162,8 @@ impl Devices {
         if let Some(found) = remembered.and_then(|number| self.open_if_it_backs(number, wanted)) {
             return Some(found);
         }
-        self.numbers().find_map(|number| self.open_if_it_backs(number, wanted))
+        // What cannot be looked for is attached once more, and counted.
+        self.numbers().ok()?.into_iter().find_map(|number| self.open_if_it_backs(number, wanted))
     }
 
     /// It is asked after it was opened: what is open cannot be cleared and attached to another file.
@@ -217,24 +219,33 @@ impl Devices {
     }
 
     /// Of every loop device that there is.
-    fn numbers(&self) -> impl Iterator<Item = usize> {
-        let mut entries = self.blocks.as_ref().and_then(|blocks| Dir::read_from(blocks).ok());
-        core::iter::from_fn(move || entries.as_mut()?.read()?.ok()).filter_map(|entry| {
-            let name = entry.file_name().to_str().ok();
-            name.and_then(|name| name.strip_prefix("loop")).and_then(|number| number.parse().ok())
-        })
+    fn numbers(&self) -> Result<Vec<usize>, Errno> {
+        let mut numbers = Vec::new();
+        for entry in Dir::read_from(self.blocks.as_ref().ok_or(Errno::NOENT)?)? {
+            let entry = entry?;
+            let number = entry.file_name().to_bytes().strip_prefix(b"loop").and_then(procfs::parse);
+            numbers.extend(number.and_then(|number| usize::try_from(number).ok()));
+        }
+        Ok(numbers)
+    }
+
+    /// How many are attached for this user, at most. He can have calls of this process fail, by its limits (prlimit(2)):
+    /// what cannot be looked at is not somebody else's, but counts. Nor is it a reason to refuse: of a device whose file
+    /// is in somebody's FUSE mount the kernel tells nobody else anything.
+    fn count(&self, uid: u32) -> Result<u64, Errno> {
+        let is_own = |number| match self.open_device(number).and_then(|fd| sys::loop_status(fd.as_fd())) {
+            Ok(status) => status.is_of(uid),
+            // A container may have no node of it; nothing is attached.
+            Err(Errno::NOENT | Errno::NXIO) => false,
+            Err(_) => true,
+        };
+        Ok(self.numbers()?.into_iter().filter(|number| is_own(*number)).count() as u64)
     }
 
     fn attach(&self, image: BorrowedFd) -> Outcome<(usize, OwnedFd)> {
         let Some(bounds) = &self.bounds else { return self.attach_any(image) };
         let locked = lock(&bounds.own, COUNT_PATIENCE);
-        let uid = getuid().as_raw();
-        let is_own = |number| {
-            let status = self.open_device(number).and_then(|fd| sys::loop_status(fd.as_fd()));
-            status.is_ok_and(|status| status.is_of(uid))
-        };
-        let can_count = locked && self.blocks.is_some();
-        if !can_count || self.numbers().filter(|number| is_own(*number)).count() as u64 >= bounds.most {
+        if !locked || self.count(getuid().as_raw()).doing("count", b"your loop devices")? >= bounds.most {
             let message = format!("you have all {} loop devices that the policy allows", bounds.most);
             return Err(refused(message).hint("end other sandboxes; a stopped launch is in the way, too"));
         }

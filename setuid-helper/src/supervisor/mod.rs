@@ -288,8 +288,11 @@ impl Inherited {
 
     /// Be as before.
     pub fn restore(&self) {
-        // What an init's last words announced themselves with would kill, now that nobody reads them.
-        let _ = sys::wait(Mask::of(&[libc::SIGIO]), Some(Duration::ZERO));
+        // What an init's last words announced themselves with would kill, now that nobody reads them; so would a file
+        // that was too long, of which there is something to say. One that is blocked waits even where it is ignored.
+        for signal in [libc::SIGIO, libc::SIGXFSZ] {
+            let _ = sys::wait(Mask::of(&[signal]), Some(Duration::ZERO));
+        }
         self.restore_actions();
         self.mask.apply();
         rustix::process::umask(self.umask);
