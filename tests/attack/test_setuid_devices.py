@@ -1,7 +1,8 @@
 """Loop devices and images of somebody else: none is reached by the name of one's own, or by a descriptor that reads
-nothing.
+nothing; and an image that somebody can write to is not root's.
 """
 
+import mmap
 import os
 import subprocess
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from sandbox.level_steps import Bind
 from sandbox.plan import Attach, Image, Mkdir
 from tests.attack.test_setuid_races import secret_tree
-from tests.support.helper import settled
+from tests.support.helper import TRUSTED, settled
 from tests.support.launcher import at, below, squashfs
 
 SHOWN = (Image(1, 0), Mkdir(below("s"), 0o755), Attach(1, below("s"), 7))
@@ -72,4 +73,27 @@ def test_a_descriptor_that_reads_nothing(helper, how):
     os.close(fd)
     process.communicate("\n")
     assert (code, out, err) == (0, "hello\n", "")
+    assert settled(helper) == []
+
+
+@pytest.mark.parametrize("way", ["a descriptor", "a mapping"])
+def test_an_image_that_is_still_open_for_writing(helper, way):
+    """A file that was given to root is no file of root's as long as its former owner can write to it."""
+    helper.policy('images = "trusted"\n')
+    path = helper.roots_image()
+    os.chown(path, helper.uid, helper.gid)
+    fd = os.open(path, os.O_RDWR)
+    mapping = mmap.mmap(fd, 0)
+    os.chown(path, 0, 0)
+    if way == "a descriptor":
+        mapping.close()
+    else:
+        os.close(fd)
+    plan = helper.plan(*SHOWN, sources=(helper.source(path),))
+    helper.refused(plan, TRUSTED)
+    if way == "a descriptor":
+        os.close(fd)
+    else:
+        mapping.close()
+    helper.check(plan, "cat $T/s/f", "hello\n")
     assert settled(helper) == []

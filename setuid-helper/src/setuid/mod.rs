@@ -50,7 +50,7 @@ pub fn admit_images(plan: &Plan, sources: &mut Sources, policy: &Policy, rights:
         seen.push(index);
         let source = &plan.sources[index as usize];
         let file = sources.file(index)?;
-        if source.kind == SourceKind::File && trust::is_trusted(file, policy) {
+        if source.kind == SourceKind::File && trust::is_trusted(file, policy, rights) {
             continue;
         }
         if policy.images == Images::Trusted {

@@ -211,9 +211,15 @@ fn admit_images(
 ) -> Outcome<()> {
     // A limit that could not be raised is to be told, not to kill. The command gets the default back.
     sys::ignore(libc::SIGXFSZ);
+    // So is one that somebody wants to write to an image while it is asked for its writers (a lease).
+    let was_ignored = sys::is_ignored(libc::SIGIO);
+    sys::ignore(libc::SIGIO);
     inherited.mask.apply();
     setuid::admit_images(plan, sources, policy, rights)?;
     sys::block_all();
+    if !was_ignored {
+        sys::default_action(libc::SIGIO);
+    }
     Ok(())
 }
 

@@ -97,6 +97,20 @@ pub fn is_directory(raw: u32) -> bool {
     status.map_or_else(|error| error != Errno::BADF, is_directory)
 }
 
+/// Whether anybody has this file open for writing, or mapped so. The kernel says it to who asks for a lease for reading,
+/// which is for the file's owner, and given back at once: fcntl(2), "Leases".
+pub fn is_open_for_writing(file: impl AsFd) -> Result<bool, Errno> {
+    let set = |kind: i32| {
+        let arguments = [number(file.as_fd()), libc::F_SETLEASE as usize, kind as usize];
+        // SAFETY: no pointers.
+        unsafe { syscall(libc::SYS_fcntl, arguments) }
+    };
+    match set(libc::F_RDLCK) {
+        Err(Errno::AGAIN) => Ok(true),
+        given => given.and_then(|_| set(libc::F_UNLCK)).map(|_| false),
+    }
+}
+
 /// Who gets SIGIO when there is data, if `fd` has O_ASYNC (fcntl(2), F_SETOWN).
 pub fn set_owner(fd: impl AsFd, owner: Pid) -> Result<(), Errno> {
     let owner = owner.as_raw_nonzero().get() as usize;
