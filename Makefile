@@ -60,7 +60,7 @@ soak: setup
 	SANDBOX_SOAK=$(SOAK) $(BIN)/python -m pytest tests/attack tests/e2e/test_cleanup.py tests/unit/test_plan_both.py tests/unit/test_policy_both.py \
 		tests/e2e/test_debian_root.py tests/e2e/test_job_keep.py tests/e2e/test_job_bombs.py tests/e2e/test_workloads.py \
 		tests/e2e/test_packages.py tests/e2e/test_debian_packages.py tests/e2e/test_rpm_root.py tests/e2e/test_ci_buildbot.py tests/e2e/test_ci_github.py tests/e2e/test_neighbours.py \
-		-k 'swapped or ci_buildbot or ci_github or neighbours or debian_root or packages or rpm_root or job_keep or job_bombs or workloads or setuid_races or fsops or image_crashes or fifty or mutants or plans_written or kills_at_random' -rP -o timeout=0
+		-k 'swapped or ci_buildbot or ci_github or neighbours or debian_root or packages or rpm_root or job_keep or job_bombs or workloads or setuid_races or setuid_limits or fsops or image_crashes or fifty or mutants or plans_written or kills_at_random' -rP -o timeout=0
 
 # The parsers of hostile bytes under a coverage-guided fuzzer, FUZZ seconds each.
 FUZZ ?= 60

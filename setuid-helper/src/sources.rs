@@ -7,7 +7,7 @@ use crate::plan::{Plan, Slot, Source, SourceKind, Step};
 use crate::prelude::*;
 use crate::sys;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fcntl_getfl, fstat, openat};
 
 /// Descriptor numbers that were handed over.
 #[derive(Default)]
@@ -76,9 +76,12 @@ impl Handed {
         let mut fds: Vec<Option<OwnedFd>> = plan.sources.iter().map(|_| None).collect();
         for (index, number) in self.files {
             let fd = adopt(number)?;
-            match fds.get_mut(index as usize) {
-                Some(entry) => *entry = Some(fd),
-                None => return Err(Failure::new(format!("source {index} is handed over and is not in the plan"))),
+            match (fds.get_mut(index as usize), plan.sources.get(index as usize)) {
+                (Some(entry), Some(source)) => {
+                    readable(fd.as_fd(), source.kind, index)?;
+                    *entry = Some(fd);
+                }
+                _ => return Err(Failure::new(format!("source {index} is handed over and is not in the plan"))),
             }
         }
         let trees = self.trees.into_iter().map(|(slot, number)| Ok((shown(slot, plan)?, adopt(number)?)));
@@ -90,6 +93,18 @@ type Adopted = (Vec<Option<OwnedFd>>, Vec<(Slot, OwnedFd)>);
 
 fn adopt(number: i32) -> Outcome<OwnedFd> {
     sys::adopt(number).doing("use descriptor", number.to_string().as_bytes())
+}
+
+/// What was opened without the right to read it, as anybody can open the name of a file, says nothing about who may: a
+/// mount of it, which a loop device may have already, would show it. What is in memory, or a socket, is known by
+/// nothing but its descriptor, and of a directory nothing is used but its lock.
+fn readable(fd: BorrowedFd, kind: SourceKind, index: u32) -> Outcome<()> {
+    let flags = fcntl_getfl(fd).doing("look at source", index.to_string().as_bytes())?;
+    let reads = !flags.contains(OFlags::PATH) && matches!(flags & OFlags::RWMODE, OFlags::RDONLY | OFlags::RDWR);
+    if reads || kind != SourceKind::File {
+        return Ok(());
+    }
+    Err(Failure::new(format!("source {index} is handed over without the right to read it")))
 }
 
 /// The slot, if the command sees what is in it. Of the layers of an overlay its user has no descriptor: what he did to

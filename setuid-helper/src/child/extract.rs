@@ -32,7 +32,7 @@ impl Child<'_> {
         let mounted = mounted.ok_or_else(|| Failure::new(format!("there is no slot {slot}")))?;
         let root = openat(mounted, ".", flags, Mode::empty()).doing("open the place for", label)?;
         let fds = [(input, 0), (output.as_fd(), 1), (root.as_fd(), 3)];
-        let pid = spawn(&argv, &fds, self.prepared.rights, || {})?;
+        let pid = spawn(&argv, &fds, self.prepared.rights, || true)?;
         let status = waitpid(Some(pid), WaitOptions::empty()).doing("wait for", argv[0].as_bytes())?;
         match status {
             Some((_, status)) if status.exit_status() == Some(0) => Ok(()),

@@ -44,7 +44,10 @@ impl Child<'_> {
             Forked::Parent(middle) => waitpid(Some(middle), WaitOptions::empty()).doing("wait for", program)?,
             Forked::Child => {
                 // In a mount namespace without the mount that it serves: that one can then end, and ends the program.
-                let apart = || _ = rights.raise(MOUNT).and_then(|_raised| sys::unshare(libc::CLONE_NEWNS as u64));
+                let apart = || {
+                    let _ = rights.raise(MOUNT).and_then(|_raised| sys::unshare(libc::CLONE_NEWNS as u64));
+                    true
+                };
                 let started = spawn(&argv, &fds, rights, apart);
                 sys::exit_now(started.is_err().into())
             }

@@ -14,10 +14,11 @@ impl Child<'_> {
         // The device, and the lock that keeps others from looking for one in vain, are held until it is mounted.
         let is_own = self.prepared.sources.is_own(source);
         let device = if is_own { devices.own(fd)? } else { devices.shared(&self.prepared.home.fd, fd)? };
-        devices.check_path()?;
+        devices.check_path(&device)?;
         // Without `ro` before create the kernel asks for a writable device: EACCES.
         let options = [("ro", None), ("source", Some(device.path.as_str()))];
         let root = new_mount("squashfs", &options, SAFE | MountAttrFlags::MOUNT_ATTR_RDONLY, self.prepared.rights)?;
+        devices.check_mount(&device, &root)?;
         self.add_mount(slot, root, attr::READ_ONLY | attr::NOSUID | attr::NODEV);
         Ok(())
     }

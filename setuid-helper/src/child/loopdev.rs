@@ -4,6 +4,7 @@ use crate::error::{Doing, Failure, Outcome};
 use crate::fsops::{make_dir, open_path, read_all, same_inode};
 use crate::plan::{Plan, Step};
 use crate::prelude::*;
+use crate::procfs;
 use crate::setuid::{NODE, Rights, image_lock, lock, lock_file, refused};
 use crate::sources::Sources;
 use crate::sys;
@@ -30,8 +31,15 @@ const NO_NODE: &str = "give the container --device /dev/loop-control --device-cg
 pub struct Device {
     /// `/dev/loopN`.
     pub path: String,
-    _fd: OwnedFd,
+    fd: OwnedFd,
     lock: Option<OwnedFd>,
+}
+
+impl Device {
+    /// What `st_rdev` of its node says, and `st_dev` of all that is on it.
+    fn number(&self) -> Outcome<u64> {
+        Ok(fstat(&self.fd).doing("look at", self.path.as_bytes())?.st_rdev)
+    }
 }
 
 impl Drop for Device {
@@ -126,24 +134,36 @@ impl Devices {
         Ok(device(number, fd, None))
     }
 
-    /// The kernel opens a device by its path once more: it must be the host's `/dev` that is seen there.
-    pub fn check_path(&self) -> Outcome<()> {
+    /// The kernel looks a device up by its path once more: it must be the host's `/dev` that is seen there, and in it
+    /// this very device, as a plan may cover either. Only the plan's own steps mount in this namespace, and nobody but
+    /// root renames in `/` or `/dev`.
+    pub fn check_path(&self, device: &Device) -> Outcome<()> {
         if !self.rights.are_lent() {
             return Ok(());
         }
         let seen = open_path(CWD, b"/dev").doing("open", b"/dev")?;
-        let (seen, held) = (fstat(&seen), fstat(&self.dev));
-        if same_inode(&seen.doing("look at", b"/dev")?, &held.doing("look at", b"/dev")?) {
-            return Ok(());
+        let (seen, held) = (fstat(&seen).doing("look at", b"/dev")?, fstat(&self.dev).doing("look at", b"/dev")?);
+        if !same_inode(&seen, &held) {
+            return Err(covered());
         }
-        Err(refused("setuid mode mounts images before anything is mounted over /dev"))
+        let (path, flags) = (device.path.as_bytes(), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC);
+        let node = openat(CWD, path, flags, Mode::empty()).and_then(fstat).doing("look at", path)?;
+        let is_block = FileType::from_raw_mode(node.st_mode) == FileType::BlockDevice;
+        if is_block && node.st_rdev == device.number()? { Ok(()) } else { Err(covered()) }
+    }
+
+    /// The same, asked of what came of it: nothing that is on another device is ever attached.
+    pub fn check_mount(&self, device: &Device, root: &OwnedFd) -> Outcome<()> {
+        let is_on = !self.rights.are_lent() || fstat(root).doing("look at", b"the image")?.st_dev == device.number()?;
+        if is_on { Ok(()) } else { Err(covered()) }
     }
 
     fn find(&self, remembered: Option<usize>, wanted: (u64, u64)) -> Option<(usize, OwnedFd)> {
         if let Some(found) = remembered.and_then(|number| self.open_if_it_backs(number, wanted)) {
             return Some(found);
         }
-        self.numbers().find_map(|number| self.open_if_it_backs(number, wanted))
+        // What cannot be looked for is attached once more, and counted.
+        self.numbers().ok()?.into_iter().find_map(|number| self.open_if_it_backs(number, wanted))
     }
 
     /// It is asked after it was opened: what is open cannot be cleared and attached to another file.
@@ -199,24 +219,33 @@ impl Devices {
     }
 
     /// Of every loop device that there is.
-    fn numbers(&self) -> impl Iterator<Item = usize> {
-        let mut entries = self.blocks.as_ref().and_then(|blocks| Dir::read_from(blocks).ok());
-        core::iter::from_fn(move || entries.as_mut()?.read()?.ok()).filter_map(|entry| {
-            let name = entry.file_name().to_str().ok();
-            name.and_then(|name| name.strip_prefix("loop")).and_then(|number| number.parse().ok())
-        })
+    fn numbers(&self) -> Result<Vec<usize>, Errno> {
+        let mut numbers = Vec::new();
+        for entry in Dir::read_from(self.blocks.as_ref().ok_or(Errno::NOENT)?)? {
+            let entry = entry?;
+            let number = entry.file_name().to_bytes().strip_prefix(b"loop").and_then(procfs::parse);
+            numbers.extend(number.and_then(|number| usize::try_from(number).ok()));
+        }
+        Ok(numbers)
+    }
+
+    /// How many are attached for this user, at most. He can have calls of this process fail, by its limits (prlimit(2)):
+    /// what cannot be looked at is not somebody else's, but counts. Nor is it a reason to refuse: of a device whose file
+    /// is in somebody's FUSE mount the kernel tells nobody else anything.
+    fn count(&self, uid: u32) -> Result<u64, Errno> {
+        let is_own = |number| match self.open_device(number).and_then(|fd| sys::loop_status(fd.as_fd())) {
+            Ok(status) => status.is_of(uid),
+            // A container may have no node of it; nothing is attached.
+            Err(Errno::NOENT | Errno::NXIO) => false,
+            Err(_) => true,
+        };
+        Ok(self.numbers()?.into_iter().filter(|number| is_own(*number)).count() as u64)
     }
 
     fn attach(&self, image: BorrowedFd) -> Outcome<(usize, OwnedFd)> {
         let Some(bounds) = &self.bounds else { return self.attach_any(image) };
         let locked = lock(&bounds.own, COUNT_PATIENCE);
-        let uid = getuid().as_raw();
-        let is_own = |number| {
-            let status = self.open_device(number).and_then(|fd| sys::loop_status(fd.as_fd()));
-            status.is_ok_and(|status| status.is_of(uid))
-        };
-        let can_count = locked && self.blocks.is_some();
-        if !can_count || self.numbers().filter(|number| is_own(*number)).count() as u64 >= bounds.most {
+        if !locked || self.count(getuid().as_raw()).doing("count", b"your loop devices")? >= bounds.most {
             let message = format!("you have all {} loop devices that the policy allows", bounds.most);
             return Err(refused(message).hint("end other sandboxes; a stopped launch is in the way, too"));
         }
@@ -248,7 +277,11 @@ fn identity(image: BorrowedFd) -> Outcome<(u64, u64)> {
 }
 
 fn device(number: usize, fd: OwnedFd, lock: Option<OwnedFd>) -> Device {
-    Device { path: path_of(number), _fd: fd, lock }
+    Device { path: path_of(number), fd, lock }
+}
+
+fn covered() -> Failure {
+    refused("setuid mode mounts images before anything is mounted over /dev")
 }
 
 fn path_of(number: usize) -> String {

@@ -2,7 +2,7 @@
 
 use super::Child;
 use super::mounts::{SAFE, clone_mount, move_onto, new_mount};
-use crate::error::{Doing, Outcome};
+use crate::error::{Doing, Failure, Outcome};
 use crate::fsops::{make_new_dir, open_path, proc_fd, remove_dir};
 use crate::plan::{Slot, Slots, attr, overlay};
 use crate::prelude::*;
@@ -52,11 +52,15 @@ impl Child<'_> {
             layers.insert(0, proc_fd(&self.mount(lower)?.root));
         }
         let (rights, parts) = (self.prepared.rights, upper.map(|(_, parts)| parts));
-        let detached = if self.layers.is_none() { mount_overlay(&layers, parts, options, rights).ok() } else { None };
+        let detached = if self.layers.is_none() { Some(mount_overlay(&layers, parts, options, rights)) } else { None };
+        // Kernels before 6.15 refuse detached layers. Whoever launches can have it fail in other ways, and would have an
+        // upper layer of the helper's attached for a while.
+        let is_final = |failure: &Failure| rights.are_lent() && failure.errno != Some(Errno::INVAL);
         let root = match detached {
-            Some(root) => root,
-            // Kernels before 6.15 refuse detached layers (EINVAL). Whatever else is wrong is told then.
-            None => {
+            Some(Ok(root)) => root,
+            Some(Err(failure)) if is_final(&failure) => return Err(failure),
+            // Whatever else is wrong is told then.
+            _ => {
                 for layer in lowers.iter().chain(upper.map(|(slot, _)| slot)) {
                     self.attach_for_now(layer)?;
                 }

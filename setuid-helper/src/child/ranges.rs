@@ -93,7 +93,7 @@ impl Wanted<'_> {
         let (null, output) = (open_null()?, memfd_create("sandbox-message", MemfdFlags::CLOEXEC));
         let output = output.doing("start", program)?;
         let fds = [(null.as_fd(), 0), (output.as_fd(), 1), (output.as_fd(), 2)];
-        let started = spawn(&argv, &fds, self.rights, || {})?;
+        let started = spawn(&argv, &fds, self.rights, || true)?;
         let ended = waitpid(Some(started), WaitOptions::empty()).doing("wait for", program)?;
         if ended.is_some_and(|(_, status)| status.exit_status() == Some(0)) {
             return Ok(());

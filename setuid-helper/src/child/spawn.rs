@@ -17,15 +17,15 @@ const ENVIRONMENT: [&CStr; 2] = [c"PATH=/usr/sbin:/usr/bin:/sbin:/bin", c"LC_ALL
 const ABOVE: i32 = 10;
 
 /// Fork and execute `argv` with the descriptors under their numbers. `prepare` runs in the new process, which then has
-/// no rights but its caller's.
-pub fn spawn(argv: &[CString], fds: &[(BorrowedFd, i32)], rights: Rights, prepare: impl Fn()) -> Outcome<Pid> {
+/// no rights but its caller's; nothing is executed where that fails.
+pub fn spawn(argv: &[CString], fds: &[(BorrowedFd, i32)], rights: Rights, prepare: impl Fn() -> bool) -> Outcome<Pid> {
     let name = argv.first().map_or(&b""[..], |name| name.as_bytes());
     match sys::fork().doing("start", name)? {
         Forked::Parent(pid) => Ok(pid),
         Forked::Child => {
-            prepare();
+            let is_prepared = prepare();
             let harmless = rights.lift(false).and_then(|rights| rights.drop_for_good().and(rights.restore_limits()));
-            if harmless.is_ok() && place(fds).is_ok() {
+            if is_prepared && harmless.is_ok() && place(fds).is_ok() {
                 let pointers: CStrings = argv.iter().map(CString::as_c_str).collect();
                 if let Some(path) = argv.first() {
                     let error = sys::execute(path, &pointers, &ENVIRONMENT.into_iter().collect());

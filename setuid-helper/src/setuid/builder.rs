@@ -99,7 +99,7 @@ fn become_builder(rights: Rights, uid: u32, gid: u32, output: u64) -> Outcome<()
         setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) }).doing("limit the builder", b"")?;
     }
     umask(Mode::from_raw_mode(0o077));
-    let _ = rustix::process::setsid();
+    rustix::process::setsid().doing("leave the session of the caller", b"")?;
     rustix::process::chdir("/").doing("change to the directory", b"/")?;
     // What the caller left open is not for the builder.
     sys::close_all_on_exec().doing("close descriptors", b"")
@@ -123,8 +123,8 @@ fn build(image: &OwnedFd, output: &OwnedFd, said: &OwnedFd, alive: &OwnedFd) -> 
     let null = open_null()?;
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).doing("make a pipe", b"")?;
     // Each in a domain of its own: a program that a crafted image took over cannot reach into the one that packs. Old
-    // kernels have no Landlock; there the two are only apart as processes.
-    let confine = || _ = sys::forbid_changes();
+    // kernels have no Landlock; there the two are only apart as processes. No other reason counts.
+    let confine = || matches!(sys::forbid_changes(), Ok(()) | Err(Errno::NOSYS | Errno::OPNOTSUPP));
     let unpack = [(null.as_fd(), 0), (writer.as_fd(), 1), (said.as_fd(), 2), (image.as_fd(), 3)];
     let unpacker = spawn(&c_strings(UNPACK.into_iter()), &unpack, Rights::Own, confine)?;
     let pack = [(reader.as_fd(), 0), (null.as_fd(), 1), (said.as_fd(), 2), (output.as_fd(), 3)];

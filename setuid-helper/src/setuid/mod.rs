@@ -50,7 +50,7 @@ pub fn admit_images(plan: &Plan, sources: &mut Sources, policy: &Policy, rights:
         seen.push(index);
         let source = &plan.sources[index as usize];
         let file = sources.file(index)?;
-        if source.kind == SourceKind::File && trust::is_trusted(file, policy) {
+        if source.kind == SourceKind::File && trust::is_trusted(file, policy, rights) {
             continue;
         }
         if policy.images == Images::Trusted {
@@ -84,9 +84,8 @@ fn kept(file: BorrowedFd, path: &[u8], policy: &Policy, budget: u64, rights: Rig
         return Ok(found);
     }
     // A change within this tick would show in no time of the file.
-    if fstat(&copy::empty()?)
-        .is_ok_and(|now| (now.st_ctime, now.st_ctime_nsec) <= (status.st_ctime, status.st_ctime_nsec))
-    {
+    let now = fstat(&copy::empty()?).doing("look at the clock of", path)?;
+    if (now.st_ctime, now.st_ctime_nsec) <= (status.st_ctime, status.st_ctime_nsec) {
         let _ = nanosleep(&TICK);
     }
     let image = made(file, path, policy, budget, rights)?;

@@ -1,10 +1,11 @@
 //! Images that the kernel may be shown as they are, because no user can have made them.
 
 use super::policy::is_roots;
-use super::{Policy, refused};
+use super::{Policy, Rights, refused};
 use crate::error::{Failure, printable};
 use crate::fsops::{proc_fd, same_inode};
 use crate::prelude::*;
+use crate::sys;
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{
     AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, fstat, fstatfs, open, openat, openat2, readlinkat, statat,
@@ -32,8 +33,8 @@ const KERNEL_SERVED: [u64; 12] = [
 const DEEPEST: usize = 4096;
 
 /// Whether only root can have made this file, and can change it or put another in its place.
-pub fn is_trusted(file: BorrowedFd, policy: &Policy) -> bool {
-    check(file, policy).unwrap_or(false)
+pub fn is_trusted(file: BorrowedFd, policy: &Policy, rights: Rights) -> bool {
+    check(file, policy, rights).is_ok()
 }
 
 /// What is said where the policy wants trusted images only.
@@ -43,12 +44,10 @@ pub fn untrusted(path: &[u8]) -> Failure {
         .hint("use an image that root owns, or --mode userns")
 }
 
-fn check(file: BorrowedFd, policy: &Policy) -> Result<bool, Errno> {
+fn check(file: BorrowedFd, policy: &Policy, rights: Rights) -> Result<(), Errno> {
     let status = fstat(file)?;
     let kind = fstatfs(file)?.f_type as u64 & 0xffff_ffff;
-    if !is_roots(&status) || !KERNEL_SERVED.contains(&kind) {
-        return Ok(false);
-    }
+    (is_roots(&status) && KERNEL_SERVED.contains(&kind)).then_some(()).ok_or(Errno::PERM)?;
     // The file may have been reached through /proc/PID/root, in a mount namespace whose mounts are the user's choice.
     // The name that it had there is worth nothing unless it leads to the same file here, without any link.
     let path = readlinkat(CWD, proc_fd(file), Vec::new())?.into_bytes();
@@ -56,31 +55,33 @@ fn check(file: BorrowedFd, policy: &Policy) -> Result<bool, Errno> {
     let (parent, name) = (&path[..cut.max(1)], &path[cut + 1..]);
     let how = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let directory = openat2(CWD, parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), how)?;
-    if !parent.starts_with(b"/") || !same_inode(&statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?, &status) {
-        return Ok(false);
-    }
-    is_roots_way(directory, policy)
+    let is_there = same_inode(&statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?, &status);
+    (parent.starts_with(b"/") && is_there).then_some(()).ok_or(Errno::PERM)?;
+    is_roots_way(directory, policy)?;
+    // Who had it open for writing before it was given to root still has. By a descriptor of our own: the caller has the
+    // other one, too, and a lease would stay with it.
+    let _root = rights.as_root()?;
+    let own = open(proc_fd(file), OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+    if sys::is_open_for_writing(own)? { Err(Errno::TXTBSY) } else { Ok(()) }
 }
 
-/// Whether this directory and all above it, up to a trusted one, are root's alone.
-fn is_roots_way(mut directory: OwnedFd, policy: &Policy) -> Result<bool, Errno> {
+/// Make sure that this directory and all above it, up to a trusted one, are root's alone.
+fn is_roots_way(mut directory: OwnedFd, policy: &Policy) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     // By identity: a prefix of a path says nothing about where a directory is.
     let opened = policy.trusted.iter().filter_map(|path| open(path.as_slice(), flags, Mode::empty()).ok());
     let trusted: Vec<[u64; 3]> = opened.map(|fd| identity(&fd)).collect::<Result<_, _>>()?;
     for _ in 0..DEEPEST {
-        if !is_roots(&fstat(&directory)?) {
-            return Ok(false);
-        }
+        is_roots(&fstat(&directory)?).then_some(()).ok_or(Errno::PERM)?;
         let this = identity(&directory)?;
         let above = openat(&directory, "..", flags, Mode::empty())?;
         // Nothing is above the root directory.
         if trusted.contains(&this) || identity(&above)? == this {
-            return Ok(true);
+            return Ok(());
         }
         directory = above;
     }
-    Ok(false)
+    Err(Errno::PERM)
 }
 
 /// Device, inode and mount: inside a clone of the same directory a user may have mounted what he likes.

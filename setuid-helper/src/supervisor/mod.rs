@@ -211,9 +211,15 @@ fn admit_images(
 ) -> Outcome<()> {
     // A limit that could not be raised is to be told, not to kill. The command gets the default back.
     sys::ignore(libc::SIGXFSZ);
+    // So is one that somebody wants to write to an image while it is asked for its writers (a lease).
+    let was_ignored = sys::is_ignored(libc::SIGIO);
+    sys::ignore(libc::SIGIO);
     inherited.mask.apply();
     setuid::admit_images(plan, sources, policy, rights)?;
     sys::block_all();
+    if !was_ignored {
+        sys::default_action(libc::SIGIO);
+    }
     Ok(())
 }
 
@@ -288,8 +294,11 @@ impl Inherited {
 
     /// Be as before.
     pub fn restore(&self) {
-        // What an init's last words announced themselves with would kill, now that nobody reads them.
-        let _ = sys::wait(Mask::of(&[libc::SIGIO]), Some(Duration::ZERO));
+        // What an init's last words announced themselves with would kill, now that nobody reads them; so would a file
+        // that was too long, of which there is something to say. One that is blocked waits even where it is ignored.
+        for signal in [libc::SIGIO, libc::SIGXFSZ] {
+            let _ = sys::wait(Mask::of(&[signal]), Some(Duration::ZERO));
+        }
         self.restore_actions();
         self.mask.apply();
         rustix::process::umask(self.umask);

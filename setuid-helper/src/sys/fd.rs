@@ -4,7 +4,7 @@ use super::raw::{number, syscall};
 use crate::error::LAUNCHER_FAILED;
 use crate::prelude::*;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 use rustix::process::Pid;
 
@@ -88,12 +88,27 @@ pub fn is_inherited(raw: u32) -> bool {
     flags.is_ok_and(|flags| flags & libc::FD_CLOEXEC as usize == 0)
 }
 
-/// Whether this number is open, and a directory.
+/// Whether this number is open, and a directory, or something that does not say what it is (as FUSE may).
 pub fn is_directory(raw: u32) -> bool {
     let Ok(raw) = i32::try_from(raw) else { return false };
     // SAFETY: not -1, and only looked at; what is not open is EBADF.
     let status = fstat(unsafe { BorrowedFd::borrow_raw(raw) });
-    status.is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::Directory)
+    let is_directory = |status: Stat| FileType::from_raw_mode(status.st_mode) == FileType::Directory;
+    status.map_or_else(|error| error != Errno::BADF, is_directory)
+}
+
+/// Whether anybody has this file open for writing, or mapped so. The kernel says it to who asks for a lease for reading,
+/// which is for the file's owner, and given back at once: fcntl(2), "Leases".
+pub fn is_open_for_writing(file: impl AsFd) -> Result<bool, Errno> {
+    let set = |kind: i32| {
+        let arguments = [number(file.as_fd()), libc::F_SETLEASE as usize, kind as usize];
+        // SAFETY: no pointers.
+        unsafe { syscall(libc::SYS_fcntl, arguments) }
+    };
+    match set(libc::F_RDLCK) {
+        Err(Errno::AGAIN) => Ok(true),
+        given => given.and_then(|_| set(libc::F_UNLCK)).map(|_| false),
+    }
 }
 
 /// Who gets SIGIO when there is data, if `fd` has O_ASYNC (fcntl(2), F_SETOWN).

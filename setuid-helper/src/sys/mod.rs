@@ -26,8 +26,8 @@ pub mod start;
 #[cfg(freestanding)]
 pub use entry::forget_code;
 pub use fd::{
-    adopt, close_all_on_exec, close_on_exec, is_directory, is_inherited, keep_only, occupy_standard, place_at,
-    set_owner, standard,
+    adopt, close_all_on_exec, close_on_exec, is_directory, is_inherited, is_open_for_writing, keep_only,
+    occupy_standard, place_at, set_owner, standard,
 };
 pub use filter::{cut_bounding_set, install_filter};
 pub use landlock::{add_rule, forbid_changes, make_ruleset, restrict_self};
