@@ -49,7 +49,12 @@ _USERS = tuple(
         (
             1,
             "e2e",
-            ("tests/e2e/test_cgroups.py", "tests/e2e/test_run.py", "-k", "native and (hog or processors or exit)"),
+            (
+                "tests/e2e/test_run.py",
+                "tests/e2e/test_cgroups.py",
+                "-k",
+                "test_run or (native and (hog or processors))",
+            ),
         ),
     )
 )

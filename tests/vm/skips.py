@@ -20,6 +20,10 @@ def _on_6_1(variant: Variant) -> bool:
     return variant.kernel == "6.1"
 
 
+def _of_a_user(variant: Variant) -> bool:
+    return any(session.as_user for session in variant.sessions)
+
+
 def _by_systemd(variant: Variant) -> bool:
     return "vm.systemd" in variant.cmdline
 
@@ -45,6 +49,8 @@ _SKIPS = (
         lambda variant: not variant.failure(INSTALL, ""),
     ),
     Skip("mode root is root's", "each session of two: one is root's, one is a user's"),
+    Skip("the suite was not started as root", "root's part of it; its sessions have it", _of_a_user),
+    Skip("needs root to ", "root's sessions have it", _of_a_user),
     Skip("lets this user make no user namespace", "what the variant is for", _without_user_namespaces),
     Skip(
         "have one owner in a job of root's",
