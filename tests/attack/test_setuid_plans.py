@@ -13,6 +13,7 @@ from sandbox.plan import (
     Attach,
     Erofs,
     Extract,
+    Fuse,
     IdMap,
     Image,
     Mkdir,
@@ -53,7 +54,7 @@ def test_rules(helper):
     tree, image = source(helper.tree), helper.roots_source()
     tmpfs, top = Tmpfs(0, 1 << 20, 0, 0o700), Attach(0, TOP, 6)
     upper, overlay = Tmpfs(2, 1 << 20, 0, 0o700), Overlay(3, (1,), 2, 0)
-    unpack = Extract(2, 0, (b"/bin/true",))
+    unpack, file = Extract(2, 1, (b"/bin/true",)), source(helper.tree / "f")
     for plan, text in (
         (helper.raw(*START, Tmpfs(0, 0, 0, 0o700)), "a size is needed"),
         (helper.raw(*START, tmpfs, top, top), "attached once"),
@@ -64,9 +65,11 @@ def test_rules(helper):
         (helper.plan(Image(1, 0), Overlay(3, (1,), 0, 0), sources=(image,)), "attached nowhere"),
         (helper.plan(Image(1, 0), upper, Overlay(3, (1,), 2, 1), sources=(image,)), "not allowed"),
         (helper.plan(Image(1, 0), upper, overlay, Attach(2, below(""), 6), sources=(image,)), "attached once"),
-        (helper.plan(Image(1, 0), upper, unpack, overlay, sources=(image,)), "attached nowhere"),
-        (helper.plan(Image(1, 0), upper, overlay, unpack, sources=(image,)), "no upper layer"),
-        (helper.plan(Image(1, 0), Extract(1, 0, (b"/bin/true",)), sources=(image,)), "unpacks into a tmpfs"),
+        (helper.plan(Image(1, 0), upper, unpack, overlay, sources=(image, file)), "attached nowhere"),
+        (helper.plan(Image(1, 0), upper, overlay, unpack, sources=(image, file)), "no upper layer"),
+        (helper.plan(Image(1, 0), Extract(1, 1, (b"/bin/true",)), sources=(image, file)), "unpacks into a tmpfs"),
+        (helper.plan(Image(1, 0), upper, Extract(2, 0, (b"/bin/true",)), sources=(image,)), "to no program"),
+        (helper.plan(Fuse(1, 0, b"/bin/true"), Image(2, 0), sources=(image,)), "to no program"),
     ):
         helper.refused(plan, text)
 

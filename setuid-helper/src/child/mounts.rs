@@ -166,7 +166,7 @@ impl Child<'_> {
         let (uid, gid) = self.owner.unwrap_or(own);
         let (uid, gid) = (uid.to_string(), gid.to_string());
         let source = format!("sandbox:{}", self.prepared.id);
-        let size = self.prepared.tally.map_or(size, |tally| size.min(tally.tmpfs_bytes));
+        let size = self.prepared.tmpfs_bytes.map_or(size, |most| size.min(most));
         let (size, mode, inodes_text) = (size.to_string(), format!("{mode:o}"), inodes.to_string());
         let options = [
             ("source", Some(source.as_str())),
