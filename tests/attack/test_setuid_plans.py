@@ -11,6 +11,7 @@ import pytest
 
 from sandbox.plan import (
     Attach,
+    DeathSignal,
     Erofs,
     Extract,
     Fuse,
@@ -18,6 +19,7 @@ from sandbox.plan import (
     Image,
     Mkdir,
     Overlay,
+    PlaceEnv,
     Scratch,
     SetPropagation,
     Tmpfs,
@@ -117,6 +119,21 @@ def test_huge_and_repeated_plans(helper):
         got, _, err = helper.run(plan, "true")
         assert (got, err.count("\n")) in ((0, 0), (125, 1)), err
     assert settled(helper) == []
+
+
+def test_files_of_nothing_in_a_small_tmpfs(helper):
+    """Names and inodes are the kernel's memory, which no size counts: there are as many as the size has room for."""
+    script = "cd $T && seq 3000 | xargs touch 2>/dev/null; ls | wc -l"
+    for size, inodes, most in ((1 << 16, 1 << 50, 128), (1 << 16, 0, 128), (1 << 20, 1 << 50, 1024), (1 << 20, 50, 50)):
+        tmpfs = Tmpfs(0, size, inodes, 0o700)
+        plan = helper.raw(*START, tmpfs, Attach(0, TOP, 6), PlaceEnv(b"T", TOP), DeathSignal(9))
+        got, out, err = helper.run(plan, "sh", "-c", script)
+        assert (got, err) == (0, "")
+        assert most // 2 < int(out) < most
+    # As many as there is room for, each with a page, and half as many directories.
+    script = "cd $T && seq 500 | xargs -n1 -P2 sh -c 'echo x >f$0; mkdir d$0'; ls | wc -l"
+    tmpfs = Tmpfs(0, 1 << 21, 0, 0o700)
+    helper.check(helper.raw(*START, tmpfs, Attach(0, TOP, 6), PlaceEnv(b"T", TOP), DeathSignal(9)), script, "1000\n")
 
 
 def test_many_loop_devices(helper):
