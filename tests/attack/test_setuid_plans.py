@@ -11,12 +11,15 @@ import pytest
 
 from sandbox.plan import (
     Attach,
+    DeathSignal,
     Erofs,
     Extract,
+    Fuse,
     IdMap,
     Image,
     Mkdir,
     Overlay,
+    PlaceEnv,
     Scratch,
     SetPropagation,
     Tmpfs,
@@ -53,7 +56,7 @@ def test_rules(helper):
     tree, image = source(helper.tree), helper.roots_source()
     tmpfs, top = Tmpfs(0, 1 << 20, 0, 0o700), Attach(0, TOP, 6)
     upper, overlay = Tmpfs(2, 1 << 20, 0, 0o700), Overlay(3, (1,), 2, 0)
-    unpack = Extract(2, 0, (b"/bin/true",))
+    unpack, file = Extract(2, 1, (b"/bin/true",)), source(helper.tree / "f")
     for plan, text in (
         (helper.raw(*START, Tmpfs(0, 0, 0, 0o700)), "a size is needed"),
         (helper.raw(*START, tmpfs, top, top), "attached once"),
@@ -64,9 +67,11 @@ def test_rules(helper):
         (helper.plan(Image(1, 0), Overlay(3, (1,), 0, 0), sources=(image,)), "attached nowhere"),
         (helper.plan(Image(1, 0), upper, Overlay(3, (1,), 2, 1), sources=(image,)), "not allowed"),
         (helper.plan(Image(1, 0), upper, overlay, Attach(2, below(""), 6), sources=(image,)), "attached once"),
-        (helper.plan(Image(1, 0), upper, unpack, overlay, sources=(image,)), "attached nowhere"),
-        (helper.plan(Image(1, 0), upper, overlay, unpack, sources=(image,)), "no upper layer"),
-        (helper.plan(Image(1, 0), Extract(1, 0, (b"/bin/true",)), sources=(image,)), "unpacks into a tmpfs"),
+        (helper.plan(Image(1, 0), upper, unpack, overlay, sources=(image, file)), "attached nowhere"),
+        (helper.plan(Image(1, 0), upper, overlay, unpack, sources=(image, file)), "no upper layer"),
+        (helper.plan(Image(1, 0), Extract(1, 1, (b"/bin/true",)), sources=(image, file)), "unpacks into a tmpfs"),
+        (helper.plan(Image(1, 0), upper, Extract(2, 0, (b"/bin/true",)), sources=(image,)), "to no program"),
+        (helper.plan(Fuse(1, 0, b"/bin/true"), Image(2, 0), sources=(image,)), "to no program"),
     ):
         helper.refused(plan, text)
 
@@ -114,6 +119,21 @@ def test_huge_and_repeated_plans(helper):
         got, _, err = helper.run(plan, "true")
         assert (got, err.count("\n")) in ((0, 0), (125, 1)), err
     assert settled(helper) == []
+
+
+def test_files_of_nothing_in_a_small_tmpfs(helper):
+    """Names and inodes are the kernel's memory, which no size counts: there are as many as the size has room for."""
+    script = "cd $T && seq 3000 | xargs touch 2>/dev/null; ls | wc -l"
+    for size, inodes, most in ((1 << 16, 1 << 50, 128), (1 << 16, 0, 128), (1 << 20, 1 << 50, 1024), (1 << 20, 50, 50)):
+        tmpfs = Tmpfs(0, size, inodes, 0o700)
+        plan = helper.raw(*START, tmpfs, Attach(0, TOP, 6), PlaceEnv(b"T", TOP), DeathSignal(9))
+        got, out, err = helper.run(plan, "sh", "-c", script)
+        assert (got, err) == (0, "")
+        assert most // 2 < int(out) < most
+    # As many as there is room for, each with a page, and half as many directories.
+    script = "cd $T && seq 500 | xargs -n1 -P2 sh -c 'echo x >f$0; mkdir d$0'; ls | wc -l"
+    tmpfs = Tmpfs(0, 1 << 21, 0, 0o700)
+    helper.check(helper.raw(*START, tmpfs, Attach(0, TOP, 6), PlaceEnv(b"T", TOP), DeathSignal(9)), script, "1000\n")
 
 
 def test_many_loop_devices(helper):

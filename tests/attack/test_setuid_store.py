@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.codec import decode, encode
-from sandbox.plan import Attach, Image, Mkdir, Tree
+from sandbox.plan import Attach, Extract, Fuse, Image, Mkdir, Tmpfs, Tree
 from sandbox.plan_types import PlanFlag
 from sandbox.policy import STORE
 from tests.support.helper import BUILDER, WITH_BUILDER, Helper, can_raise_limits, settled
@@ -249,6 +249,39 @@ def test_the_least_recently_used_goes_first_and_never_what_is_in_use(helper):
     assert settled(helper) == []
     helper.check(kept(helper, made[2]), "true", "")
     assert first not in images(helper)
+
+
+def test_no_program_unlocks_what_is_in_use(helper):
+    """Who has the descriptor that holds the lock can let go of it: then a mounted image is evicted, and takes room on
+    the disk that is counted no more. So it is given to no program of the user's.
+    """
+    helper.policy(f"{WITH_BUILDER}store_bytes = {2 << 20}\n")
+    made = [image_of(helper, f"held{number}", f"{number}\n") for number in range(3)]
+    helper.check(kept(helper, made[0]), "true", "")
+    (first,) = images(helper)
+    unlock = Extract(4, 0, (b"/usr/bin/python3", b"-c", b"import fcntl; fcntl.flock(0, fcntl.LOCK_UN)"))
+    steps = {"after": [Image(1, 0), Tmpfs(4, 1 << 20, 0, 0o700), unlock]}
+    steps["before"] = [*steps["after"][1:], Image(1, 0)]
+    steps["served"] = [Image(1, 0), Fuse(4, 0, b"/usr/bin/squashfuse_ll")]
+    for given in steps.values():
+        more = [*given, Mkdir(below("s"), 0o755), Attach(1, below("s"), 7)]
+        plan = flagged(helper.plan(*more, sources=(source(made[0]),)), PlanFlag.KEEP_IMAGES)
+        running = helper.start(plan, "sh", "-c", "echo; read x; cat $T/s/f", stdin=subprocess.PIPE)
+        if running.stdout.readline():
+            for number in (1, 2):
+                helper.check(kept(helper, made[number]), "true", "")
+            assert first in images(helper)
+        assert "the image of a mount is given to no program" in running.communicate("\n")[1]
+    # The same file by another descriptor is the user's own.
+    other = [Tmpfs(4, 1 << 20, 0, 0o700), unlock.replace(source=1)]
+    more = [Image(1, 0), *other, Mkdir(below("s"), 0o755), Attach(1, below("s"), 7)]
+    plan = flagged(helper.plan(*more, sources=(source(made[0]),) * 2), PlanFlag.KEEP_IMAGES)
+    running = helper.start(plan, "sh", "-c", "echo; read x; cat $T/s/f", stdin=subprocess.PIPE)
+    assert running.stdout.readline() == "\n"
+    for number in (1, 2):
+        helper.check(kept(helper, made[number]), "true", "")
+    assert first in images(helper)
+    assert running.communicate("\n")[0] == "0\n"
 
 
 def test_a_full_disk(helper):

@@ -40,7 +40,7 @@ use crate::home::Home;
 use crate::plan::{Plan, Slot, Step};
 use crate::prelude::*;
 use crate::report::Marks;
-use crate::setuid::{Rights, Tally};
+use crate::setuid::Rights;
 use crate::sources::Sources;
 use crate::sys::Mask;
 use alloc::borrow::Cow;
@@ -78,8 +78,8 @@ pub struct Prepared<'p> {
     pub mask: Mask,
     /// The caller's, for the command; what is made for the run has the mode it is meant to have.
     pub umask: Mode,
-    /// What the rules of setuid mode found in the plan.
-    pub tally: Option<Tally>,
+    /// What the rules of setuid mode leave to every tmpfs at most.
+    pub tmpfs_bytes: Option<u64>,
     /// What the child was born in, or enters first.
     pub cgroup: Option<&'p Cgroup>,
     /// Who attends the run, if anybody does.

@@ -18,6 +18,11 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
+/// What the kernel counts for an inode without content, in bytes, which no size of a tmpfs bounds.
+const INODE: u64 = 1024;
+/// How many inodes the smallest tmpfs may have.
+const FEWEST_INODES: u64 = 128;
+
 /// What every new mount gets.
 pub const SAFE: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
 
@@ -166,7 +171,7 @@ impl Child<'_> {
         let (uid, gid) = self.owner.unwrap_or(own);
         let (uid, gid) = (uid.to_string(), gid.to_string());
         let source = format!("sandbox:{}", self.prepared.id);
-        let size = self.prepared.tally.map_or(size, |tally| size.min(tally.tmpfs_bytes));
+        let (size, inodes) = self.prepared.tmpfs_bytes.map_or((size, inodes), |most| bounded(size, inodes, most));
         let (size, mode, inodes_text) = (size.to_string(), format!("{mode:o}"), inodes.to_string());
         let options = [
             ("source", Some(source.as_str())),
@@ -275,6 +280,14 @@ impl Child<'_> {
         }
         Ok(())
     }
+}
+
+/// Size and inodes of a tmpfs that has `most` bytes at most, and as much again for what has no content. The kernel's own
+/// default goes by the RAM, whatever the size.
+fn bounded(size: u64, inodes: u64, most: u64) -> (u64, u64) {
+    let size = size.min(most);
+    let room = (size / INODE).max(FEWEST_INODES);
+    (size, if inodes == 0 { room } else { inodes.min(room) })
 }
 
 pub fn kernel_attributes(attrs: u32) -> u64 {

@@ -1,12 +1,12 @@
 //! Overlay, and the momentary attaching of layers that the kernel refuses while they are detached.
 
 use super::Child;
-use super::mounts::{SAFE, clone_mount, move_onto, new_mount};
-use crate::error::{Doing, Failure, Outcome};
-use crate::fsops::{make_new_dir, open_path, proc_fd, remove_dir};
+use super::mounts::{SAFE, move_onto, new_mount};
+use crate::error::{Doing, Outcome};
+use crate::fsops::{make_new_dir, proc_fd, remove_dir};
 use crate::plan::{Slot, Slots, attr, overlay};
 use crate::prelude::*;
-use crate::setuid::{MOUNT, Rights};
+use crate::setuid::{MOUNT, NODE, Rights};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Gid, Mode, Uid, chmodat, chownat, fstat, unlinkat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
@@ -16,13 +16,11 @@ const NAME: &[u8] = b".sandbox-layers";
 /// fsconfig(2) takes strings of at most 255 bytes.
 const LONGEST_OPTION: usize = 255;
 
-/// A bind of a private directory onto itself. Layers are attached below it, so that one unmount ends them all.
+/// A tmpfs that only its owner gets into. Layers are attached below it, so that one unmount ends them all.
 pub struct Layers {
     /// The procdir's mount that the directory is in.
     parent: OwnedFd,
     root: OwnedFd,
-    /// Directories that were made in it.
-    names: Vec<String>,
 }
 
 impl Child<'_> {
@@ -52,15 +50,18 @@ impl Child<'_> {
             layers.insert(0, proc_fd(&self.mount(lower)?.root));
         }
         let (rights, parts) = (self.prepared.rights, upper.map(|(_, parts)| parts));
-        let detached = if self.layers.is_none() { Some(mount_overlay(&layers, parts, options, rights)) } else { None };
-        // Kernels before 6.15 refuse detached layers. Whoever launches can have it fail in other ways, and would have an
-        // upper layer of the helper's attached for a while.
-        let is_final = |failure: &Failure| rights.are_lent() && failure.errno != Some(Errno::INVAL);
+        let detached = match &self.layers {
+            Some(_) => None,
+            None => match mount_overlay(&layers, parts, options, rights) {
+                // Kernels before 6.15 refuse detached layers in this way. Whatever else is wrong a user of the helper may
+                // have brought about (prlimit(2) of this process, say), and is no reason to attach anything.
+                Err(failure) if failure.errno == Some(Errno::INVAL) || !rights.are_lent() => None,
+                made => Some(made?),
+            },
+        };
         let root = match detached {
-            Some(Ok(root)) => root,
-            Some(Err(failure)) if is_final(&failure) => return Err(failure),
-            // Whatever else is wrong is told then.
-            _ => {
+            Some(root) => root,
+            None => {
                 for layer in lowers.iter().chain(upper.map(|(slot, _)| slot)) {
                     self.attach_for_now(layer)?;
                 }
@@ -71,21 +72,22 @@ impl Child<'_> {
         Ok(())
     }
 
-    /// Layers have to be attached while the overlay is made, which keeps clones of its own. To detach them again costs
-    /// more than to make it: the kernel waits for everybody who may still look at them.
+    /// Layers have to be attached while the overlay is made, which keeps clones of its own. They stay until all is set up:
+    /// another overlay may have the same ones, what was unmounted is attached nowhere again, and to detach them costs
+    /// more than to make the overlay, as the kernel waits for everybody who may still look at them.
     fn attach_for_now(&mut self, slot: Slot) -> Outcome<()> {
         if self.mount(slot)?.attached {
             return Ok(());
         }
-        let name = slot.to_string();
-        let mut layers = match self.layers.take() {
+        let layers = match self.layers.take() {
             Some(layers) => layers,
             None => self.make_layers()?,
         };
-        let point = make_new_dir(&layers.root, name.as_bytes());
-        layers.names.push(name);
-        self.layers = Some(layers);
         let rights = self.prepared.rights;
+        // The directory is root's where the rights are: the user, whose the ids are, does not get into it.
+        let raised = rights.raise(NODE);
+        let point = raised.and_then(|_raised| make_new_dir(&layers.root, slot.to_string().as_bytes()));
+        self.layers = Some(layers);
         let mount = self.mount(slot)?;
         move_onto(mount.root.as_fd(), point.doing("make a mount point for a layer", b"")?.as_fd(), rights)
             .doing("attach a layer", b"")?;
@@ -93,17 +95,20 @@ impl Child<'_> {
         Ok(())
     }
 
+    /// Programs of earlier steps may still run, and later steps go where the user says: with lent rights neither is to
+    /// reach a layer, least of all the work directory, in which an overlay acts with more rights than its user has.
     fn make_layers(&mut self) -> Outcome<Layers> {
         let parent = fcntl_dupfd_cloexec(self.procdir()?, 3).doing("keep the procdir", b"")?;
         let rights = self.prepared.rights;
-        let make = || -> Result<OwnedFd, Errno> {
-            let directory = make_new_dir(&parent, NAME)?;
-            let clone = clone_mount(directory.as_fd(), false, 0, rights)?;
-            move_onto(clone.as_fd(), directory.as_fd(), rights)?;
-            Ok(clone)
-        };
-        let root = make().doing("attach layers in the procdir", b"")?;
-        Ok(Layers { parent, root, names: Vec::new() })
+        let mut options = vec![("source", Some("sandbox")), ("size", Some("4096")), ("mode", Some("700"))];
+        if rights.are_lent() {
+            options.extend([("uid", Some("0")), ("gid", Some("0"))]);
+        }
+        let root = new_mount("tmpfs", &options, SAFE, rights)?;
+        make_new_dir(&parent, NAME)
+            .and_then(|directory| move_onto(root.as_fd(), directory.as_fd(), rights))
+            .doing("attach layers in the procdir", b"")?;
+        Ok(Layers { parent, root })
     }
 
     /// What was attached for a moment goes by way of /proc: umount(2) takes no descriptor.
@@ -121,10 +126,6 @@ impl Child<'_> {
             {
                 let _raised = self.prepared.rights.raise(MOUNT)?;
                 unmount(proc_fd(&layers.root), UnmountFlags::DETACH)?;
-            }
-            let directory = open_path(&layers.parent, NAME)?;
-            for name in &layers.names {
-                remove_dir(&directory, name.as_bytes())?;
             }
             remove_dir(&layers.parent, NAME)
         };

@@ -257,6 +257,11 @@ impl Step<'_> {
         )
     }
 
+    /// Whether a program of the user's gets the descriptor of this source.
+    pub fn gives_away(&self, source: u32) -> bool {
+        matches!(*self, Step::Extract { source: given, .. } | Step::Fuse { source: given, .. } if given == source)
+    }
+
     /// Whether it takes a user namespace, or ids that are not the caller's.
     pub fn maps_ids(&self) -> bool {
         matches!(

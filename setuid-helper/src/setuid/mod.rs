@@ -22,7 +22,7 @@ pub use refusal::refused;
 pub use rights::{MOUNT, NETWORK, NODE, OVERLAY, PORT, Rights};
 #[cfg(any(test, fuzzing))]
 pub use rules::judge;
-pub use rules::{Tally, check_plan, check_target, is_proc};
+pub use rules::{check_plan, check_target, is_proc};
 
 use crate::error::{Doing, Outcome, printable};
 use crate::messages::note;

@@ -25,13 +25,6 @@ enum Kind {
     Other,
 }
 
-/// What of the plan the steps need to know while they run.
-#[derive(Clone, Copy)]
-pub struct Tally {
-    /// What every tmpfs has at most, in bytes.
-    pub tmpfs_bytes: u64,
-}
-
 struct Rules<'p> {
     plan: &'p Plan<'p>,
     policy: &'p Policy,
@@ -44,8 +37,8 @@ struct Rules<'p> {
 
 type Verdict = Result<(), &'static str>;
 
-/// Refuse a plan that breaks a rule, before anything is done.
-pub fn check_plan(plan: &Plan, policy: &Policy) -> Outcome<Tally> {
+/// Refuse a plan that breaks a rule, before anything is done; what every tmpfs has at most, in bytes.
+pub fn check_plan(plan: &Plan, policy: &Policy) -> Outcome<u64> {
     policy.check_groups()?;
     // Descriptors are named to the kernel by it, with capabilities.
     let proc = fsops::open_path(CWD, b"/proc").doing("open", b"/proc")?;
@@ -56,7 +49,7 @@ pub fn check_plan(plan: &Plan, policy: &Policy) -> Outcome<Tally> {
 }
 
 /// What the plan's words alone say; nothing is asked of the system.
-pub fn judge(plan: &Plan, policy: &Policy) -> Result<Tally, String> {
+pub fn judge(plan: &Plan, policy: &Policy) -> Result<u64, String> {
     let mut rules =
         Rules { plan, policy, slots: Vec::new(), uppers: Vec::new(), reachable: Vec::new(), attached: Vec::new() };
     for (index, step) in plan.steps.iter().enumerate() {
@@ -69,7 +62,7 @@ pub fn judge(plan: &Plan, policy: &Policy) -> Result<Tally, String> {
         may_lift(plan, policy)?;
     }
     let count = plan.steps.iter().filter(|step| matches!(step, Step::Tmpfs { .. })).count() as u64;
-    Ok(Tally { tmpfs_bytes: (policy.tmpfs_bytes / count.max(1)).max(SMALLEST_TMPFS) })
+    Ok((policy.tmpfs_bytes / count.max(1)).max(SMALLEST_TMPFS))
 }
 
 /// A program of root's believes what it finds on its usual paths: none of them may be covered.
@@ -114,6 +107,10 @@ impl Rules<'_> {
             Step::Image { slot, source } => {
                 if self.plan.sources[source as usize].kind == SourceKind::Directory {
                     return Err("an image is a file");
+                }
+                // The descriptor of a kept image holds its lock in the store: who has it can let go of that.
+                if self.plan.steps.iter().any(|step| step.gives_away(source)) {
+                    return Err("the image of a mount is given to no program");
                 }
                 self.slots.push((slot, Kind::Image));
             }

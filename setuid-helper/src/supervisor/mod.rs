@@ -81,7 +81,7 @@ fn supervise(
     (account, told): (&mut Account, &Told),
 ) -> Outcome<Ending> {
     let policy = if rights.are_lent() { Some(Policy::load()?) } else { None };
-    let tally = policy.as_ref().map(|policy| setuid::check_plan(plan, policy)).transpose()?;
+    let tmpfs_bytes = policy.as_ref().map(|policy| setuid::check_plan(plan, policy)).transpose()?;
     let rights = rights.lift(plan.flags & ALLOW_NEW_PRIVS != 0)?;
     let home = Home::open(plan)?;
     let (attendance, parent) = (handed.attendance()?, handed.parent()?);
@@ -138,7 +138,7 @@ fn supervise(
                 mask,
                 exchange,
                 user_namespaces,
-                tally,
+                tmpfs_bytes,
                 marks,
                 status,
                 attendance: attendance.as_ref(),
