@@ -325,8 +325,9 @@ def absolute(cwd: Any) -> bytes:
             return os.getcwdb()
         except FileNotFoundError:
             return b""
-    path = os.path.abspath(os.fsencode(cwd))
+    path = os.fsencode(cwd)
     try:
+        path = os.path.abspath(path)
         fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise UsageError(f"cwd: {os.fsdecode(path)!r}: {reason(error)}", hint=remedy(error)) from None

@@ -1,5 +1,6 @@
 """What `sandbox` is started with, and did not choose."""
 
+import os
 import signal
 import sys
 
@@ -149,3 +150,71 @@ def test_a_program_that_ignores_its_children_gets_their_codes(run_sandbox, engin
     done = run_sandbox(["-c", API, engine, "t.tar"], as_user=who.as_user, timeout=120)
     wanted = "7 ['1'] exited\n-9 [] signalled\n124 [] timeout\n7 [] exited\n-15 -15 -15\n127\nrefused\nTrue\n"
     assert done.stdout == wanted, done.stderr
+
+
+# -- a working directory that was deleted ---------------------------------------------------------------------------
+
+
+def in_a_deleted_directory(run_sandbox, who, area, *words):
+    gone = area.dir(who.as_user) / "gone"
+    gone.mkdir()
+    os.chown(gone, who.uid, who.gid)
+
+    def enter():
+        os.chdir(gone)
+        os.rmdir(gone)
+
+    return run_sandbox(words, as_user=who.as_user, preexec_fn=enter, timeout=SECONDS)
+
+
+JOBS = {
+    "copy": ["--isolation", "job"],
+    "rw": ["--isolation", "job", "--workspace", "rw"],
+    "ro": ["--isolation", "job", "--workspace", "ro"],
+    "strict": ["--isolation", "strict"],
+}
+
+
+@pytest.mark.parametrize("options", JOBS.values(), ids=JOBS)
+def test_a_job_in_a_deleted_directory_is_refused(run_sandbox, engine, who, area, options):
+    """It worked in the root directory, which nobody had asked for."""
+    done = in_a_deleted_directory(run_sandbox, who, area, "run", "--engine", engine, *options, "--", "pwd")
+    assert (done.stdout, done.returncode) == ("", 125)
+    assert "the working directory was deleted" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_job_told_where_to_work_needs_no_directory_of_the_callers(run_sandbox, engine, who, area):
+    words = ["run", "--engine", engine, "--isolation", "job", "--chdir", "/usr", "--", "pwd"]
+    done = in_a_deleted_directory(run_sandbox, who, area, *words)
+    assert (done.stdout, done.returncode) == ("/usr\n", 0), done.stderr
+
+
+def test_without_isolation_a_deleted_directory_is_the_commands(run_sandbox, engine, who, area):
+    script = "readlink /proc/self/cwd"
+    done = in_a_deleted_directory(run_sandbox, who, area, "run", "--engine", engine, "--", "sh", "-c", script)
+    assert done.stdout.endswith("/gone (deleted)\n"), done.stderr
+
+
+@pytest.mark.parametrize("option", ["-s", "-d"])
+def test_a_relative_path_in_a_deleted_directory_is_named(run_sandbox, who, area, option):
+    archives.make_zip(area.dir(who.as_user) / "s.zip", TREE)
+    done = in_a_deleted_directory(run_sandbox, who, area, "run", option, "../s.zip", "--", "true")
+    assert done.returncode == 125
+    assert "../s.zip" in done.stderr
+    assert "the working directory was deleted" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+API_GONE = """
+import os, sandbox
+os.mkdir("there"); os.chdir("there"); os.rmdir("../there")
+try: print(sandbox.run(["pwd"], isolation="job", capture_output=True).stdout)
+except sandbox.SandboxError as error: print(error)
+"""
+
+
+def test_a_program_in_a_deleted_directory_is_told(run_sandbox, who):
+    run_sandbox.command = sys.executable
+    done = run_sandbox(["-c", API_GONE], as_user=who.as_user)
+    assert "the working directory was deleted" in done.stdout, done.stderr
