@@ -12,7 +12,7 @@ from sandbox.level_steps import Loopback
 from sandbox.plan import NoNewPrivs, Plan
 from sandbox.plan_types import Mode, PlanFlag, Source
 from sandbox.record import Record
-from sandbox.sources import Opened
+from sandbox.sources import Opened, absolute
 from sandbox.spec import Spec, TreeKind
 from sandbox.treatments import Material, Target
 
@@ -103,7 +103,7 @@ def compile_plan(
 def _images(materials: list[Material]) -> tuple[bytes, ...]:
     """NAME=SOURCE of every layer that has a source, for who looks at the run."""
     layers = [layer for material in materials for layer in material.tree.layers if layer.path]
-    return tuple(layer.name + b"=" + os.path.abspath(layer.path) for layer in layers)
+    return tuple(layer.name + b"=" + os.path.normpath(absolute(layer.path)) for layer in layers)
 
 
 def _check_saves(spec: Spec, trees: list[Opened]) -> None:

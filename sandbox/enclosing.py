@@ -34,6 +34,11 @@ def surroundings(
 
     `trees` are all that the run mounts, `roots` what its root is. Raises UsageError.
     """
+    if not cwd and spec.chdir is None:
+        # The root directory, which is what is left to work in, is what nobody asked for.
+        raise UsageError(
+            "the working directory was deleted, which a job works in", hint="start it in another one, or give --chdir"
+        )
     where = maker.home
     found = isolation.look(environ, spec, mode, where.path).replace(filter=_filter(spec, where))
     if spec.as_root:

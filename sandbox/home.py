@@ -57,9 +57,17 @@ def locate(environ: dict[bytes, bytes], *, say: Say) -> bytes:
         # The outer run's guard makes its procdirs/ read-only, so a sandbox inside a sandbox keeps house in its scratch.
         return os.path.join(outer, b".sandbox")
     if explicit := environ.get(b"SANDBOX_HOME"):
-        return os.path.abspath(explicit)
+        return _absolute(explicit)
     home = of_user(environ, say=say)
-    return os.path.join(os.path.abspath(home), b".sandbox") if home else b"/tmp/sandbox-%d" % os.getuid()
+    return os.path.join(_absolute(home), b".sandbox") if home else b"/tmp/sandbox-%d" % os.getuid()
+
+
+def _absolute(path: bytes) -> bytes:
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        why = "the working directory was deleted"
+        raise HomeError(f"cannot tell where {printable(path)} is: {why}", hint="give an absolute path") from None
 
 
 def of_user(environ: Mapping[bytes, bytes], *, say: Say) -> bytes:
@@ -143,7 +151,7 @@ def _path_of(fd: int) -> bytes:
 
 def _runtime_dir(environ: dict[bytes, bytes]) -> bytes:
     if runtime := environ.get(b"XDG_RUNTIME_DIR"):
-        return os.path.join(os.path.abspath(runtime), b"sandbox")
+        return os.path.join(_absolute(runtime), b"sandbox")
     return b"/tmp/sandbox-%d" % os.getuid()
 
 

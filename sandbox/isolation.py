@@ -376,7 +376,7 @@ class Level:
         # A core is piped to core_pattern, which runs as root on the host, whatever the limit is but for 1: core(5).
         self.add(Limit(Resource.CORE_BYTES, 1, 1))
         # The inherited directory is one of the host's, whatever is mounted there now.
-        self.builder.command(trees, cwd or b"/", covered=[b"/"])
+        self.builder.command(trees, cwd, covered=[b"/"])
         if self.spec.keeps:
             self.add(Expose())
         if self.spec.tty:

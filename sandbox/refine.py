@@ -9,7 +9,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from sandbox import fsops
+from sandbox import fsops, sources
 from sandbox.engine import syscalls as sys
 from sandbox.errors import SourceError, UsageError, printable, reason
 from sandbox.level_steps import Bind, File, Hide, Node, Symlink, Text
@@ -54,7 +54,7 @@ def parse(refinement: Refinement) -> Change:
     option, text = refinement.option, refinement.text
     if option in _BINDS:
         source, dest = _source_and_dest(text)
-        return Change(option, _dest(option, dest or os.path.abspath(source)), source)
+        return Change(option, _dest(option, dest or os.path.normpath(sources.absolute(source))), source)
     if option == "device":
         return Change(option, _dest(option, text), text)
     if option == "tmpfs":

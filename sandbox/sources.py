@@ -71,7 +71,7 @@ def open_path(kind: TreeKind, name: bytes | None, path: bytes, *, option: str) -
 
 
 def _directory_name(path: bytes, option: str) -> bytes:
-    name = os.path.basename(os.path.abspath(path))
+    name = os.path.basename(os.path.normpath(absolute(path)))
     if not name:
         raise UsageError(f"{option}: {printable(path)} has no name of its own", hint=f"name it: {option} root:/")
     return name
@@ -114,8 +114,14 @@ def _open(path: bytes, *, option: str, given_name: bytes | None) -> int:
 
 
 def absolute(path: bytes) -> bytes:
-    """The path from the root, links and `..` left for the kernel to resolve."""
-    return path if path.startswith(b"/") else os.path.join(os.getcwdb(), path)
+    """The path from the root, links and `..` left for the kernel to resolve. Raises SourceError."""
+    if path.startswith(b"/"):
+        return path
+    try:
+        return os.path.join(os.getcwdb(), path)
+    except FileNotFoundError:
+        why = "the working directory was deleted"
+        raise SourceError(f"cannot tell where {printable(path)} is: {why}", hint="give an absolute path") from None
 
 
 def describe(path: bytes, status: os.stat_result) -> Source:

@@ -17,8 +17,10 @@ def main() -> None:
     with open(int(sys.argv[1]), "rb") as file:
         path, order = pickle.load(file)  # noqa: S301 (the caller's own)
     sys.path[:] = path
+    from sandbox import dispositions
     from sandbox.errors import SandboxError, complain
 
+    dispositions.take()
     try:
         what, subject, calling = pickle.loads(order)  # noqa: S301 (the caller's own)
         if what == "reap":

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import IO, Any, AnyStr, Generic, Self
 
 from sandbox import ending
-from sandbox.api.result import Result, TimeoutExpiredError, refuse_failed_launch
+from sandbox.api.result import Result, TimeoutExpiredError, ended_with, refuse_failed_launch
 from sandbox.api.start import Start, cannot_start
 
 # How long what was asked to end may take for it. Seconds.
@@ -64,7 +64,8 @@ class Process(Generic[AnyStr]):
 
     @property
     def returncode(self) -> int | None:
-        return self._popen.returncode
+        ended = self._popen.returncode
+        return None if ended is None else ended_with(ended, self.account)
 
     @property
     def stdin(self) -> IO[AnyStr]:
@@ -80,12 +81,13 @@ class Process(Generic[AnyStr]):
 
     def poll(self) -> int | None:
         """The return code if it has ended, else None."""
-        return self._popen.poll()
+        self._popen.poll()
+        return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """The return code. Raises TimeoutExpiredError, and goes on running, when `timeout` seconds are over."""
         try:
-            return self._popen.wait(timeout)
+            return ended_with(self._popen.wait(timeout), self.account)
         except subprocess.TimeoutExpired:
             raise TimeoutExpiredError(self.args, timeout or 0.0) from None
 
@@ -103,16 +105,19 @@ class Process(Generic[AnyStr]):
 
     def end(self, grace: float | None = None) -> int:
         """Ask for the end, and kill what is left `grace` seconds later (default 2). The return code."""
-        if (ended := self._popen.poll()) is not None:
+        if (ended := self.poll()) is not None:
             return ended
-        supervisor = os.pidfd_open(self._popen.pid)
+        try:
+            supervisor = os.pidfd_open(self._popen.pid)
+        except ProcessLookupError:  # reaped by the kernel, where this process ignores SIGCHLD
+            return self.wait()
         try:
             seconds = GRACE if grace is None else grace
             with contextlib.suppress(ProcessLookupError):
                 ending.end(supervisor, self.kill, self._has_ended, grace=seconds, patience=None)
         finally:
             os.close(supervisor)
-        return self._popen.wait()
+        return self.wait()
 
     def _has_ended(self, seconds: float) -> bool:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -135,7 +140,7 @@ class Process(Generic[AnyStr]):
         except BaseException:
             self.close()
             raise
-        return finished(self._start, self._popen.returncode, out, err, self.account(), text=self._text)
+        return finished(self._start, self.wait(), out, err, self.account(), text=self._text)
 
     def account(self) -> bytes:
         """The report as it was written, once the process has ended."""
@@ -217,7 +222,8 @@ class AsyncProcess:
 
     @property
     def returncode(self) -> int | None:
-        return self._process.returncode
+        ended = self._process.returncode
+        return None if ended is None else ended_with(ended, self._account)
 
     @property
     def stdin(self) -> asyncio.StreamWriter:
@@ -234,7 +240,7 @@ class AsyncProcess:
         return _reader(self._process.stderr, "stderr")
 
     async def wait(self) -> int:
-        return await self._process.wait()
+        return ended_with(await self._process.wait(), self._account)
 
     async def end(self, grace: float | None = None) -> int:
         """Ask for the end, and kill what is left `grace` seconds later. Goes on to the end when it is cancelled."""
@@ -246,7 +252,7 @@ class AsyncProcess:
         # As ending.end: that would keep the loop waiting.
         while True:
             with contextlib.suppress(TimeoutError):
-                return await asyncio.wait_for(self._process.wait(), grace)
+                return await asyncio.wait_for(self.wait(), grace)
             grace = ending.LOOK
             if self._process.returncode is None:
                 kill(self._start, self._process.pid)
@@ -261,7 +267,7 @@ class AsyncProcess:
         except BaseException:
             await self.close()
             raise
-        returncode = await self._process.wait()
+        returncode = await self.wait()
         return finished(self._start, returncode, out, err, self._account(), text=False)
 
     def _account(self) -> bytes:

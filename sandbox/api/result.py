@@ -3,13 +3,17 @@
 import contextlib
 import functools
 import json
+import signal
 import subprocess
+from collections.abc import Callable
 from typing import Any, AnyStr, Generic
 
+from sandbox import dispositions
 from sandbox.errors import (
     EXIT_LAUNCHER_FAILED,
     EXIT_NOT_EXECUTABLE,
     EXIT_NOT_FOUND,
+    EXIT_TIMED_OUT,
     CommandError,
     SandboxError,
     StepError,
@@ -89,6 +93,21 @@ def parse_account(account: bytes) -> dict[str, Any]:
         if isinstance(report := json.loads(account.splitlines()[-1]), dict):
             return report
     return {}
+
+
+def ended_with(waited: int, account: Callable[[], bytes]) -> int:
+    """The return code of a process that was waited for, and left this account. Where this process ignores SIGCHLD the
+    kernel does not tell it, and Python makes one up.
+    """
+    if not dispositions.is_ignored():
+        return waited
+    report = parse_account(account())
+    if report.get("cause") == "timeout":
+        return EXIT_TIMED_OUT
+    if (code := report.get("exit_code")) is not None:
+        return int(code)
+    # Who leaves no account was killed, and most likely with this one.
+    return -int(report.get("signal") or signal.SIGKILL)
 
 
 def refuse_failed_launch(returncode: int, account: bytes, said: str | bytes) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from sandbox import environment, fsops, host, isolation, launch, preparing
+from sandbox import dispositions, environment, fsops, host, isolation, launch, preparing
 from sandbox.codec import encode
 from sandbox.engine import native
 from sandbox.errors import HostError, SandboxError, UsageError, reason, remedy
@@ -270,10 +270,11 @@ def has_plan(spec: Spec) -> bool:
 
     Otherwise the launcher has something to do of its own before or after it: be the engine, save what was changed, stay
     beside the run or write its log, be put into a scope of systemd's, take a name from a dead run, start what is behind
-    a private network.
+    a private network. So it does where this process ignores SIGCHLD: how programs that convert a source end is lost.
     """
     if (
-        spec.saves
+        dispositions.is_ignored()
+        or spec.saves
         or spec.name is not None
         or spec.net == "private"
         or is_watched(spec)
@@ -324,8 +325,9 @@ def absolute(cwd: Any) -> bytes:
             return os.getcwdb()
         except FileNotFoundError:
             return b""
-    path = os.path.abspath(os.fsencode(cwd))
+    path = os.fsencode(cwd)
     try:
+        path = os.path.abspath(path)
         fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise UsageError(f"cwd: {os.fsdecode(path)!r}: {reason(error)}", hint=remedy(error)) from None

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from sandbox import dispositions
 from sandbox.api import start as starting
 from sandbox.api.process import Process
 from sandbox.api.result import parse_account
@@ -81,6 +82,7 @@ def _die_with(parent: int) -> None:
     """In the child: whoever is to tell how it went, and to pass signals on, was killed."""
     import prctl
 
+    dispositions.give_back()
     prctl.set_pdeathsig(signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)

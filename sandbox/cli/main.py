@@ -6,7 +6,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from sandbox import __version__, errors
+from sandbox import __version__, dispositions, errors
 from sandbox.errors import EXIT_LAUNCHER_FAILED, LOG_FORMATS, SandboxError, UsageError, printable, reason
 
 COMMANDS = {
@@ -39,6 +39,7 @@ and how it goes as lines of JSON.
 def main() -> NoReturn:
     """Entry point of the `sandbox` command."""
     try:
+        dispositions.take()
         _hear_interrupts()
         code = _code()
         _flush()

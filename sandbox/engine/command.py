@@ -5,6 +5,7 @@ import os
 import signal
 from typing import Any, Protocol
 
+from sandbox import dispositions
 from sandbox.engine import attendance
 from sandbox.engine import syscalls as sys
 from sandbox.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CommandError, SandboxError, StepError, printable, reason
@@ -65,6 +66,7 @@ def execute(child: Ready) -> SandboxError:
     else:
         path = child.env.get(b"PATH", b"/usr/local/bin:/usr/bin:/bin")
         candidates = [os.path.join(directory or b".", name) for directory in path.split(b":")]
+    dispositions.give_back()
     _confine(child)
     failure: OSError | None = None
     for candidate in candidates:

@@ -4,7 +4,7 @@ import os
 import signal
 from typing import NoReturn
 
-from sandbox import versions
+from sandbox import dispositions, versions
 from sandbox.codec import encode
 from sandbox.engine import Launch
 from sandbox.errors import HostError, reason
@@ -38,11 +38,13 @@ def run(plan: Plan, launch: Launch, version: int) -> NoReturn:
     # Python ignores these two, and what is ignored stays so across exec.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
+    dispositions.give_back()
     try:
         # The command's environment travels beside the plan; the setuid helper is to see nothing of the caller's.
         environ = {} if privileged else os.environb
         os.execve(program, [*argv, *launch.command], environ)
     except OSError as error:
+        dispositions.take()
         hint = "use --mode userns" if privileged else "--engine python"
         raise HostError(f"cannot start the native engine {program}: {reason(error)}", hint=hint) from None
 

@@ -56,7 +56,7 @@ impl Child<'_> {
         sys::leave_session_keyring();
         // A process outside has no number in here: pid_namespaces(7).
         self.prepared.supervisor = if as_pid_1 { None } else { Some(Pid::INIT) };
-        self.prepared.mask.apply();
+        self.prepared.inherited.mask.apply();
         self.has_init = true;
         Ok(())
     }

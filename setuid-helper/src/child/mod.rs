@@ -42,14 +42,14 @@ use crate::prelude::*;
 use crate::report::Marks;
 use crate::setuid::Rights;
 use crate::sources::Sources;
-use crate::sys::Mask;
+use crate::supervisor::Inherited;
 use alloc::borrow::Cow;
 use alloc::ffi::CString;
 use core::ffi::CStr;
 use mounts::Mount;
 use overlay::Layers;
 use rustix::fd::OwnedFd;
-use rustix::fs::{Mode, Stat};
+use rustix::fs::Stat;
 use rustix::process::Pid;
 
 /// What the supervisor prepared before the fork.
@@ -74,10 +74,9 @@ pub struct Prepared<'p> {
     pub rights: Rights,
     /// Those of `UserNamespace` steps, in their order.
     pub user_namespaces: &'p [OwnedFd],
-    /// The caller's signal mask, which an init to come does without: it would ignore what it does not block.
-    pub mask: Mask,
-    /// The caller's, for the command; what is made for the run has the mode it is meant to have.
-    pub umask: Mode,
+    /// The caller's, for the command. An init to come does without its signal mask: it would ignore what it does not
+    /// block; what is made for the run has the mode it is meant to have; and steps wait for programs that they start.
+    pub inherited: &'p Inherited,
     /// What the rules of setuid mode leave to every tmpfs at most.
     pub tmpfs_bytes: Option<u64>,
     /// What the child was born in, or enters first.
@@ -205,7 +204,8 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
         return failure;
     }
     child.let_go_of_layers();
-    rustix::process::umask(child.prepared.umask);
+    rustix::process::umask(child.prepared.inherited.umask);
+    child.prepared.inherited.restore_children();
     if let Err(failure) = limits::apply(&child.limits) {
         return failure;
     }

@@ -122,7 +122,6 @@ fn supervise(
             let (id, name) = (record.id.as_str(), record.name.as_str());
             let (devices, exchange) = (devices.as_ref(), child_end.as_ref());
             let user_namespaces = user_namespaces.as_slice();
-            let (umask, mask) = (inherited.umask, inherited.mask);
             let (sources, home, marks) = (&sources, &home, marks.as_ref());
             let prepared = Prepared {
                 cgroup: cgroup.as_ref(),
@@ -134,8 +133,7 @@ fn supervise(
                 name,
                 supervisor,
                 rights,
-                umask,
-                mask,
+                inherited,
                 exchange,
                 user_namespaces,
                 tmpfs_bytes,
@@ -143,9 +141,9 @@ fn supervise(
                 status,
                 attendance: attendance.as_ref(),
             };
-            inherited.restore_actions();
+            default_actions();
             if child::birth(plan).is_none() {
-                mask.apply();
+                inherited.mask.apply();
             }
             let failure = child::become_command(prepared, environment, argv);
             report_failure(&writer, &failure)
@@ -276,7 +274,8 @@ fn still_there(fd: &OwnedFd, end: PollFlags, gone: &str) -> Outcome<()> {
 pub struct Inherited {
     /// The signal mask.
     pub mask: Mask,
-    umask: Mode,
+    /// What the modes of new files go without.
+    pub umask: Mode,
     ignores_children: bool,
 }
 
@@ -284,7 +283,7 @@ impl Inherited {
     /// From here on every signal waits for the supervisor.
     pub fn take() -> Inherited {
         let mask = sys::block_all();
-        // Ignored, it would have the kernel reap our children.
+        // Ignored, it would have the kernel reap our children, and tell nobody.
         let ignores_children = sys::is_ignored(libc::SIGCHLD);
         if ignores_children {
             sys::default_action(libc::SIGCHLD);
@@ -299,20 +298,25 @@ impl Inherited {
         for signal in [libc::SIGIO, libc::SIGXFSZ] {
             let _ = sys::wait(Mask::of(&[signal]), Some(Duration::ZERO));
         }
-        self.restore_actions();
+        default_actions();
+        self.restore_children();
         self.mask.apply();
         rustix::process::umask(self.umask);
     }
 
-    /// Nothing of ours is set any more for what is executed next.
-    pub fn restore_actions(&self) {
+    /// For what is executed next: whoever does this waits for no child any more.
+    pub fn restore_children(&self) {
         if self.ignores_children {
             sys::ignore(libc::SIGCHLD);
         }
-        // std ignores SIGPIPE before main.
-        sys::default_action(libc::SIGPIPE);
-        sys::default_action(libc::SIGXFSZ);
     }
+}
+
+/// Nothing of ours is set any more for what is executed.
+pub fn default_actions() {
+    // std ignores SIGPIPE before main.
+    sys::default_action(libc::SIGPIPE);
+    sys::default_action(libc::SIGXFSZ);
 }
 
 /// The child's last words, and its end.

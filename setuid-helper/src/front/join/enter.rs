@@ -12,8 +12,8 @@ use crate::environment::Environment;
 use crate::error::{Doing, Failure, Outcome};
 use crate::prelude::*;
 use crate::procfs;
-use crate::supervisor::Report;
-use crate::sys::{self, CStrings, Forked, Mask};
+use crate::supervisor::{Inherited, Report, default_actions};
+use crate::sys::{self, CStrings, Forked};
 use core::ffi::CStr;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, openat};
@@ -62,7 +62,7 @@ pub fn become_command(
     command: &[&CStr],
     writer: &OwnedFd,
     status: &OwnedFd,
-    mask: Mask,
+    inherited: &Inherited,
 ) -> Failure {
     let Some(name) = command.first() else { return Failure::new("no command was given") };
     // Made before anything is limited.
@@ -71,7 +71,9 @@ pub fn become_command(
     if let Err(failure) = go_in(target, status).and_then(|()| confine(target, writer, status)) {
         return failure;
     }
-    mask.apply();
+    default_actions();
+    inherited.restore_children();
+    inherited.mask.apply();
     if !target.filter.is_empty()
         && let Err(error) = sys::install_filter(&target.filter, false)
     {

@@ -72,8 +72,7 @@ fn join(target: &Target, environment: &Environment, command: &[&CStr]) -> Option
     };
     match forked {
         Forked::Child => {
-            inherited.restore_actions();
-            let failure = enter::become_command(target, environment, command, &writer, &status, inherited.mask);
+            let failure = enter::become_command(target, environment, command, &writer, &status, &inherited);
             supervisor::report_failure(&writer, &failure)
         }
         Forked::Parent(first) => {
