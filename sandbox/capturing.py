@@ -17,12 +17,12 @@ import threading
 from sandbox import fsops
 from sandbox.engine import Result
 from sandbox.errors import EXIT_LAUNCHER_FAILED, EXIT_TIMED_OUT, UsageError, printable, reason, warn
+from sandbox.outputs import OLD_LOG
 from sandbox.report import check_replaceable
 
 _CHUNK = 1 << 16
 # How long a reader who takes nothing is waited for when the run was ended by force. Seconds.
 _PATIENCE = 1.0
-_OLD = b".1"
 
 
 class Log:
@@ -43,7 +43,7 @@ class Log:
         except OSError as error:
             raise self._refused(error) from None
         try:
-            for name in (self._name, self._name + _OLD):
+            for name in (self._name, self._name + OLD_LOG):
                 check_replaceable(self._parent, name, os.path.join(parent, name), "--log")
             self._is_new = not fsops.exists(self._parent, self._name)
             self._open()
@@ -93,7 +93,7 @@ class Log:
         # Somebody else may have put it away: then there is only a new one to make.
         with contextlib.suppress(FileNotFoundError):
             if fsops.same_file(os.stat(self._name, dir_fd=self._parent, follow_symlinks=False), os.fstat(self._fd)):
-                fsops.move_over(self._parent, self._name, self._name + _OLD)
+                fsops.move_over(self._parent, self._name, self._name + OLD_LOG)
         old = self._fd
         self._open()
         os.close(old)
