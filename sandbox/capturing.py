@@ -17,12 +17,14 @@ import threading
 from sandbox import fsops
 from sandbox.engine import Result
 from sandbox.errors import EXIT_LAUNCHER_FAILED, EXIT_TIMED_OUT, UsageError, printable, reason, warn
+from sandbox.outputs import OLD_LOG
 from sandbox.report import check_replaceable
 
 _CHUNK = 1 << 16
 # How long a reader who takes nothing is waited for when the run was ended by force. Seconds.
 _PATIENCE = 1.0
-_OLD = b".1"
+# What says that nobody reads any more: of a pipe or socket, and of a terminal that hung up.
+_GONE = (errno.EPIPE, errno.ECONNRESET)
 
 
 class Log:
@@ -43,7 +45,7 @@ class Log:
         except OSError as error:
             raise self._refused(error) from None
         try:
-            for name in (self._name, self._name + _OLD):
+            for name in (self._name, self._name + OLD_LOG):
                 check_replaceable(self._parent, name, os.path.join(parent, name), "--log")
             self._is_new = not fsops.exists(self._parent, self._name)
             self._open()
@@ -93,7 +95,7 @@ class Log:
         # Somebody else may have put it away: then there is only a new one to make.
         with contextlib.suppress(FileNotFoundError):
             if fsops.same_file(os.stat(self._name, dir_fd=self._parent, follow_symlinks=False), os.fstat(self._fd)):
-                fsops.move_over(self._parent, self._name, self._name + _OLD)
+                fsops.move_over(self._parent, self._name, self._name + OLD_LOG)
         old = self._fd
         self._open()
         os.close(old)
@@ -122,7 +124,26 @@ class _Stream:
         self.numbers = numbers
         self.reader, self.writer = os.pipe()
         self.out = numbers[0] if _is_writable(numbers[0]) else -1
+        self.gone = (*_GONE, errno.EIO) if os.isatty(numbers[0]) else _GONE
         self.waiting = b""
+        self.error = ""
+
+    def pass_on(self, log: bytes) -> None:
+        """As much as can be written without waiting: what is said to be writable takes this much (pipe(7))."""
+        try:
+            count = os.write(self.out, self.waiting[: select.PIPE_BUF])
+            self.waiting = self.waiting[count:]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self.out, self.waiting = -1, b""
+            if error.errno in self.gone:
+                # The command is to notice, as it would without a log.
+                self.stop()
+                return
+            name = "output" if len(self.numbers) == 2 else ("standard output", "standard error")[self.numbers[0] - 1]
+            self.error = f"the {name} is in the log {printable(log)} alone: {reason(error)}"
+            warn(self.error)
 
     def stop(self) -> None:
         if self.reader >= 0:
@@ -164,11 +185,11 @@ class Capture:
         self._hurried = True
 
     def finish(self, result: Result) -> Result:
-        """After the end of all that wrote. A log that is not complete is a failure, unless the command has failed."""
+        """After the end of all that wrote. What the log or the reader lacks is a failure, unless the command failed."""
         os.eventfd_write(self._ended, 1)
         self._hurried |= bool(result.signal or result.exit_code == EXIT_TIMED_OUT)
         self._thread.join(_PATIENCE if self._hurried else None)
-        if self.log.error and result == Result(0):
+        if result == Result(0) and (self.log.error or any(stream.error for stream in self._streams)):
             return Result(EXIT_LAUNCHER_FAILED)
         return result
 
@@ -181,7 +202,7 @@ class Capture:
                     if fd == stream.reader:
                         self._read(stream)
                     elif fd == stream.out and stream.waiting:
-                        _pass_on(stream)
+                        stream.pass_on(self.log.path)
             if self._over:
                 self._drain()
 
@@ -217,19 +238,6 @@ class Capture:
                 while self._read(stream):
                     pass
             stream.stop()
-
-
-def _pass_on(stream: _Stream) -> None:
-    """As much as can be written without waiting: what is said to be writable takes this much (pipe(7))."""
-    try:
-        count = os.write(stream.out, stream.waiting[: select.PIPE_BUF])
-        stream.waiting = stream.waiting[count:]
-    except BlockingIOError:
-        pass
-    except OSError:
-        # Nobody reads any more: the command is to notice, as it would without a log.
-        stream.out, stream.waiting = -1, b""
-        stream.stop()
 
 
 def _is_writable(fd: int) -> bool:

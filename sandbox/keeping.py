@@ -8,7 +8,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from sandbox import fsops
+from sandbox import fsops, outputs
 from sandbox.engine.syscalls import CLONE_NEWUSER, setns, syncfs
 from sandbox.errors import SandboxError, UsageError, printable, reason
 from sandbox.record import Record
@@ -51,8 +51,7 @@ def open_destinations(keeps: tuple[Keep, ...], cwd: bytes, stack: contextlib.Exi
 
 def _open_destination(keep: Keep, cwd: bytes, stack: contextlib.ExitStack) -> Destination:
     text = printable(keep.target)
-    parent, name = os.path.split(keep.target)
-    name = name or os.path.basename(keep.source.rstrip(b"/"))
+    parent, name = outputs.place_of(keep)
     try:
         fd = os.open(os.path.join(cwd, parent) or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.enter_context(fsops.closing(fd))

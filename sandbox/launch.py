@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sandbox import records, sources, versions
+from sandbox import outputs, records, sources, versions
 from sandbox.engine import Launch, Result
 from sandbox.errors import HostError, UsageError, printable, reason, remedy, speak
 from sandbox.home import Home
@@ -33,6 +33,7 @@ def run(
 ) -> Result:
     """Run the command of a spec. Raises SandboxError when it could not be started."""
     speak(spec.log_format)
+    _refuse_shared(spec, calling)
     wanted = (spec.report, spec.trace, spec.status_fd, calling.account)
     if not calling.verbose and all(target is None for target in wanted):
         return _logged(spec, environ, None, calling, say=say, hint=hint)
@@ -45,6 +46,18 @@ def run(
         except BaseException as error:
             reporter.failed(error)
             raise
+
+
+def _refuse_shared(spec: Spec, calling: Calling) -> None:
+    """A report of this refusal would itself take the place of another file: who listens is told, and no file."""
+    try:
+        outputs.refuse_shared(spec, calling.cwd or b"")
+    except UsageError as error:
+        from sandbox.report import Reporter
+
+        with contextlib.closing(Reporter(None, None, spec.command, calling.account, spec.status_fd)) as reporter:
+            reporter.failed(error)
+        raise
 
 
 def _logged(

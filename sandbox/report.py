@@ -84,7 +84,6 @@ class Reporter:
         for text, option, kind in ((report, "--report", Kind.REPORT), (trace, "--trace", Kind.TRACE)):
             if text is not None:
                 self.targets.append(open_target(text, option, kind))
-        _refuse_one_file(self.targets)
         if status is not None:
             self.targets.append(open_target(b"fd:%d" % status, "--status-fd", Kind.STATUS))
         if any(target.name for target in self.targets):
@@ -323,13 +322,6 @@ def open_target(text: bytes, option: str, kind: Kind = Kind.REPORT) -> Target:
         hint = "name a file in a directory that you may write to, - or fd:N"
         raise UsageError(f"{option}: cannot write {printable(text)}: {reason(error)}", hint=hint) from None
     return Target(fd, name, kind)
-
-
-def _refuse_one_file(targets: list[Target]) -> None:
-    """The one that is written later would take the place of the other. Raises UsageError."""
-    files = {(os.fstat(target.fd)[1:3], target.name) for target in targets if target.name}
-    if len(files) < sum(target.name != b"" for target in targets):
-        raise UsageError("--report and --trace name one and the same file", hint="give each a file of its own")
 
 
 def _own_descriptor(number: int) -> int:

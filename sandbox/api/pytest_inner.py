@@ -48,17 +48,19 @@ def one() -> None:
     config.pluginmanager.register(reports)
     code = config.hook.pytest_cmdline_main(config=config)
     if reports.data:
-        mail.answer(wire.dump(_plain(reports.data)))
+        mail.answer(wire.dump(plain(reports.data)))
     sys.exit(int(code))
 
 
-def _plain(value: Any) -> Any:
-    """The data of reports, where everything that is no data is shown as text."""
+def plain(value: Any, surrogates: str = "surrogatepass") -> Any:
+    """The data of reports, where everything that is no data is shown as text; what becomes of text that is no UTF-8."""
     if isinstance(value, dict):
-        return {_plain(key): _plain(item) for key, item in value.items()}
+        return {plain(key, surrogates): plain(item, surrogates) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return (tuple if isinstance(value, tuple) else list)(map(_plain, value))
-    return value if type(value) in (str, int, float, bool, type(None)) else str(value)
+        return (tuple if isinstance(value, tuple) else list)(plain(item, surrogates) for item in value)
+    if type(value) in (int, float, bool, type(None)):
+        return value
+    return str(value).encode("utf-8", surrogates).decode("utf-8", surrogates)
 
 
 if __name__ == "__main__":

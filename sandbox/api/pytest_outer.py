@@ -6,6 +6,7 @@ more attributes are taken than pytest gives a report: it can lie about itself, a
 
 import contextlib
 import json
+import math
 import os
 import pickle
 import sys
@@ -17,6 +18,7 @@ from sandbox.api import interpreter, wire
 from sandbox.api.box import Sandbox
 from sandbox.api.mailbox import Mailbox
 from sandbox.api.options import repeatable
+from sandbox.api.pytest_inner import plain
 from sandbox.errors import SandboxError
 from sandbox.pytest_plugin import INSIDE
 
@@ -109,8 +111,10 @@ def run_item(item: pytest.Item, nextitem: pytest.Item | None, marker: pytest.Mar
 
 def _reports(item: pytest.Item, marker: pytest.Mark) -> list[pytest.TestReport]:
     try:
-        answer = _run(item, {**dict(zip(("level",), marker.args, strict=False)), **marker.kwargs})
-        return [_report(item, data) for data in answer]
+        answer, code = _run(item, {**dict(zip(("level",), marker.args, strict=False)), **marker.kwargs})
+        reports = [_report(item, data) for data in answer]
+        _check_whole(reports, code)
+        return reports
     except (SandboxError, pytest.UsageError) as error:
         why = f"sandbox: {error}" if isinstance(error, SandboxError) else str(error)
     except Exception as error:  # as many ways as there are to be no report
@@ -118,7 +122,8 @@ def _reports(item: pytest.Item, marker: pytest.Mark) -> list[pytest.TestReport]:
     return [pytest.TestReport(item.nodeid, item.location, {}, "failed", why, "call")]
 
 
-def _run(item: pytest.Item, options: dict[str, Any]) -> list[Any]:
+def _run(item: pytest.Item, options: dict[str, Any]) -> tuple[list[Any], int]:
+    """What the test's process said, and how it ended."""
     with (
         contextlib.closing(Mailbox.make(_job(item), _ROOM)) as mail,
         contextlib.closing(make(item.config, options, inside="1")) as box,
@@ -131,7 +136,22 @@ def _run(item: pytest.Item, options: dict[str, Any]) -> list[Any]:
     answer = wire.load(data)
     if not isinstance(answer, list) or not 0 < len(answer) <= 100:
         raise SandboxError("the test's process sent what is no report")
-    return answer
+    return answer, ended.returncode
+
+
+def _check_whole(reports: list[pytest.TestReport], code: int) -> None:
+    """Raises SandboxError for less or more than pytest says of one test: it would be neither passed nor failed.
+
+    What stops a bare session (pytest.exit, an interrupt) fails the test: it is not to keep others from being run.
+    """
+    told = [report.when for report in reports]
+    if told != ["setup", *(["call"] if reports[0].passed else []), "teardown"]:
+        raise SandboxError(
+            f"the test's process ended with {code} when it had reported: {', '.join(map(str, told))}",
+            hint="a marked test that ends its session fails",
+        )
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise SandboxError(f"the test's process ended with {code} after its reports")
 
 
 def _job(item: pytest.Item) -> bytes:
@@ -151,6 +171,8 @@ def _is_plain(value: Any) -> bool:
 
 def _report(item: pytest.Item, data: Any) -> pytest.TestReport:
     """A report of this test and of no other. Raises for what is none, in as many ways as there are."""
+    # A worker of pytest-xdist dies of text that it cannot pass on, and the session with it.
+    data = plain(data, "backslashreplace" if hasattr(item.config, "workerinput") else "surrogatepass")
     kept = {name: data[name] for name in (*_ATTRIBUTES, *_MORE_ATTRIBUTES) if name in data}
     if kept["$report_type"] != "TestReport" or kept["when"] not in _WHEN:
         raise SandboxError("the test's process sent what is no report")
@@ -160,12 +182,17 @@ def _report(item: pytest.Item, data: Any) -> pytest.TestReport:
         path, line, reason = kept["longrepr"]
         kept["longrepr"] = (str(path), int(line), str(reason))
     kept |= {"nodeid": item.nodeid, "location": item.location, "keywords": dict.fromkeys(item.keywords, 1)}
+    if "wasxfail" in kept:
+        kept["wasxfail"] = str(kept["wasxfail"])
     for name in ("duration", "start", "stop"):
         kept[name] = float(kept[name])
+        if not 0 <= kept[name] < math.inf:
+            raise SandboxError("the test's process sent what is no report")
     kept["sections"] = [(str(title), str(text)) for title, text in kept["sections"]]
     kept["user_properties"] = [(str(name), value) for name, value in kept["user_properties"]]
     report = item.config.hook.pytest_report_from_serializable(config=item.config, data=kept)
     assert isinstance(report, pytest.TestReport)
     # What every reader of reports does: whatever cannot be shown is found here, and not in the middle of a summary.
     str(report.longreprtext)
+    str(getattr(report.longrepr, "reprcrash", ""))
     return report

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from sandbox import dispositions, environment, fsops, host, isolation, launch, preparing
+from sandbox import dispositions, environment, fsops, host, isolation, launch, outputs, preparing
 from sandbox.codec import encode
 from sandbox.engine import native
 from sandbox.errors import HostError, SandboxError, UsageError, reason, remedy
@@ -228,6 +228,7 @@ class Ready:
 
     def _reports(self, command: tuple[bytes, ...], start: Start) -> list[tuple[int, int]]:
         spec = self.spec
+        outputs.refuse_shared(spec)
         reporter = Reporter(spec.report, spec.trace, command, start.account, spec.status_fd)
         start.lent.append(reporter.close)
         reporter.described = self.facts

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from sandbox import fsops
+from sandbox import fsops, outputs
 from sandbox.ci import marks, running, summary
 from sandbox.ci.running import Ended
 from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, complain, reason, warn
@@ -20,6 +20,7 @@ _LONGEST_TITLE = 200
 
 def run(spec: Spec, environ: dict[bytes, bytes], *, kind: str, title: str | None, junit: bytes | None) -> Ended:
     """Run it, tell of it, and give how it ended. Raises SandboxError when there is no place for a summary."""
+    outputs.refuse_shared(spec, junit=junit)
     kind = marks.choose(kind, environ)
     title = title or _brief(shlex.join(os.fsdecode(word) for word in spec.command))
     with contextlib.ExitStack() as stack:

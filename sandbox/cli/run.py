@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sandbox import launch, preparing
+from sandbox import launch, outputs, preparing
 from sandbox.cli import run_options, words
 from sandbox.cli.parser import HelpFormatter, Parser
 from sandbox.errors import LOG_FORMATS, TIMED_OUT, SandboxError, complain, note, speak
@@ -102,12 +102,13 @@ def _defaults(parser: Parser, actions: list[argparse.Action]) -> argparse.Namesp
 
 def _report_failure(args: argparse.Namespace, command: tuple[bytes, ...], error: SandboxError) -> None:
     """A report is written of a launch that failed this early, too."""
-    report, trace = (None if name is None else os.fsencode(name) for name in (args.report, args.trace))
+    report, trace, log = (None if name is None else os.fsencode(name) for name in (args.report, args.trace, args.log))
     if report is None and trace is None and args.status_fd is None:
         return
     from sandbox.report import Reporter
 
     with contextlib.suppress(SandboxError):
+        outputs.refuse_shared(Spec(command, report=report, trace=trace, log=log))
         status = None if args.status_fd is None else _status_fd(args.status_fd)
         with contextlib.closing(Reporter(report, trace, command, status=status)) as reporter:
             reporter.failed(error)

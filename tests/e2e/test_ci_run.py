@@ -229,6 +229,7 @@ def test_a_job_of_the_helper_s_is_ended_and_its_limit_told(request, run_sandbox)
     [
         ["--explain", "--", "true"],
         ["--junit", ".", "--", "true"],
+        ["--junit", "one", "--report", "./one", "--", "true"],
         ["--marks=x", "true"],
         [],
         ["--failure-code=125", "true"],

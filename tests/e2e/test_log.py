@@ -166,6 +166,22 @@ def test_a_log_that_cannot_go_on(run_sandbox, who, area):
         (area.dir(who.as_user) / "log.1").rmdir()
 
 
+@pytest.mark.parametrize("engine", ["python", "native"])
+def test_output_that_cannot_be_passed_on(run_sandbox, who, area, engine):
+    """The command goes on, the log has all of it, and neither a line nor the exit code says that all is well."""
+    script = "seq 30000; sleep 0.2; seq 30000; exit $0"
+    for code, wanted in (("0", 125), ("7", 7)):
+        with open("/dev/full", "wb") as full:
+            words = ["run", "--engine", engine, "--log", "log", "--", "sh", "-c", script, code]
+            process = run_sandbox.popen(words, as_user=who.as_user, stdout=full, stderr=subprocess.PIPE)
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == wanted
+        told = "sandbox: warning: the standard output is in the log log alone: No space left on device\n"
+        assert err == told
+        assert (area.dir(who.as_user) / "log").read_text() == "".join(f"{number}\n" for number in range(1, 30001)) * 2
+        (area.dir(who.as_user) / "log").unlink()
+
+
 def test_a_log_whose_place_the_job_may_write_to(launch, area):
     """It gives the name of its log to a link, or to another file of the workspace: nothing is written there."""
     fill = "seq 3000; sleep 0.2; seq 3000"

@@ -132,15 +132,28 @@ def test_a_session_inside(bench, who):
     assert "nonsense" in output
 
 
-def test_a_test_can_lie_about_itself_only(bench):
-    code, reports, output = bench(HOSTILE.read_text())
+def test_a_test_can_lie_about_itself_only(bench, area, who):
+    """None vanishes, whatever it says or leaves out, and none is in the way of the others or of what tells of them."""
+    code, reports, output = bench(HOSTILE.read_text(), "-rA", "--junit-xml=junit.xml")
     assert code == 1, output
     assert "INTERNALERROR" not in output
     assert "test_other" not in output
     by_test = {report[0].split("::")[1]: report for report in reports if report[1] == "call"}
-    passed = [name for name, report in by_test.items() if report[2] == "passed"]
-    assert passed == ["test_lies[0]", "test_after"], "the first one lied well"
-    assert by_test.keys() == {*(f"test_lies[{number}]" for number in range(14)), "test_pickle", "test_after"}
+    others = {name for name, report in by_test.items() if report[2] != "failed"}
+    assert others == {*(f"test_lies[{number}]" for number in range(3)), "test_after"}, "these three lied well"
+    for test, told in (("test_exits", "0 when it had reported: setup"), ("test_is_interrupted", "2 when")):
+        assert f"sandbox: the test's process ended with {told}" in by_test[test][3]
+    assert by_test["test_dies_of_its_end"][3] == "sandbox: the test's process ended with 7 after its reports"
+    junit = (area.dir(who.as_user) / "junit.xml").read_text()
+    testcases = re.findall(r'<testcase [^>]*\bname="([^"]*)"[^>]*\btime="[0-9.]+"', junit)
+    assert sorted(testcases) == sorted(by_test), junit
+    assert len(by_test) == 27 + 6
+
+
+def test_a_lie_survives_xdist(bench):
+    code, _, output = bench(HOSTILE.read_text(), "-n", "2")
+    assert (code, "crashed" in output, "INTERNALERROR" in output) == (1, False, False), output
+    assert "29 failed, 2 passed, 1 skipped, 1 xfailed" in output
 
 
 def test_a_project_has_the_same_results(run_sandbox, area, who):

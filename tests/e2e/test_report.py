@@ -135,3 +135,34 @@ def test_faster_than_it_is_read(run_sandbox, engine, who, area):
     process = run_sandbox.popen(args, as_user=who.as_user, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.wait(20) == 124
     assert reports.read(area.dir(who.as_user) / "r.json")["cause"] == "timeout"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trace", "same", "--report", "d/../same"],
+        ["--log", "same", "--report", "same"],
+        ["--log", "same", "--trace", "link/../same"],
+        ["--log", "same", "--report", "same.1"],
+        ["--keep", "kx=new", "--report", "new"],
+        ["--keep", "kx=d/", "--report", "link/kx"],
+        ["--keep", "kx=new", "--log", "new"],
+        ["--keep", "kx=new", "--keep", "ky=./new"],
+    ],
+    ids=" ".join,
+)
+def test_each_file_has_a_place_of_its_own(run_sandbox, who, area, options):
+    """The one that is written later would take the place of the other: also of one that is there from before."""
+    where = area.dir(who.as_user)
+    (where / "d").mkdir()
+    (where / "link").symlink_to("d")
+    (where / "same").write_text("from before\n")
+    for name in ("d", "same"):
+        os.chown(where / name, who.uid, who.gid)
+    done = run_sandbox(["run", "--isolation", "job", *options, "--", "sh", "-c", "echo ran"], as_user=who.as_user)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (125, "", 1), done.stderr
+    assert f"{options[0]} and {options[2]} name one and the same file" in done.stderr
+    # What is wrong with the words is found before they are looked at as a whole.
+    early = run_sandbox(["run", "--timeout", "soon", *options, "--", "true"], as_user=who.as_user)
+    assert (early.returncode, early.stderr.count("\n")) == (125, 1), early.stderr
+    assert (where / "same").read_text() == "from before\n"

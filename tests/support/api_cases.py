@@ -248,6 +248,12 @@ def case_files_of_an_account():
     assert '"cause": "exited"' in Path("r.json").read_text()
     os.unlink("r.json")
     os.unlink("t.json")
+    try:
+        run(["true"], report="r.json", trace="./r.json", **HOW)
+        raise AssertionError
+    except SandboxError as error:
+        assert "one and the same file" in str(error), error
+    assert not Path("r.json").exists()
 
 
 def state():

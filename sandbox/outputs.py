@@ -1,0 +1,48 @@
+"""The files that a run writes: each has a place of its own, or what is written later destroys what was there first."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from sandbox.errors import UsageError, printable
+from sandbox.spec import Keep, Spec
+
+# What a log was before it was started anew is called this behind its name.
+OLD_LOG = b".1"
+
+
+def place_of(keep: Keep) -> tuple[bytes, bytes]:
+    """The directory that an artefact goes to, and the name that it gets there."""
+    parent, name = os.path.split(keep.target)
+    return parent, name or os.path.basename(keep.source.rstrip(b"/"))
+
+
+def refuse_shared(spec: Spec, cwd: bytes = b"", junit: bytes | None = None) -> None:
+    """Before any is opened. Raises UsageError for two of one name in one directory, however that is spelled.
+
+    Artefacts are relative to `cwd` (default: this process's). Who opens a file says what is wrong with its directory.
+    """
+    taken: dict[tuple[int, int, bytes], str] = {}
+    for option, parent, name in _places(spec, cwd, junit):
+        with contextlib.suppress(OSError, ValueError):
+            directory = os.stat(parent or b".")
+            place = directory.st_dev, directory.st_ino, name
+            if place in taken:
+                text = f"{taken[place]} and {option} name one and the same file, {printable(name)}"
+                raise UsageError(text, hint="give each a file of its own")
+            taken[place] = option
+
+
+def _places(spec: Spec, cwd: bytes, junit: bytes | None) -> Iterator[tuple[str, bytes, bytes]]:
+    """Option, directory and name of each."""
+    for keep in spec.keeps:
+        parent, name = place_of(keep)
+        yield "--keep", os.path.join(cwd, parent), name
+    if spec.log is not None:
+        parent, name = os.path.split(spec.log)
+        yield "--log", parent, name
+        yield "--log", parent, name + OLD_LOG
+    for option, text in (("--trace", spec.trace), ("--report", spec.report), ("--junit", junit)):
+        # The others name descriptors.
+        if text is not None and text != b"-" and not text.startswith(b"fd:"):
+            yield option, *os.path.split(text)
