@@ -4,7 +4,7 @@ import os
 import signal
 from typing import NoReturn
 
-from sandbox import versions
+from sandbox import environment, versions
 from sandbox.codec import encode
 from sandbox.engine import Launch
 from sandbox.errors import HostError, reason
@@ -40,7 +40,7 @@ def run(plan: Plan, launch: Launch, version: int) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
     try:
         # The command's environment travels beside the plan; the setuid helper is to see nothing of the caller's.
-        environ = {} if privileged else os.environb
+        environ = {} if privileged else environment.own()
         os.execve(program, [*argv, *launch.command], environ)
     except OSError as error:
         hint = "use --mode userns" if privileged else "--engine python"
