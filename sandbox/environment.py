@@ -15,14 +15,19 @@ _HARMLESS = (b"HOME", b"LANG", b"LANGUAGE", b"LOGNAME", b"PATH", b"SHELL", b"TER
 def own() -> dict[bytes, bytes]:
     """A copy of this process's own. os.environb converts and checks each name on the way, which was a third of what is
     done in Python for a run; what it holds is such a dict (CPython 3.2 to 3.14).
+
+    Without what Cygwin and Wine hand down, one for each drive: a variable without a name. execve refuses it in Python.
     """
     known = getattr(os.environb, "_data", None)
-    return dict(known if isinstance(known, dict) else os.environb)
+    env = dict(known if isinstance(known, dict) else os.environb)
+    env.pop(b"", None)
+    return env
 
 
 def build(spec: Spec, caller: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """The command's environment. Raises UsageError for an unreadable file or a variable that is not set."""
     env = dict(caller) if spec.isolation == "none" else _scrubbed(spec, caller)
+    env.pop(b"", None)  # The caller's may be another than `own`.
     for path in spec.env_files:
         for item in _read(path):
             _apply(env, item, caller, where=f"--env-file {printable(path)}")

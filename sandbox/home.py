@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from sandbox import fsops
 from sandbox.engine import syscalls as sys
-from sandbox.errors import SandboxError, printable, reason
+from sandbox.errors import SandboxError, printable, reason, remedy
 from sandbox.plan_types import Source, SourceKind
 from sandbox.record import Record
 
@@ -185,6 +185,7 @@ def _unusable(path: bytes, error: OSError) -> HomeError:
     why = reason(error)
     if error.errno == errno.ENOENT and os.path.islink(path):
         why = f"it is a dangling link to {printable(os.readlink(path))}"
-    return HomeError(
-        f"cannot use the home {printable(path)}: {why}", hint="set SANDBOX_HOME to a directory of your own"
-    )
+    hint = "set SANDBOX_HOME to a directory of your own"
+    if error.errno in (errno.EMFILE, errno.ENFILE):  # no other home would help
+        hint = remedy(error)
+    return HomeError(f"cannot use the home {printable(path)}: {why}", hint=hint)

@@ -88,8 +88,30 @@ def _check_trust(name: str, file: os.stat_result, directory: os.stat_result, hin
     for what, status in (("it", file), ("its directory", directory)):
         if status.st_uid not in (os.getuid(), 0):
             raise UsageError(f"{name} is not used: {what} belongs to uid {status.st_uid}", hint=hint)
-    if file.st_mode & stat.S_IWOTH or (directory.st_mode & (stat.S_IWOTH | stat.S_ISVTX)) == stat.S_IWOTH:
-        raise UsageError(f"{name} is not used: everybody may change it", hint=hint)
+        if status.st_mode & stat.S_ISVTX and status is directory:
+            continue  # Others may add files there, and touch none that is not theirs.
+        if status.st_mode & stat.S_IWOTH:
+            raise UsageError(f"{name} is not used: everybody may change it", hint=hint)
+        if status.st_mode & stat.S_IWGRP and not _is_private(status.st_gid):
+            raise UsageError(f"{name} is not used: group {status.st_gid} may change {what}", hint=hint)
+
+
+def _is_private(gid: int) -> bool:
+    """Whether a group is nobody's but the caller's or root's.
+
+    Where each user has a group of the same name, as on Debian and Fedora, what a user makes may be group-writable by
+    umask (login.defs, USERGROUPS_ENAB). Who else has it as primary group cannot be asked, but the name tells.
+    """
+    if gid == 0 or os.getuid() == 0:
+        return gid == 0
+    import grp
+    import pwd
+
+    try:
+        user, group = pwd.getpwuid(os.getuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return (user.pw_gid, user.pw_name) == (gid, group.gr_name) and not {*group.gr_mem} - {user.pw_name}
 
 
 _NAME_IT = "look at it, then name it: --job-file {}"

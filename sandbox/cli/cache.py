@@ -33,11 +33,11 @@ def main(args: argparse.Namespace, home: Home) -> int:
     if args.cache_command == "clean":
         return _clean(home, now=args.now)
     with Store(home.fd) as images:
-        return _list(images.cache, as_json=args.json) if args.cache_command == "ls" else _remove(images, args)
+        return _list(images, as_json=args.json) if args.cache_command == "ls" else _remove(images, args)
 
 
-def _list(cache: int, *, as_json: bool) -> int:
-    images = catalog.list_images(cache)
+def _list(where: Store, *, as_json: bool) -> int:
+    images = catalog.list_images(where.cache) if where.listed(b"cache") else []
     if as_json:
         print(json.dumps([image._asdict() for image in images], indent=2))
     elif not images:

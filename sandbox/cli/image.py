@@ -202,7 +202,7 @@ def _verify(args: argparse.Namespace, images: Store) -> int:
         raise UsageError("nothing to verify" if not args.all else "both images and --all", hint="IMAGE..., or --all")
     digests = [names.resolve(images, _raw(text)) for text in args.images]
     if args.all:
-        digests = sorted(name.removesuffix(IMAGE) for name in fsops.names(images.cache) if name.endswith(IMAGE))
+        digests = sorted(name.removesuffix(IMAGE) for name in images.listed(b"cache") if name.endswith(IMAGE))
     verdicts = []
     for digest in digests:
         verdict = verify.verify(images, digest)

@@ -1,13 +1,18 @@
 """`sandbox`: finds the command's module and turns errors into one line and an exit code."""
 
 import contextlib
+import errno
+import io
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from sandbox import __version__, dispositions, errors
-from sandbox.errors import EXIT_LAUNCHER_FAILED, LOG_FORMATS, SandboxError, UsageError, printable, reason
+from sandbox.errors import EXIT_LAUNCHER_FAILED, LOG_FORMATS, HostError, SandboxError, UsageError, printable, reason
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 COMMANDS = {
     "run": "run a command in a sandbox",
@@ -58,19 +63,38 @@ def _code() -> int:
         _reserve_standard_descriptors()
         _make_streams_safe()
         debug, log_format, words = _own_options(words)
-        code = _dispatch(words, log_format)
+        code = _written(words, log_format)
     except SandboxError as error:
         code = _complain(error, debug)
     except BrokenPipeError:
         code = 128 + signal.SIGPIPE
     except OSError as error:
-        what = f": {printable(os.fsencode(error.filename))}" if isinstance(error.filename, (str, bytes)) else ""
-        hint = "sandbox doctor looks for what is wrong with this host"
-        code = _complain(SandboxError(f"cannot go on{what}: {reason(error)}", hint=hint), debug)
+        code = _complain(_unforeseen(error), debug)
     except Exception as error:  # a bug; still one line
         hint = "report it, with what sandbox --debug ... says"
         code = _complain(SandboxError(f"internal error: {type(error).__name__}: {error}", hint=hint), debug)
     return code
+
+
+def _written(words: list[bytes], log_format: list[bytes]) -> int:
+    """Do it, and write out what it printed. The exit code."""
+    try:
+        code = _dispatch(words, log_format)
+    except SystemExit:  # argparse, after --help
+        code = 0
+    sys.stdout.flush()
+    return code
+
+
+def _unforeseen(error: OSError) -> SandboxError:
+    """Of something that no module expects to fail."""
+    what = f": {printable(os.fsencode(error.filename))}" if isinstance(error.filename, (str, bytes)) else ""
+    why, hint = reason(error), "sandbox doctor looks for what is wrong with this host"
+    if error.errno == errno.EMFILE:
+        why = f"{why}, of which there may be {os.sysconf('SC_OPEN_MAX')}"
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        hint = errors.remedy(error)
+    return HostError(f"cannot go on{what}: {why}", hint=hint)
 
 
 def _hear_interrupts() -> None:
@@ -115,6 +139,21 @@ def _reserve_standard_descriptors() -> None:
     os.close(fd)
 
 
+class _Output(io.FileIO):
+    """The standard output, whose errors are no other file's, wherever something is printed."""
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        try:
+            if (written := super().write(data)) is None:  # it does not block, as its other holders want it
+                raise BlockingIOError(errno.EAGAIN, "")
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            hint = "make room there, or redirect it to where it can be written"
+            raise HostError(f"cannot write to standard output: {reason(error)}", hint=hint) from None
+        return written
+
+
 def _make_streams_safe() -> None:
     """Names are bytes and locales are what they are: printing must not fail for either, nor for a closed stdout."""
     for name in ("stdout", "stderr"):
@@ -123,11 +162,14 @@ def _make_streams_safe() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         else:
             stream.reconfigure(errors="backslashreplace")
+    if sys.__stdout__ is not None:
+        buffer, encoding = io.BufferedWriter(_Output(1, "w", closefd=False)), sys.__stdout__.encoding
+        sys.stdout = io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=os.isatty(1))
 
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, SandboxError):
             if stream is not None:
                 stream.flush()
 

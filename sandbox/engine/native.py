@@ -4,7 +4,7 @@ import os
 import signal
 from typing import NoReturn
 
-from sandbox import dispositions, versions
+from sandbox import dispositions, environment, versions
 from sandbox.codec import encode
 from sandbox.engine import Launch
 from sandbox.errors import HostError, reason
@@ -41,7 +41,7 @@ def run(plan: Plan, launch: Launch, version: int) -> NoReturn:
     dispositions.give_back()
     try:
         # The command's environment travels beside the plan; the setuid helper is to see nothing of the caller's.
-        environ = {} if privileged else os.environb
+        environ = {} if privileged else environment.own()
         os.execve(program, [*argv, *launch.command], environ)
     except OSError as error:
         dispositions.take()

@@ -3,7 +3,6 @@
 import os
 from typing import NamedTuple
 
-from sandbox import fsops
 from sandbox.errors import SourceError
 from sandbox.images import names
 from sandbox.images.store import IMAGE, Store
@@ -29,7 +28,7 @@ def images(where: Store) -> list[Listed]:
     for name, digest in meant.items():
         by_digest.setdefault(digest, []).append(name.decode())
     kept = names.kept(where, meant)
-    digests = [name.removesuffix(IMAGE) for name in fsops.names(where.cache) if name.endswith(IMAGE)]
+    digests = [name.removesuffix(IMAGE) for name in where.listed(b"cache") if name.endswith(IMAGE)]
     found = [one for digest in digests if (one := _listed(where, digest, by_digest.get(digest, []), kept))]
     found.sort(key=lambda image: image.created, reverse=True)
     return sorted(found, key=lambda image: (not image.names, image.names))

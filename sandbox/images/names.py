@@ -180,7 +180,7 @@ def _lines(images: Store, name: bytes) -> list[tuple[bytes, bytes]]:
 def all_names(images: Store) -> dict[bytes, bytes]:
     """Every name and the digest that it means."""
     found = {}
-    for name in fsops.names(images.names):
+    for name in images.listed(b"names"):
         if not name.startswith(fsops.TEMPORARY) and (digest := store.read_link(images.names, name)) is not None:
             found[name] = digest
     return found

@@ -260,9 +260,9 @@ class Reader:
 
 
 def _watched(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes, after the watcher has seen them."""
+    """The same bytes, after the watcher has seen them. Never none: libarchive would take that for the end."""
     watcher = tarscan.Watcher()
-    for chunk in chunks:
+    for chunk in filter(None, chunks):
         watcher.feed(chunk)
         yield chunk
     if not watcher.finished:

@@ -86,6 +86,10 @@ class Store:
         self._open[name] = fd
         return fd
 
+    def listed(self, name: bytes) -> list[bytes]:
+        """The names in a directory of the store. Where there is none it is not made: the home may be read-only."""
+        return fsops.names(self.directory(name)) if fsops.exists(self.home, name) else []
+
     @property
     def cache(self) -> int:
         return self.directory(b"cache")

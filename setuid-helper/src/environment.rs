@@ -11,9 +11,11 @@ use core::ffi::CStr;
 pub struct Environment<'a>(Vec<Cow<'a, CStr>>);
 
 impl<'a> Environment<'a> {
-    /// The one that this program was started with.
+    /// The one that this program was started with, without variables that have no name (Cygwin and Wine hand down one
+    /// for each drive): Python can pass on none, and a launch is the same with and without it.
     pub fn own(entries: Vec<&'a CStr>) -> Self {
-        Environment(entries.into_iter().map(Cow::Borrowed).collect())
+        let is_named = |entry: &&CStr| !entry.to_bytes().starts_with(b"=");
+        Environment(entries.into_iter().filter(is_named).map(Cow::Borrowed).collect())
     }
 
     /// NUL-terminated `NAME=value` strings.

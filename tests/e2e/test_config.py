@@ -1,7 +1,9 @@
 """config.toml: the defaults of a site and of a user, beneath jobs and the command line."""
 
+import grp
 import json
 import os
+import pwd
 import subprocess
 import sys
 
@@ -100,6 +102,47 @@ def test_what_others_may_write_is_not_used(files):
         os.chown(path / "config.toml", 12345, -1)
         with pytest.raises(UsageError, match="belongs to uid 12345"):
             parsed("true")
+
+
+def test_what_a_group_may_write_is_not_used(files, monkeypatch):
+    """But the user's own private group may, to which nobody else belongs: with a umask of 002 it always can."""
+    path = files(user="[run]\ncache = true") / "of-user" / "sandbox"
+    file, own = path / "config.toml", path.stat().st_gid
+
+    def account(name, *, gid=own, members=()):
+        monkeypatch.setattr(pwd, "getpwuid", lambda uid: pwd.struct_passwd(("u", "x", uid, gid, "", "/", "/bin/sh")))
+        monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group((name, "x", gid, list(members))))
+
+    if os.geteuid() == 0:
+        # As a user whose group is 4321; what is root's is trusted by everybody.
+        monkeypatch.setattr(os, "getuid", lambda: 1234)
+        own = 4321
+    for changed, mode, what in ((file, 0o664, "it"), (path, 0o775, "its directory")):
+        before = changed.stat().st_mode
+        if os.geteuid() == 0:
+            os.chown(changed, -1, own)
+        changed.chmod(mode)
+        account("u", gid=own)
+        assert parsed("true").cache
+        account("u", gid=own, members=["u"])
+        assert parsed("true").cache
+        for not_private in ({"name": "users"}, {"name": "u", "members": ["v"]}, {"name": "u", "gid": own + 1}):
+            account(**{"gid": own, **not_private})
+            with pytest.raises(UsageError, match=f"group {own} may change {what} "):
+                parsed("true")
+        changed.chmod(before)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file to any group")
+@pytest.mark.parametrize("of", ["config.toml", "."])
+def test_root_trusts_its_own_group_only(files, of):
+    path = files(site="[run]\ncache = true") / "of-site" / of
+    path.chmod(0o775)
+    assert parsed("true").cache
+    os.chown(path, 0, 12345)
+    path.chmod(0o775)
+    with pytest.raises(UsageError, match="group 12345 may change it"):
+        parsed("true")
 
 
 def test_where_it_is(monkeypatch):

@@ -71,6 +71,18 @@ def test_the_environment_is_the_same(front):
     assert outputs[0] == outputs[1]
 
 
+def test_a_variable_without_a_name_is_dropped(front):
+    """As Cygwin and Wine hand down, one for each drive. Python can start nothing with it."""
+    words = ["--", "env"]
+    for engine in ("python", "native"):
+        done = front.compile("--engine", engine, *words, env={"": r"C:=C:\x"})
+        assert (done.returncode, done.stderr) == (0, ""), engine
+        assert "C:" not in done.stdout
+    again = front.again("--engine", "native", *words, env={"": r"C:=C:\x"})
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "C:" not in again.stdout
+
+
 def test_no_value_is_stored(front):
     front.compile("--env", "TOKEN=s3cr3t-in-words", "--env", "PASSED", "--", "true", env={"PASSED": "s3cr3t-of-caller"})
     (file,) = front.files()

@@ -122,6 +122,27 @@ def test_what_everybody_may_change_is_not_trusted(run_sandbox, own, who, of, mod
     assert refusal(done) == f"../sandbox.toml is not used: everybody may change it {NOT_USED}"
 
 
+@pytest.mark.parametrize(("of", "mode", "what"), [("sandbox.toml", 0o664, "it"), (".", 0o775, "its directory")])
+def test_what_a_group_of_others_may_change_is_not_trusted(run_sandbox, own, who, of, mode, what):
+    """A user's private group is the user; a group that the user shares is others, and so is every group for root."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to give a file to any group")
+    shared = who.groups[0] if who.as_user else 12345
+    args = ["run", "--job", "where"]
+    (own / of).chmod(mode)
+    assert run_sandbox(args, as_user=who.as_user, cwd=own / "sub").returncode == 0
+    os.chown(own / of, -1, shared)
+    (own / of).chmod(mode)
+    done = run_sandbox(args, as_user=who.as_user, cwd=own / "sub")
+    assert refusal(done) == f"../sandbox.toml is not used: group {shared} may change {what} {NOT_USED}"
+    named = run_sandbox([*args, "--job-file", "../sandbox.toml"], as_user=who.as_user, cwd=own / "sub")
+    assert named.returncode == 0
+    # Sticky, a directory lets nobody replace what is the user's.
+    if of == ".":
+        (own / of).chmod(0o1775)
+        assert run_sandbox(args, as_user=who.as_user, cwd=own / "sub").returncode == 0
+
+
 def test_a_link_is_not_followed(run_sandbox, own, who):
     (own / "sub" / "sandbox.toml").symlink_to(own / "sandbox.toml")
     done = run_sandbox(["run", "--job", "where"], as_user=who.as_user, cwd=own / "sub")

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 import pytest
 
 from sandbox.engine import native
+from tests.support.archives import Entry, make_zip
 from tests.support.jobs import Terminal, spare_python
 
 NATIVE = pytest.mark.skipif(not native.available(), reason="without the front, Python itself says where it was met")
@@ -85,6 +87,50 @@ def test_a_bug_is_one_line_too(debug):
 
 
 @NATIVE
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], ["ps"], ["ps", "--help"], ["cache", "ls"], ["config"], ["run", "--explain", "true"]],
+)
+@pytest.mark.parametrize("env", [{}, {"PYTHONUNBUFFERED": "1"}])
+def test_an_output_that_cannot_be_written(run_sandbox, who, words, env):
+    """Is named, and the end is no success; but who reads no more, as head, knows."""
+    with open("/dev/full", "w") as full:
+        done = run_sandbox(words, as_user=who.as_user, env=env, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 125
+    assert done.stderr == (
+        "sandbox: cannot write to standard output: No space left on device"
+        " (make room there, or redirect it to where it can be written)\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as nobody:
+        done = run_sandbox(words, as_user=who.as_user, env=env, stdout=nobody, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_an_output_that_does_not_block(run_sandbox, who):
+    """As an event loop leaves a pipe that it shares."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with open(reader), open(writer, "w") as pipe:
+        os.write(writer, bytes(fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)))
+        done = run_sandbox(["--version"], as_user=who.as_user, stdout=pipe, stderr=subprocess.PIPE)
+    assert done.returncode == 125
+    assert "cannot write to standard output: Resource temporarily unavailable" in done.stderr
+
+
+@pytest.mark.parametrize("most", [5, 8])
+def test_too_few_open_files(run_sandbox, who, area, most):
+    """The limit is named, and no other home would help."""
+    make_zip(area.dir(who.as_user) / "s.zip", [Entry("f", b"x")])
+    lower = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # noqa: E731
+    done = run_sandbox(["run", "-s", "s.zip", "--", "true"], as_user=who.as_user, preexec_fn=lower)
+    assert done.returncode == 125
+    assert "Too many open files" in done.stderr
+    assert done.stderr.endswith("(raise the limit of open files: ulimit -n)\n")
+    assert most == 5 or f", of which there may be {most} " in done.stderr
+
+
 def test_an_interrupt_while_it_starts(run_sandbox, who):
     """Ctrl-C ends it as it ends others, silently: in the front, while Python starts, and when it has."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

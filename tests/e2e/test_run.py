@@ -269,6 +269,27 @@ def test_a_home_that_takes_no_file(run_sandbox, area):
 
 
 @ROOT_ONLY
+def test_a_read_only_home_can_be_looked_at(run_sandbox, area):
+    """Also one in which nothing was ever stored."""
+    home = area.path / "only-read"
+    home.mkdir(mode=0o700)
+    env = {**run_sandbox.environment(False), "SANDBOX_HOME": str(home)}
+    looks = (
+        "for words in 'image ls' 'cache ls' 'image verify --all' ps cleanup; do $1 $words >>\"$2/../out\" || exit; done"
+    )
+    script = f"""mount -t tmpfs -o mode=700 sbx-tests "$2"; $1 ps; mount -o remount,ro "$2"; {looks}
+        mount -o remount,rw "$2"; $1 image build -q "$3"; mount -o remount,ro "$2"; {looks}"""
+    (source := area.path / "source").mkdir()
+    command = ["unshare", "-m", "sh", "-c", script, "sh", run_sandbox.command, home, source]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = (area.path / "out").read_text().splitlines()
+    assert lines[0] == "the cache is empty"
+    assert sum(str(source) in line for line in lines) == 2
+    home.rmdir()
+
+
+@ROOT_ONLY
 def test_a_home_of_somebody_else(run_sandbox, area, user):
     home = area.dir(as_user=True) / "theirs"
     home.mkdir()

@@ -96,6 +96,18 @@ def test_a_tar_cut_between_entries_is_refused(unpack: Unpack, tmp_path: Path) ->
         unpack(tar(member("a", b"1"), member("b", b"2"))[:1024], tmp_path / "out")
 
 
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zst])
+def test_nothing_compressed_is_no_tar(unpack: Unpack, tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    with pytest.raises(SandboxError, match="truncated: the mark at the end of a tar is missing"):
+        unpack(pack(b""), tmp_path / "out")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zst])
+def test_what_follows_nothing_compressed_counts(unpack: Unpack, tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    unpack(pack(b"") + pack(tar(member("a", b"1"))), tmp_path / "out")
+    assert b"a" in tree_of(os.fsencode(tmp_path / "out"))
+
+
 @pytest.mark.parametrize("keep", [0.05, 0.5, 0.99])
 def test_truncated_zips_are_refused(unpack: Unpack, tmp_path: Path, keep: float) -> None:
     data = zipped({"a": os.urandom(50_000), "b": os.urandom(50_000)})
