@@ -36,6 +36,7 @@ class Log:
     def __init__(self, path: bytes, limit: int) -> None:
         self.path, self.limit = path, limit
         self.error = ""
+        self._has_written = self._is_told = False
         self._lock = threading.Lock()
         parent, self._name = os.path.split(path)
         try:
@@ -74,14 +75,31 @@ class Log:
         self._fd = fd
 
     def write(self, data: bytes) -> None:
-        """Never raises: a log that cannot be written is told of, and does not end the command."""
+        """Never raises: a log that cannot be written is told of, and does not end the command.
+
+        Where nothing could be written at all, not at once: that may be the line of a launch that fails, and no more.
+        """
         with self._lock:
+            if self.error and data:
+                self._tell()
             try:
                 while data and not self.error:
                     data = self._write(data)
+                    self._has_written = True
             except OSError as error:
                 self.error = f"the log {printable(self.path)} is not complete: {reason(error)}"
-                warn(self.error)
+                if self._has_written:
+                    self._tell()
+
+    def _tell(self) -> None:
+        if not self._is_told:
+            warn(self.error)
+        self._is_told = True
+
+    def finish(self, exit_code: int) -> None:
+        """Say what is still to be said when all has ended so."""
+        if self.error and exit_code != EXIT_LAUNCHER_FAILED:
+            self._tell()
 
     def _write(self, data: bytes) -> bytes:
         """What is left to write."""
@@ -189,6 +207,7 @@ class Capture:
         os.eventfd_write(self._ended, 1)
         self._hurried |= bool(result.signal or result.exit_code == EXIT_TIMED_OUT)
         self._thread.join(_PATIENCE if self._hurried else None)
+        self.log.finish(result.exit_code)
         if result == Result(0) and (self.log.error or any(stream.error for stream in self._streams)):
             return Result(EXIT_LAUNCHER_FAILED)
         return result

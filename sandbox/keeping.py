@@ -12,7 +12,7 @@ from sandbox import fsops, outputs
 from sandbox.engine.syscalls import CLONE_NEWUSER, setns, syncfs
 from sandbox.errors import SandboxError, UsageError, printable, reason
 from sandbox.record import Record
-from sandbox.spec import Keep
+from sandbox.spec import Keep, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,12 +41,33 @@ class Kept(Record):
     error: str = ""
 
 
-def open_destinations(keeps: tuple[Keep, ...], cwd: bytes, stack: contextlib.ExitStack) -> list[Destination]:
+def open_destinations(spec: Spec, cwd: bytes, stack: contextlib.ExitStack) -> list[Destination]:
     """Looked at before anything runs: a job should not end before it is known that its results have no place to go.
 
     Raises UsageError.
     """
-    return [_open_destination(keep, cwd, stack) for keep in keeps]
+    found = [_open_destination(keep, cwd, stack) for keep in spec.keeps]
+    # What is elsewhere, or covered, in the job is for the copy to find out.
+    for destination in () if spec.chdir or spec.refinements or spec.trees else found:
+        _refuse_inside(destination, cwd)
+    return found
+
+
+def _refuse_inside(destination: Destination, cwd: bytes) -> None:
+    source = destination.keep.source
+    if source.startswith(b"/"):
+        return
+    with contextlib.suppress(OSError):
+        status = os.stat(os.path.join(cwd, source))
+        above = os.readlink(b"/proc/self/fd/%d" % destination.parent)
+        while not fsops.same_file(os.stat(above), status):
+            if above == b"/":
+                return
+            above = os.path.dirname(above)
+        raise UsageError(
+            f"--keep: {destination.text} lies in {printable(source)}, which would be copied into itself",
+            hint="SRC=DEST, DEST elsewhere",
+        )
 
 
 def _open_destination(keep: Keep, cwd: bytes, stack: contextlib.ExitStack) -> Destination:
@@ -114,6 +135,7 @@ def as_root_inside(mount_namespace: int, copy: "Callable[[], Kept]") -> Kept:
 
 def _publish_tree(copy: "fsops.Copy", opened: int, destination: Destination) -> None:
     parent, temporary = destination.parent, fsops.temporary_name()
+    copy.own_name = temporary
     with fsops.closing(fsops.make_new_dir(parent, temporary)) as made:
         try:
             copy.tree(opened, made, destination.keep.source)

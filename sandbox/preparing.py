@@ -217,7 +217,7 @@ def _wanted(spec: Spec, cwd: bytes, stack: contextlib.ExitStack) -> "attending.W
 
     if spec.tty:
         terminal.check()
-    return attending.Wanted(tuple(keeping.open_destinations(spec.keeps, cwd, stack)), (), 0, 0)
+    return attending.Wanted(tuple(keeping.open_destinations(spec, cwd, stack)), (), 0, 0)
 
 
 def _require_mounts(spec: Spec) -> None:

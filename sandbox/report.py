@@ -312,7 +312,7 @@ def open_target(text: bytes, option: str, kind: Kind = Kind.REPORT) -> Target:
             raise IsADirectoryError(21, os.strerror(21))
         fd = os.open(parent or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            check_replaceable(fd, name, text, option)
+            check_replaceable(fd, name, text, option, or_else=", or a descriptor as in fd:3")
             with fsops.Draft(fd):
                 pass
         except BaseException:
@@ -336,15 +336,18 @@ def _own_descriptor(number: int) -> int:
     return copy
 
 
-def check_replaceable(parent: int, name: bytes, text: bytes, option: str) -> None:
-    """What we write takes the place of an own regular file and of nothing else. Raises UsageError."""
+def check_replaceable(parent: int, name: bytes, text: bytes, option: str, *, or_else: str = "") -> None:
+    """What we write takes the place of an own regular file and of nothing else. Raises UsageError.
+
+    `or_else` is what the option takes beside names.
+    """
     try:
         found = os.stat(name, dir_fd=parent, follow_symlinks=False)
     except FileNotFoundError:
         return
     what = f"{option}: {printable(text)}"
     if not stat.S_ISREG(found.st_mode):
-        raise UsageError(f"{what} is there and no regular file", hint="name a new file, or a descriptor as in fd:3")
+        raise UsageError(f"{what} is there and no regular file", hint=f"name a new file{or_else}")
     if found.st_uid != os.geteuid():
         raise UsageError(f"{what} belongs to somebody else", hint="name a new file")
 

@@ -22,7 +22,8 @@ def run(spec: Spec, environ: dict[bytes, bytes], *, kind: str, title: str | None
     """Run it, tell of it, and give how it ended. Raises SandboxError when there is no place for a summary."""
     outputs.refuse_shared(spec, junit=junit)
     kind = marks.choose(kind, environ)
-    title = title or _brief(shlex.join(os.fsdecode(word) for word in spec.command))
+    words = spec.command if spec.run is None else (spec.run, *spec.command)
+    title = title or _brief(shlex.join(map(os.fsdecode, words)))
     with contextlib.ExitStack() as stack:
         target = None
         if junit is not None:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from sandbox.cli import run as running
 from sandbox.cli.parser import Parser
 from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, complain, printable
+from sandbox.spec import validate
 
 _RUN = """\
 All options are those of sandbox run, but for the four here, and but for the level: it is job, unless --isolation or a
@@ -97,6 +98,12 @@ def run(argv: list[bytes]) -> NoReturn:
     spec, args = running.parse_with(argv, parser, actions, own)
     if args.explain:
         raise UsageError("ci run: --explain runs nothing", hint="sandbox run --explain shows the plan")
+    try:
+        validate(spec)
+    except UsageError as error:
+        # Before a run is begun that has no name to be called by.
+        running.report_failure(args, spec.command, error)
+        raise
     junit = None if args.junit is None else os.fsencode(args.junit)
     failed = None if args.failure_code is None else _failure_code(args.failure_code)
     ended = generic.run(spec, running.callers_environment(), kind=args.marks, title=args.title, junit=junit)

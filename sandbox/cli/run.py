@@ -85,7 +85,7 @@ def parse_with(
         args.args = options != typed
         return make_spec(args, command), args
     except SandboxError as error:
-        _report_failure(args, command, error)
+        report_failure(args, command, error)
         raise
 
 
@@ -100,7 +100,7 @@ def _defaults(parser: Parser, actions: list[argparse.Action]) -> argparse.Namesp
     return command.defaults(parser, actions)
 
 
-def _report_failure(args: argparse.Namespace, command: tuple[bytes, ...], error: SandboxError) -> None:
+def report_failure(args: argparse.Namespace, command: tuple[bytes, ...], error: SandboxError) -> None:
     """A report is written of a launch that failed this early, too."""
     report, trace, log = (None if name is None else os.fsencode(name) for name in (args.report, args.trace, args.log))
     if report is None and trace is None and args.status_fd is None:

@@ -49,6 +49,8 @@ class Copy:
     def __init__(self, reader: Reader, left: int, umask: int) -> None:
         self.reader, self.left, self.mask = reader, left, 0o777 & ~umask
         self.files = self.taken = self.skipped = 0
+        # Of the tree that is being made. An overlay that shows it has other numbers for it; the name is nobody else's.
+        self.own_name = b""
 
     def file(self, source: int, target: int, name: bytes) -> None:
         """Of an open regular file into an empty one, with its holes, permissions and time."""
@@ -81,6 +83,8 @@ class Copy:
         set_mode_and_time(target, status.st_mode & self.mask | 0o700, status.st_mtime_ns)
 
     def _entry(self, source: int, target: int, name: bytes, depth: int) -> None:
+        if name == self.own_name:
+            raise OSError(errno.ELOOP, "DEST lies in it")
         status = os.stat(name, dir_fd=source, follow_symlinks=False)
         if stat.S_ISLNK(status.st_mode):
             self._take(0, name)

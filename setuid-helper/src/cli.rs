@@ -103,12 +103,15 @@ fn run(words: &[&'static CStr], environment: Vec<&'static CStr>, rights: Rights)
         // What is written is the caller's affair, and so are the rights to do it.
         rights.drop_for_good()?;
     }
-    let written = reports.write(&account).map_err(|failure| complain(&failure));
-    match ended {
-        _ if written.is_err() => Ok(LAUNCHER_FAILED),
-        Ok(Ending::Exited(code)) => Ok(code),
-        Ok(Ending::Killed(signal)) => sys::die_of(signal),
-        Err(failure) => Ok(failure.code),
+    match (ended, reports.write(&account)) {
+        // Whatever is wrong with its report, the failure itself is what counts.
+        (Err(failure), _) => Ok(failure.code),
+        (_, Err(failure)) => {
+            complain(&failure);
+            Ok(LAUNCHER_FAILED)
+        }
+        (Ok(Ending::Exited(code)), _) => Ok(code),
+        (Ok(Ending::Killed(signal)), _) => sys::die_of(signal),
     }
 }
 

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from tests.support import escapes
+from tests.support import escapes, reports
 
 
 def _ci(run_sandbox, who, *words, **options):
@@ -238,5 +238,17 @@ def test_a_job_of_the_helper_s_is_ended_and_its_limit_told(request, run_sandbox)
 )
 def test_what_is_asked_wrongly(run_sandbox, user, words):
     done = _ci(run_sandbox, user, *words)
-    assert done.returncode == 125
+    assert (done.returncode, done.stdout) == (125, "")
     assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_a_name_and_a_report_of_what_has_no_words(run_sandbox, who, area):
+    """What is refused has its report; what --run names, its title."""
+    where = area.dir(who.as_user)
+    assert _ci(run_sandbox, who, "--report", "r.json").returncode == 125
+    assert reports.read(where / "r.json")["error"].startswith("no command to run")
+    (where / "tree").mkdir()
+    (where / "tree/tool").write_text("#!/bin/sh\necho ran\n")
+    (where / "tree/tool").chmod(0o755)
+    done = _ci(run_sandbox, who, "-s", "tree", "--run", "tree/tool", check=True)
+    assert "tree/tool" in done.stdout.splitlines()[0], done.stdout

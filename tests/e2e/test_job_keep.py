@@ -84,6 +84,29 @@ def test_nothing_is_overwritten(launch, own):
     assert "cannot keep late: File exists" in err
 
 
+def test_what_would_be_copied_into_itself(launch, own):
+    """Refused before the job starts, and by the copy where only that can know; nothing of it is left."""
+    (own / "src/x").mkdir(parents=True)
+    for path in (own / "src", own / "src/x"):
+        os.chown(path, own.stat().st_uid, own.stat().st_gid)
+    for workspace in ("overlay", "rw"):
+        for target in ("src/", "src/x/", "src/x/y", "./src/x/../y"):
+            done = launch("--workspace", workspace, "--keep", f"src={target}", "--", "echo", "ran")
+            assert (done.returncode, done.stdout, done.stderr.count("\n")) == (125, "", 1), done.stderr
+            assert f"--keep: {target} lies in src" in done.stderr
+    into = ["--chdir", "src", "--keep", "x=src/x/", "--", "true"]
+    done = launch("--workspace", "rw", *into)
+    assert (done.returncode, "cannot keep x: DEST lies in it" in done.stderr) == (125, True), done.stderr
+    # Whether an overlay shows what comes below it is not defined; what is kept is whole where it does not.
+    launch(*into)
+    assert list((own / "src/x").rglob("*")) in ([], [own / "src/x/x"])
+    done = launch("--workspace", "rw", "--keep", "moved=src/x/", "--", "mv", "src", "moved")
+    assert "cannot keep moved: DEST lies in it" in done.stderr
+    assert list((own / "moved").iterdir()) == [own / "moved/x"]
+    done = launch("--keep", "moved=beside", "--keep", "moved/x=moved/y", "--", "true", check=True)
+    assert ((own / "beside/x").is_dir(), (own / "moved/y").is_dir()) == (True, True)
+
+
 def test_an_audit_names_what_was_refused(launch, own):
     script = "unshare -U true; unshare -U true; python3 -c 'import ctypes; ctypes.CDLL(None).syscall(9999)'"
     done = launch("--audit", "--report", "r.json", "--", "sh", "-c", script)

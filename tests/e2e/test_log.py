@@ -128,6 +128,7 @@ def test_refused(run_sandbox, who, area):
         done = run_sandbox(words, as_user=who.as_user)
         assert (done.returncode, len(done.stderr.splitlines())) == (125, 1), done.stderr
         assert why in done.stderr
+        assert "fd:" not in done.stderr, "a log is a file"
     assert set(os.listdir(where)) - {"sandbox-home"} == {"directory", "fifo", "link", "taken.1"}
 
 

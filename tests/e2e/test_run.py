@@ -290,6 +290,23 @@ def test_a_read_only_home_can_be_looked_at(run_sandbox, area):
 
 
 @ROOT_ONLY
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("more", ["--report r", "--trace r", "--log r", "--log l --report r"])
+def test_a_disk_that_is_full_is_told_of_once(run_sandbox, area, engine, more):
+    """The launch is what failed: nothing is said of a command that never was, nor of a log with nothing to hold."""
+    home = area.path / "full"
+    home.mkdir(mode=0o700)
+    env = {**run_sandbox.environment(False), "SANDBOX_HOME": str(home / "home")}
+    script = f"""mount -t tmpfs -o mode=700,size=1M sbx-tests "$1"; cd "$1"; "$2" run true
+        cat /dev/zero >fill 2>/dev/null; "$2" run --engine {engine} {more} -- true"""
+    command = ["unshare", "-m", "sh", "-c", script, "sh", home, run_sandbox.command]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (125, 1), done.stderr
+    assert "a run record in" in done.stderr
+    home.rmdir()
+
+
+@ROOT_ONLY
 def test_a_home_of_somebody_else(run_sandbox, area, user):
     home = area.dir(as_user=True) / "theirs"
     home.mkdir()
