@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import sys
 
 import pytest
@@ -218,3 +219,42 @@ def test_a_program_in_a_deleted_directory_is_told(run_sandbox, who):
     run_sandbox.command = sys.executable
     done = run_sandbox(["-c", API_GONE], as_user=who.as_user)
     assert "the working directory was deleted" in done.stdout, done.stderr
+
+
+# -- a strict umask: what is made has the mode that it is meant to have ---------------------------------------------
+
+
+@pytest.mark.parametrize("umask", [0o777, 0o277, 0o377])
+def test_a_strict_umask_leaves_the_home_as_it_should_be(run_sandbox, engine, who, area, umask):
+    own = area.dir(who.as_user)
+    archives.make_zip(own / "s.zip", TREE)
+    archives.make_tar(own / "s.tar", TREE)
+    home = area.home(who.as_user)
+    words = ["--engine", engine, "--isolation", "job", "--cache", "-s", "s.zip", "--", "sh", "-c", "umask"]
+    for _ in range(2):
+        done = run_sandbox(["run", *words], as_user=who.as_user, umask=umask)
+        assert (done.stdout, done.returncode) == (f"{umask:04o}\n", 0), done.stderr
+    done = run_sandbox(["image", "build", "s.tar", "-t", "um"], as_user=who.as_user, umask=umask)
+    assert done.returncode == 0, done.stderr
+    for args in (["ps"], ["image", "ls"], ["cache", "ls"], ["cleanup"]):
+        done = run_sandbox(args, as_user=who.as_user, umask=umask)
+        assert done.returncode == 0, done.stderr
+    assert {path: mode for path, mode in modes_of(directories(home)).items() if mode != 0o700} == {}
+    files = [path for path in home.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert files
+    assert not [path for path in files if not path.stat().st_mode & stat.S_IRUSR]
+
+
+def test_a_strict_umask_leaves_the_front_its_plans(front):
+    words = ["--isolation", "job", "--", "true"]
+    assert front.compile(*words, umask=0o777).returncode == 0
+    assert front.files()
+    assert front.again(*words, umask=0o777).returncode == 0
+
+
+def directories(home):
+    return [home, *(path for path in home.rglob("*") if path.is_dir())]
+
+
+def modes_of(paths):
+    return {path: stat.S_IMODE(path.stat().st_mode) for path in paths}
