@@ -1,6 +1,7 @@
-"""What `sandbox` is started with, and did not choose."""
+"""What `sandbox` is started with, and did not choose: dispositions, a directory, a umask, a stack."""
 
 import os
+import resource
 import signal
 import stat
 import sys
@@ -258,3 +259,19 @@ def directories(home):
 
 def modes_of(paths):
     return {path: stat.S_IMODE(path.stat().st_mode) for path in paths}
+
+
+# -- a stack that is too small for Python, which dies of it without a word -----------------------------------------
+
+
+@pytest.mark.parametrize("kilobytes", [32, 64])
+def test_a_stack_too_small_for_python_is_named(front, kilobytes):
+    """The front itself needs less, and so does what it starts without Python."""
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_STACK, (kilobytes << 10, -1))}
+    words = ["--isolation", "job", "--", "true"]
+    done = front.compile(*words, **limit)
+    assert (done.returncode, len(done.stderr.splitlines())) == (125, 1)
+    assert f"a stack of {kilobytes} KiB" in done.stderr
+    assert front.compile(*words).returncode == 0
+    done = front.again(*words, **limit)
+    assert (done.stderr, done.returncode) == ("", 0)
