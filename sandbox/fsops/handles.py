@@ -35,14 +35,42 @@ def open_dir(parent: int, name: bytes) -> int:
 def make_dir(parent: int, name: bytes, mode: int = 0o700) -> int:
     """The directory `name` in `parent`, made if it is missing."""
     with contextlib.suppress(FileExistsError):
-        os.mkdir(name, mode, dir_fd=parent)
+        new_dir(parent, name, mode)
     return open_dir(parent, name)
 
 
 def make_new_dir(parent: int, name: bytes, mode: int = 0o700) -> int:
     """A directory that was not there before. Raises FileExistsError."""
-    os.mkdir(name, mode, dir_fd=parent)
+    new_dir(parent, name, mode)
     return open_dir(parent, name)
+
+
+def new_dir(parent: int, name: bytes, mode: int) -> None:
+    """The same, not opened. It has this mode whatever umask(2) says, which changes for all threads or not at all."""
+    os.mkdir(name, mode, dir_fd=parent)
+    if mode & ~os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode:
+        # Its owner may not even open it, but for its name.
+        with closing(os.open(name, _PATH | os.O_NOFOLLOW, dir_fd=parent)) as fd:
+            _add_mode(fd, mode)
+
+
+def _add_mode(fd: int, mode: int) -> None:
+    """What the umask took from something of ours."""
+    status = os.fstat(fd)
+    if mode & ~status.st_mode and status.st_uid == os.geteuid():
+        # Filesystems without modes (vfat) refuse.
+        with contextlib.suppress(PermissionError):
+            set_mode_and_time(fd, stat.S_IMODE(status.st_mode) | mode)
+
+
+def open_new(name: bytes, flags: int, mode: int, *, parent: int) -> int:
+    """Open a file that this may make. What is for nobody else is so whatever the umask is; from what others may have
+    (modes as 0666) it takes what it always takes.
+    """
+    fd = os.open(name, flags, mode, dir_fd=parent)
+    if not mode & 0o077:
+        _add_mode(fd, mode)
+    return fd
 
 
 def open_path(parent: int, path: bytes) -> int:
@@ -81,7 +109,7 @@ def make_dirs_in(root: int, path: bytes, mode: int, *, owner: tuple[int, int]) -
 
 def _new_dir_of(parent: int, name: bytes, mode: int, owner: tuple[int, int]) -> int:
     """A directory that was not there before. Raises FileExistsError, for a link too."""
-    os.mkdir(name, mode, dir_fd=parent)
+    new_dir(parent, name, mode)
     ours = (os.geteuid(), os.getegid())
     if owner != ours:
         with closing(open_dir(parent, name)) as fd:
@@ -111,7 +139,7 @@ def open_or_make_dir(path: bytes, mode: int = 0o700) -> int:
     parent, name = os.path.split(path.rstrip(b"/"))
     with closing(os.open(parent or b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as above:
         with contextlib.suppress(FileExistsError):
-            os.mkdir(name, mode, dir_fd=above)
+            new_dir(above, name, mode)
         return os.open(name, flags, dir_fd=above)
 
 
@@ -120,8 +148,10 @@ def open_lock(parent: int, name: bytes, *, make: bool = True) -> int:
 
     Open for writing too: NFS gives an exclusive lock to nobody else (flock(2)).
     """
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_CREAT if make else 0)
-    return os.open(name, flags, 0o600, dir_fd=parent)
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    if not make:
+        return os.open(name, flags, dir_fd=parent)
+    return open_new(name, flags | os.O_CREAT, 0o600, parent=parent)
 
 
 def open_locked(parent: int, name: bytes) -> int:
@@ -153,7 +183,7 @@ def append(parent: int, name: bytes, data: bytes) -> None:
 def open_to_append(parent: int, name: bytes, mode: int = 0o600) -> int:
     """The same file, open: all that is written goes to its end."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open(name, flags, mode, dir_fd=parent)
+    fd = open_new(name, flags, mode, parent=parent)
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return fd
     os.close(fd)
@@ -176,7 +206,7 @@ def set_mode_and_time(fd: int, mode: int, mtime_ns: int | None = None) -> None:
 def new_file(parent: int, name: bytes, mode: int = 0o600) -> int:
     """A file that was not there before, open for writing. Raises FileExistsError, for a symlink too."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(name, flags, mode, dir_fd=parent)
+    return open_new(name, flags, mode, parent=parent)
 
 
 def new_symlink(parent: int, name: bytes, target: bytes, mtime_ns: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Self
 
 from sandbox.engine import syscalls as sys
-from sandbox.fsops.handles import same_file, temporary_name
+from sandbox.fsops.handles import open_new, same_file, temporary_name
 
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
@@ -22,13 +22,13 @@ class Draft:
         self.parent = parent
         self.temporary: bytes | None = None
         try:
-            self.fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=parent)
+            self.fd = open_new(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, parent=parent)
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
             self.temporary = temporary_name()
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self.fd = os.open(self.temporary, flags, mode, dir_fd=parent)
+            self.fd = open_new(self.temporary, flags, mode, parent=parent)
 
     def __enter__(self) -> Self:
         return self

@@ -7,7 +7,17 @@ import stat
 from collections.abc import Callable, Iterator
 
 from sandbox.engine import syscalls as sys
-from sandbox.fsops.handles import DIRECTORY, TEMPORARY, closing, names, open_dir, open_lock, same_file, temporary_name
+from sandbox.fsops.handles import (
+    DIRECTORY,
+    TEMPORARY,
+    closing,
+    names,
+    new_dir,
+    open_dir,
+    open_lock,
+    same_file,
+    temporary_name,
+)
 from sandbox.fsops.publishing import move_new
 
 _MAX_DEPTH = 64  # descriptors are few (RLIMIT_NOFILE), a tree may be as deep as somebody likes
@@ -56,7 +66,7 @@ def _quarantine(parent: int) -> Iterator[int]:
     the reaper's, as everything TEMPORARY.
     """
     own_name = temporary_name()
-    os.mkdir(own_name, 0o700, dir_fd=parent)
+    new_dir(parent, own_name, 0o700)
     try:
         with closing(open_dir(parent, own_name)) as fd:
             status = os.fstat(fd)

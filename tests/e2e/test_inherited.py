@@ -1,7 +1,9 @@
-"""What `sandbox` is started with, and did not choose."""
+"""What `sandbox` is started with, and did not choose: dispositions, a directory, a umask, a stack."""
 
 import os
+import resource
 import signal
+import stat
 import sys
 
 import pytest
@@ -218,3 +220,58 @@ def test_a_program_in_a_deleted_directory_is_told(run_sandbox, who):
     run_sandbox.command = sys.executable
     done = run_sandbox(["-c", API_GONE], as_user=who.as_user)
     assert "the working directory was deleted" in done.stdout, done.stderr
+
+
+# -- a strict umask: what is made has the mode that it is meant to have ---------------------------------------------
+
+
+@pytest.mark.parametrize("umask", [0o777, 0o277, 0o377])
+def test_a_strict_umask_leaves_the_home_as_it_should_be(run_sandbox, engine, who, area, umask):
+    own = area.dir(who.as_user)
+    archives.make_zip(own / "s.zip", TREE)
+    archives.make_tar(own / "s.tar", TREE)
+    home = area.home(who.as_user)
+    words = ["--engine", engine, "--isolation", "job", "--cache", "-s", "s.zip", "--", "sh", "-c", "umask"]
+    for _ in range(2):
+        done = run_sandbox(["run", *words], as_user=who.as_user, umask=umask)
+        assert (done.stdout, done.returncode) == (f"{umask:04o}\n", 0), done.stderr
+    done = run_sandbox(["image", "build", "s.tar", "-t", "um"], as_user=who.as_user, umask=umask)
+    assert done.returncode == 0, done.stderr
+    for args in (["ps"], ["image", "ls"], ["cache", "ls"], ["cleanup"]):
+        done = run_sandbox(args, as_user=who.as_user, umask=umask)
+        assert done.returncode == 0, done.stderr
+    assert {path: mode for path, mode in modes_of(directories(home)).items() if mode != 0o700} == {}
+    files = [path for path in home.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert files
+    assert not [path for path in files if not path.stat().st_mode & stat.S_IRUSR]
+
+
+def test_a_strict_umask_leaves_the_front_its_plans(front):
+    words = ["--isolation", "job", "--", "true"]
+    assert front.compile(*words, umask=0o777).returncode == 0
+    assert front.files()
+    assert front.again(*words, umask=0o777).returncode == 0
+
+
+def directories(home):
+    return [home, *(path for path in home.rglob("*") if path.is_dir())]
+
+
+def modes_of(paths):
+    return {path: stat.S_IMODE(path.stat().st_mode) for path in paths}
+
+
+# -- a stack that is too small for Python, which dies of it without a word -----------------------------------------
+
+
+@pytest.mark.parametrize("kilobytes", [32, 64])
+def test_a_stack_too_small_for_python_is_named(front, kilobytes):
+    """The front itself needs less, and so does what it starts without Python."""
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_STACK, (kilobytes << 10, -1))}
+    words = ["--isolation", "job", "--", "true"]
+    done = front.compile(*words, **limit)
+    assert (done.returncode, len(done.stderr.splitlines())) == (125, 1)
+    assert f"a stack of {kilobytes} KiB" in done.stderr
+    assert front.compile(*words).returncode == 0
+    done = front.again(*words, **limit)
+    assert (done.stderr, done.returncode) == ("", 0)

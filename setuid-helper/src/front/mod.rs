@@ -23,13 +23,15 @@ use core::ffi::CStr;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{CWD, MemfdFlags, memfd_create, readlinkat};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
-use rustix::process::{PidfdFlags, getppid, parent_process_death_signal, pidfd_open};
+use rustix::process::{PidfdFlags, Resource, getppid, getrlimit, parent_process_death_signal, pidfd_open};
 use stored::{Kept, Stored};
 
 /// The name under which the program is the engine alone, and not the front.
 const ENGINE: &[u8] = b"sandbox-engine";
 /// Tells Python that SIGINT waits until it can end silently: while it starts it would say where it was interrupted.
 const HELD: &CStr = c"SANDBOX_HELD=INT";
+/// With less CPython (3.11) dies of SIGSEGV before its first line of ours, in bytes.
+const LEAST_STACK: u64 = 84 << 10;
 /// Python's own command, beside the front.
 const PYTHON: &[u8] = b"sandbox-python";
 
@@ -148,6 +150,10 @@ fn become_python(words: &[&'static CStr], environment: &[&'static CStr]) -> ! {
     if let Some(fd) = (0..3).find(|&fd| sys::is_directory(fd)) {
         let failure = Failure::new(format!("cannot start with a directory as descriptor {fd}"));
         leave(&failure.hint("give it a file there, or /dev/null"));
+    }
+    if let Some(stack @ ..LEAST_STACK) = getrlimit(Resource::Stack).current {
+        let failure = Failure::new(format!("cannot start Python with a stack of {} KiB", stack >> 10));
+        leave(&failure.hint("allow more: ulimit -s 1024"));
     }
     let own = readlinkat(CWD, "/proc/self/exe", Vec::new()).unwrap_or_default();
     let directory = own.to_bytes().rsplitn(2, |byte| *byte == b'/').nth(1).unwrap_or_default();
