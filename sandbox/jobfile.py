@@ -143,7 +143,7 @@ def open_named(name: str, option: str = "--job-file") -> Opened:
 
 def _read(fd: int, name: str) -> bytes:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
-        raise UsageError(f"{name} is not a regular file", hint="name a TOML file")
+        raise UsageError(f"{name} is not a regular file", hint="it must be a TOML file")
     try:
         with open(fd, "rb", closefd=False) as file:
             return file.read(toml_lines.MAX_BYTES + 1)
@@ -221,7 +221,7 @@ class JobFile(OptionFile):
         found = len(self.problems) > before
         command = () if found and "command" not in entry else self._command(path, entry)
         if len(words) > _MOST_WORDS:
-            self.problem(path, f"more than {_MOST_WORDS} options", "is that a job file?")
+            self.problem(path, f"more than {_MOST_WORDS} options", "is it the right file?")
         if len(self.problems) == before:
             self.jobs[name] = Job(
                 name, self.line(path), command, isinstance(entry.get("command"), str), words, needs_network

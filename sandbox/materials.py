@@ -153,7 +153,7 @@ class Maker:
 
         label, limit = tree.label, self.spec.max_unpacked
         uid, gid = self.host.uid, self.host.gid
-        with cache.Cache(self.home.fd, say=self.say) as store:
+        with cache.Cache(self.home.fd, say=self.say, instead="run without --cache") as store:
             if kind is None:
                 kept = store.directory_image(fd, label=label, max_unpacked=limit, uid=uid, gid=gid)
             elif how is Treatment.KEPT:

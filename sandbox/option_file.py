@@ -98,7 +98,7 @@ class OptionFile:
 
     def problem(self, path: toml_lines.Path, message: str, hint: str) -> None:
         if len(self.problems) == _MOST_PROBLEMS:
-            raise UsageError(f"{self.name}: more than {_MOST_PROBLEMS} mistakes", hint="is that a job file?")
+            raise UsageError(f"{self.name}: more than {_MOST_PROBLEMS} mistakes", hint="is it the right file?")
         where = f"job {path[1]}: " if len(path) > 1 and path[0] == "job" else ""
         self.problems.append(Problem(self.line(path), printable(where + message), printable(hint)))
 
@@ -178,7 +178,10 @@ class OptionFile:
 
     def _text_of(self, path: toml_lines.Path, value: Any, wanted: str, *, numeric: bool) -> str:
         """A value as it would be typed. The bytes are UTF-8, whatever the locale."""
-        if numeric and type(value) in (int, float) and abs(value) < 1 << 63:
+        if numeric and (type(value) is int or (type(value) is float and math.isfinite(value))):
+            if abs(value) >= 1 << 63:
+                self.problem(path, f"{path[-1]}: the number is too large", "at most 9223372036854775807")
+                return ""  # int's own limit of digits (CPython 3.11) ends a str() of more
             return str(value)
         if not isinstance(value, str):
             self.problem(

@@ -1,6 +1,7 @@
 """From a Spec to a compiled launch: opens everything, asks the image services, compiles."""
 
 import contextlib
+import errno
 import functools
 import os
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from sandbox import builder, compiler, environment, fsops, home, host, sources
 from sandbox.builder import Programs
 from sandbox.compiler import Compiled
 from sandbox.engine import Launch
-from sandbox.errors import HostError, UsageError, printable, reason, warn
+from sandbox.errors import HostError, UsageError, printable, reason, remedy, warn
 from sandbox.home import Home
 from sandbox.images import formats
 from sandbox.materials import Maker, Say
@@ -246,13 +247,14 @@ def _open_tree(tree: Tree, where: Home | None, stack: contextlib.ExitStack, *, o
     if tree.kind is TreeKind.EMPTY:
         return Opened(tree.kind, tree.text, b"", -1, None, None)
     name, path = sources.split(tree.text)
-    layers = []
+    layers: list[Opened] = []
     for layer in sources.layers_of(path):
         if layer.startswith(b"@"):
             assert where is not None
             item = _open_image(tree.kind, name, layer, where)
         else:
-            item = sources.open_path(tree.kind, name, layer, option=option or f"--{tree.kind.value}")
+            named_by = option or f"--{tree.kind.value}"
+            item = sources.open_path(tree.kind, name, layer, option=named_by, is_stacked=bool(layers))
         stack.enter_context(fsops.closing(item.fd))
         layers.append(item)
         name = item.name
@@ -339,7 +341,8 @@ def _target(path: bytes, *, mkdir: bool) -> Target:
     except OSError as error:
         if mkdir and isinstance(error, FileNotFoundError):
             return Target(os.path.realpath(path), None)
-        hint = "" if mkdir else "create the directory, or let --mkdir do it"
+        hints = {errno.ENOENT: "create the directory, or let --mkdir do it", errno.ENOTDIR: "name a directory"}
+        hint = hints.get(error.errno or 0, remedy(error))
         raise UsageError(f"cannot mount on {printable(path)}: {reason(error)}", hint=hint) from None
     with fsops.closing(fd):
         return Target(os.readlink(b"/proc/self/fd/%d" % fd), os.fstat(fd))

@@ -130,6 +130,9 @@ def _open_source(change: Change, stack: contextlib.ExitStack) -> tuple[Place, in
     try:
         fd = sys.openat2(sys.AT_FDCWD, change.source, os.O_PATH, resolve=sys.RESOLVE_NO_SYMLINKS if device else 0)
     except OSError as error:
+        source, colon, dest = change.source.rpartition(b":")
+        if colon and change.option in _BINDS and os.path.lexists(source):
+            _dest(change.option, dest)  # Relative, it was taken for a part of the source's name.
         if change.option == "bind-try" and isinstance(error, FileNotFoundError):
             return None
         hint = "name the node itself, not a link" if device else ""

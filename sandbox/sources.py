@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterable
 
 from sandbox.engine import syscalls as sys
-from sandbox.errors import SourceError, UsageError, printable, reason
+from sandbox.errors import SourceError, UsageError, printable, reason, remedy
 from sandbox.images.formats import Kind, detect
 from sandbox.plan_types import Source, SourceKind
 from sandbox.record import Record
@@ -53,9 +53,12 @@ def default_name(path: bytes) -> bytes:
     return stem or base
 
 
-def open_path(kind: TreeKind, name: bytes | None, path: bytes, *, option: str) -> Opened:
-    """Open a file or directory as a source; without a name it gets that of its stem."""
-    fd = _open(path, option=option, given_name=name)
+def open_path(kind: TreeKind, name: bytes | None, path: bytes, *, option: str, is_stacked: bool = False) -> Opened:
+    """Open a file or directory as a source; without a name it gets that of its stem.
+
+    `is_stacked`: a layer above the first, so that nobody has typed the name before the path.
+    """
+    fd = _open(path, option=option, given_name=name, is_stacked=is_stacked)
     try:
         status = os.fstat(fd)
         if stat.S_ISDIR(status.st_mode):
@@ -95,12 +98,13 @@ def layers_of(path: bytes, *, base: bytes = b"") -> tuple[bytes, ...]:
     return parts if all(parts) else (path,)
 
 
-def _open(path: bytes, *, option: str, given_name: bytes | None) -> int:
+def _open(path: bytes, *, option: str, given_name: bytes | None, is_stacked: bool) -> int:
     try:
         # O_NONBLOCK: a FIFO must not hang the launcher; it means nothing for files and directories.
         return sys.openat2(sys.AT_FDCWD, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
-        if given_name is not None and error.errno == errno.ENOENT and os.path.exists(given_name):
+        is_missing = error.errno == errno.ENOENT
+        if is_missing and given_name is not None and not is_stacked and os.path.exists(given_name):
             swapped = printable(path + b":" + given_name)
             raise UsageError(
                 f"{option}: {printable(path)} does not exist, but {printable(given_name)} does",
@@ -109,7 +113,7 @@ def _open(path: bytes, *, option: str, given_name: bytes | None) -> int:
         hint = {errno.EACCES: "check the permissions of the file and of the directories above it"}
         raise SourceError(
             f"{option}: cannot open {printable(path)}: {reason(error)}",
-            hint=hint.get(error.errno or 0, "" if given_name else "[NAME:]SRC"),
+            hint=hint.get(error.errno or 0, remedy(error) if given_name else "[NAME:]SRC"),
         ) from None
 
 

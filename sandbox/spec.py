@@ -308,7 +308,10 @@ def check_name(name: bytes, *, option: str) -> bytes:
     parts = name.split(b"/")
     if name.startswith(b"/"):
         if any(part == b".." for part in parts) or not any(parts):
-            raise UsageError(f"{option}: {printable(name)}: the place of a tree must be an absolute path without '..'")
+            raise UsageError(
+                f"{option}: {printable(name)}: the place of a tree must be an absolute path without '..', and not /",
+                hint="the root itself is --root, with --isolation strict" if not any(parts) else "",
+            )
     elif len(parts) != 1 or name in (b"", b".", b".."):
         raise UsageError(
             f"{option}: '{printable(name)}' cannot be the name of a tree",

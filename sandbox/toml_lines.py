@@ -29,7 +29,7 @@ Path = tuple[str, ...]
 def parse(data: bytes, name: str) -> tuple[dict[str, Any], str]:
     """The values and the text. `name` is the file's, for the one line of a UsageError."""
     if len(data) > MAX_BYTES:
-        raise UsageError(f"{name}: more than {MAX_BYTES >> 10} KiB", hint="is that a job file?")
+        raise UsageError(f"{name}: more than {MAX_BYTES >> 10} KiB", hint="is it the right file?")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -43,9 +43,9 @@ def parse(data: bytes, name: str) -> tuple[dict[str, Any], str]:
         place = _PLACE.search(message)
         line = int(place[1]) if place and place[1] else text.count("\n") + 1
         what = printable(message[: place.start()] if place else message)
-        raise UsageError(f"{name}:{line}: {what}", hint="a job file is TOML") from None
+        raise UsageError(f"{name}:{line}: {what}", hint="the file must be TOML") from None
     except RecursionError:
-        raise UsageError(f"{name}: nested too deeply", hint="is that a job file?") from None
+        raise UsageError(f"{name}: nested too deeply", hint="is it the right file?") from None
 
 
 def statements(text: str, name: str) -> list[tuple[int, str]]:
@@ -67,7 +67,7 @@ def statements(text: str, name: str) -> list[tuple[int, str]]:
                 line += text.count("\n", start, token.end())
                 start, depth, dots = token.end(), 0, 0
         if max(depth, dots) > _MAX_DEPTH:
-            raise UsageError(f"{name}:{line}: nested too deeply", hint="is that a job file?")
+            raise UsageError(f"{name}:{line}: nested too deeply", hint="is it the right file?")
     return [*found, (line, text[start:])]
 
 

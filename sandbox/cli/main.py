@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from sandbox import __version__, dispositions, errors
-from sandbox.errors import EXIT_LAUNCHER_FAILED, LOG_FORMATS, HostError, SandboxError, UsageError, printable, reason
+from sandbox.errors import LOG_FORMATS, HostError, SandboxError, UsageError, printable, reason
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -176,10 +176,12 @@ def _flush() -> None:
 
 def _dispatch(argv: list[bytes], log_format: list[bytes]) -> int:
     """`log_format` is an option of `sandbox run` too, and what that leaves for the front to start depends on it."""
-    name = os.fsdecode(argv[0]) if argv else ""
-    if name in ("-h", "--help", "help", ""):
+    if not argv:
+        raise UsageError("there is no command", hint="sandbox --help lists them")
+    name = os.fsdecode(argv[0])
+    if name in ("-h", "--help", "help"):
         print(_USAGE, end="")
-        return 0 if name else EXIT_LAUNCHER_FAILED
+        return 0
     if name in ("-V", "--version"):
         print(f"sandbox {__version__}")
         return 0

@@ -100,7 +100,10 @@ _REMEDIES: tuple[tuple[tuple[type, ...], tuple[int, ...], str], ...] = (
     (
         (Image, Erofs),
         (errno.EINVAL, errno.EIO, errno.EOPNOTSUPP, errno.EUCLEAN),
-        "is the image damaged (sandbox image verify --all), or compressed in a way that this kernel lacks?",
+        (
+            "is the image damaged (sandbox image verify reads all of one, image import of a file), or compressed in a "
+            "way that this kernel lacks?"
+        ),
     ),
     (
         (Overlay, Stack),

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from sandbox import fsops
-from sandbox.errors import HostError, SandboxError, SourceError, reason
+from sandbox.errors import HostError, SandboxError, SourceError, reason, remedy
 from sandbox.images import digests, formats, store
 from sandbox.images.formats import Kind
 from sandbox.images.store import IMAGE, TREE, Store
@@ -48,7 +48,14 @@ class _Job(NamedTuple):
 
 
 class Cache(Store):
-    """The store in the home directory `home_fd`, by job. All methods raise SandboxError."""
+    """The store in the home directory `home_fd`, by job. All methods raise SandboxError.
+
+    `instead` is what else a user can do where there is no room for an image, in words for a hint.
+    """
+
+    def __init__(self, home_fd: int, *, say: Callable[[str], None] = lambda _: None, instead: str = "") -> None:
+        super().__init__(home_fd, say=say)
+        self.instead = instead
 
     def image(
         self, fd: int, kind: Kind, *, label: str, max_unpacked: int, uid: int, gid: int, compression: str = FAST
@@ -183,7 +190,8 @@ class Cache(Store):
                 raise self._full(job, error) from None
             if error.errno in store.NO_LOCKS:
                 raise self.trouble(error) from None
-            raise HostError(f"cannot cache {job.label}: {reason(error)}", hint="run without --cache") from None
+            hint = self.instead or remedy(error)
+            raise HostError(f"cannot cache {job.label}: {reason(error)}", hint=hint) from None
 
     @contextlib.contextmanager
     def _build_lock(self, job: _Job) -> Iterator[None]:
@@ -254,7 +262,7 @@ class Cache(Store):
         if needed > free:
             raise HostError(
                 f"cannot cache {job.label}: it needs about {size(needed)} in the sandbox home, {size(free)} are free",
-                hint="free some with: sandbox cache clean, or run without --cache",
+                hint=self._room_hint(),
             )
 
     def _translated(self, job: _Job, error: SandboxError) -> SandboxError:
@@ -266,7 +274,10 @@ class Cache(Store):
 
     def _full(self, job: _Job, error: OSError | None, need: str = "") -> HostError:
         what = f"{need}; {store.room(self.cache, error)}" if need else store.room(self.cache, error)
-        return HostError(f"cannot cache {job.label}: {what}", hint=f"{store.ROOM_HINT}, or run without --cache")
+        return HostError(f"cannot cache {job.label}: {what}", hint=self._room_hint())
+
+    def _room_hint(self) -> str:
+        return f"{store.ROOM_HINT}, or {self.instead}" if self.instead else store.ROOM_HINT
 
     @contextlib.contextmanager
     def _inner(self, fd: int, kind: Kind, label: str, max_unpacked: int) -> Iterator[tuple[int, Kind]]:

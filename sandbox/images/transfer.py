@@ -8,6 +8,7 @@ imported is anybody's: the digest is computed, not believed, all of it is read, 
 
 import json
 import os
+import stat
 import struct
 from typing import Any
 
@@ -68,6 +69,8 @@ def take(images: Store, source: bytes) -> bytes:
     try:
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         with fsops.closing(os.open(source, flags)) as fd:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise SourceError(f"cannot import {shown}: it is not a regular file", hint="name an image")
             return _take(images, fd, shown)
     except OSError as error:
         if error.errno in store.NO_SPACE:

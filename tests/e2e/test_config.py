@@ -78,7 +78,9 @@ def test_paths_are_relative_to_the_file(files):
         ("[run]\ncache = 1", ":2: cache must be true or false, not a number"),
         ("[jobs]", ":1: unknown key jobs (defaults stand in a table [run])"),
         ("run = 1", ":1: run must be a table"),
-        ("[run", "config.toml:"),
+        ("[run", "(the file must be TOML)"),
+        ("[run]\ntimeout = 99999999999999999999", ":2: timeout: the number is too large (at most 9223372036854775807)"),
+        ("#" * (257 << 10), "more than 256 KiB (is it the right file?)"),
     ],
 )
 def test_mistakes(files, text, why):

@@ -204,6 +204,7 @@ $S image verify --all; $S image ls; ls -A /mnt/home/cache | grep -c .tmp"""
     assert "needs about" in full[0]
     assert "needs more than" in full[1]
     assert all("iB" in line and "free" in line for line in full)
+    assert "--cache" not in done.stderr
     *_, verdict, listed, drafts = done.stdout.splitlines()
     assert verdict.endswith("ok")
     assert listed.startswith("a\t")

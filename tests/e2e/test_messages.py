@@ -131,6 +131,38 @@ def test_too_few_open_files(run_sandbox, who, area, most):
     assert most == 5 or f", of which there may be {most} " in done.stderr
 
 
+_WRONG = (
+    # Layers above the first have no name of their own, which could be in the wrong place.
+    (["run", "-s", "src+nosuch", "true"], "--static: cannot open nosuch: No such file or directory (check the path)"),
+    (["run", "-s", "s.zip:nosuch", "true"], "(the name comes first: --static nosuch:s.zip)"),
+    (["run", "-s", "/:s.zip", "true"], "must be an absolute path without '..', and not / (the root itself is --root"),
+    (["run", "-s", "/etc/passwd:s.zip", "true"], "cannot mount on /etc/passwd: Not a directory (name a directory)"),
+    (["run", "--mkdir", "-s", "/etc/passwd:s.zip", "true"], "Not a directory (name a directory)"),
+    (["run", "-s", "/no/such:s.zip", "true"], "(create the directory, or let --mkdir do it)"),
+    (["run", "--bind", "s.zip:etc/x", "true"], "--bind: 'etc/x' must be an absolute path"),
+    (["run", "--bind-try", "s.zip:etc/x", "true"], "--bind-try: 'etc/x' must be an absolute path"),
+    (["run", "--bind", "nosuch:etc/x", "true"], "cannot open nosuch:etc/x: No such file or directory"),
+    (["image", "import", "/dev/zero"], "cannot import /dev/zero: it is not a regular file (name an image)"),
+    (["inspect", "a", "b"], "sandbox inspect: unrecognized arguments: b (see sandbox inspect --help)"),
+    (["ps", "x"], "(see sandbox ps --help)"),
+    (["cache", "ls", "x"], "(see sandbox cache ls --help)"),
+    (["exec", "--nosuch", "ID"], "(see sandbox exec --help)"),
+    ([], "there is no command (sandbox --help lists them)"),
+    ([""], "there is no command ''"),
+    (["--debug"], "there is no command (sandbox --help lists them)"),
+)
+
+
+@pytest.mark.parametrize(("words", "says"), _WRONG, ids=[" ".join(words) for words, _ in _WRONG])
+def test_what_is_wrong_and_what_to_do(run_sandbox, user, area, words, says):
+    where = area.dir(True)
+    make_zip(where / "s.zip", [Entry("f", b"x")])
+    (where / "src").mkdir()
+    done = run_sandbox(words, as_user=True)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert says in done.stderr.splitlines()[-1]
+
+
 def test_an_interrupt_while_it_starts(run_sandbox, who):
     """Ctrl-C ends it as it ends others, silently: in the front, while Python starts, and when it has."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

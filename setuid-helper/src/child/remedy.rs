@@ -34,7 +34,8 @@ pub fn remedy(step: &Step, error: Errno) -> &'static str {
              use a squashfs image"
         }
         (Step::Image { .. } | Step::Erofs { .. }, Errno::INVAL | Errno::IO | Errno::OPNOTSUPP | Errno::UCLEAN) => {
-            "is the image damaged (sandbox image verify --all), or compressed in a way that this kernel lacks?"
+            "is the image damaged (sandbox image verify reads all of one, image import of a file), or compressed in a way \
+             that this kernel lacks?"
         }
         (Step::Overlay { .. } | Step::Stack { .. } | Step::Tmpfs { .. }, Errno::NODEV) => {
             "the kernel has no such filesystem: modprobe overlay"
