@@ -1,5 +1,6 @@
 """The environment of the command: the caller's, then --env-file, --env, --unset-env."""
 
+import codecs
 import os
 from collections.abc import Mapping
 
@@ -65,9 +66,9 @@ def _apply(env: dict[bytes, bytes], item: bytes, caller: Mapping[bytes, bytes], 
 
 
 def _read(path: bytes) -> list[bytes]:
-    """NAME=VALUE lines; blank ones and those that start with # do not count."""
+    """NAME=VALUE lines; blank ones and those that start with # do not count, nor does a mark that the file is UTF-8."""
     data = given.read(path, _MOST_BYTES, option="--env-file", hint="a file of NAME=VALUE lines")
     if b"\0" in data:
         raise UsageError(f"--env-file: {printable(path)} holds a NUL byte", hint="NAME=VALUE lines, as text")
-    stripped = (line.lstrip() for line in data.splitlines())
+    stripped = (line.lstrip() for line in data.removeprefix(codecs.BOM_UTF8).splitlines())
     return [line for line in stripped if line and not line.startswith(b"#")]

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sandbox import fsops, sources, units
-from sandbox.errors import SandboxError, reason, remedy
-from sandbox.images import cache, formats, names, store
+from sandbox.errors import DamagedError, SandboxError, reason, remedy
+from sandbox.images import cache, formats, names, store, verify
 from sandbox.images.formats import Kind
 from sandbox.spec import TreeKind
 
@@ -84,14 +84,17 @@ def _opened(
 
 
 def keep(images: store.Store, fd: int, label: str) -> bytes:
-    """Take a squashfs into the store as it is; its digest. Raises SandboxError."""
+    """Take a squashfs into the store as it is, once all of it could be read; its digest. Raises SandboxError."""
     size = os.fstat(fd).st_size
     try:
         with fsops.Draft(images.cache) as draft:
             store.hold(draft.fd, shared=False)
             if fsops.copy_file(fd, draft.fd) != size:
                 raise SandboxError(f"cannot keep {label}: it changes while it is read", hint="try again")
-            return images.publish(draft, label)
+            digest, problem = verify.check(draft.fd, label)
+            if problem:
+                raise DamagedError(f"cannot keep {label}: {problem}")
+            return images.publish(draft, label, digest=digest)
     except OSError as error:
         if error.errno not in store.NO_SPACE:
             raise SandboxError(f"cannot keep {label}: {reason(error)}", hint=remedy(error)) from None

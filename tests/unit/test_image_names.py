@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox import fsops
 from sandbox.errors import SandboxError, UsageError
 from sandbox.images import building, catalog, listing, names, reaper, store, verify
 from sandbox.images.store import IMAGE, About, Store
@@ -216,11 +217,10 @@ def test_verify_reads_the_files_too(shelf: Shelf) -> None:
     import struct
 
     struct.pack_into("<Q", data, 64, 2)  # the inode table's place
-    image = shelf.root / "broken.sfs"
-    image.write_bytes(data)
-    options = {"compress": None, "max_unpacked": 1 << 30, "say": lambda _: None}
-    built = building.build(shelf.images.home, os.fsencode(image), name=None, **options)  # type: ignore[arg-type]
-    verdict = verify.verify(shelf.images, built.digest.encode())
+    with fsops.Draft(shelf.images.cache) as draft:
+        os.write(draft.fd, data)
+        broken = shelf.images.publish(draft, "broken")
+    verdict = verify.verify(shelf.images, broken)
     assert verdict is not None
     assert "not all of it can be read" in verdict.problem
 

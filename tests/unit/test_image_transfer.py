@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import SandboxError
-from sandbox.images import inside, names, transfer
+from sandbox.images import building, inside, names, transfer
 from sandbox.images.store import Store
 from tests.unit.image_tools import link, member, tar
 from tests.unit.test_image_names import Shelf
@@ -49,6 +49,23 @@ def test_there_and_back(shelf: Shelf, other: Store) -> None:
 def test_a_squashfs_without_a_note_will_do(shelf: Shelf, other: Store) -> None:
     digest = shelf.build(b"1")
     assert transfer.take(other, os.fsencode(shelf.path(digest))) == digest
+
+
+@pytest.mark.parametrize(("at", "damage"), [(96, b"\xff" * 54), (20, b"\x63")], ids=["data", "compressor"])
+def test_what_cannot_be_read_is_neither_imported_nor_built(shelf: Shelf, other: Store, at: int, damage: bytes) -> None:
+    digest = shelf.build(os.urandom(1000))
+    data = bytearray(shelf.path(digest).read_bytes())
+    data[at : at + len(damage)] = damage
+    target = shelf.root / "damaged.sfs"
+    target.write_bytes(data)
+    with pytest.raises(SandboxError, match="cannot import"):
+        transfer.take(other, os.fsencode(target))
+    with pytest.raises(SandboxError, match=r"cannot keep .*\(fetch it again, or make it anew\)"):
+        building.build(
+            other.home, os.fsencode(target), name=b"n", compress=None, max_unpacked=1 << 30, say=lambda _: None
+        )
+    assert other.listed(b"cache") == []
+    assert other.listed(b"names") == []
 
 
 def test_a_changed_byte_is_refused(shelf: Shelf, other: Store) -> None:

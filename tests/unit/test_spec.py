@@ -157,6 +157,16 @@ def test_the_environment_in_its_order(tmp_path):
     }
 
 
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    """Editors of Windows put one before the first line; anywhere else it is what somebody wrote."""
+    file = tmp_path / "env"
+    file.write_bytes(b"\xef\xbb\xbfA=1\nB=\xef\xbb\xbf\n")
+    env = environment.build(Spec((b"x",), env_files=(bytes(file),)), {})
+    assert env == {b"A": b"1", b"B": b"\xef\xbb\xbf"}
+    file.write_bytes(b"\xef\xbb\xbf# A=1\n")
+    assert environment.build(Spec((b"x",), env_files=(bytes(file),)), {}) == {}
+
+
 def test_a_variable_that_is_not_set_is_refused():
     with pytest.raises(UsageError, match="not set"):
         environment.build(Spec((b"x",), env=(b"NOPE",)), {})
