@@ -4,7 +4,6 @@ import os
 import resource
 import signal
 import stat
-import sys
 
 import pytest
 
@@ -148,7 +147,7 @@ def test_a_program_that_ignores_its_children_gets_their_codes(run_sandbox, engin
     own = area.dir(who.as_user)
     archives.make_tar(own / "t.tar", TREE)
     (own / "broken.tar").write_bytes((own / "t.tar").read_bytes()[:700] + b"rubbish" * 100)
-    run_sandbox.command = sys.executable
+    run_sandbox.command = run_sandbox.command.with_name("python")
     done = run_sandbox(["-c", API, engine, "t.tar"], as_user=who.as_user, timeout=120)
     wanted = "7 ['1'] exited\n-9 [] signalled\n124 [] timeout\n7 [] exited\n-15 -15 -15\n127\nrefused\nTrue\n"
     assert done.stdout == wanted, done.stderr
@@ -217,7 +216,7 @@ except sandbox.SandboxError as error: print(error)
 
 
 def test_a_program_in_a_deleted_directory_is_told(run_sandbox, who):
-    run_sandbox.command = sys.executable
+    run_sandbox.command = run_sandbox.command.with_name("python")
     done = run_sandbox(["-c", API_GONE], as_user=who.as_user)
     assert "the working directory was deleted" in done.stdout, done.stderr
 

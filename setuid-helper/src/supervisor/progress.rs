@@ -31,10 +31,25 @@ impl<'a> Progress<'a> {
 
     /// Tell what is new; `command` is who stands for the command. False when there is nothing more to come.
     pub fn look(&mut self, command: Pid) -> bool {
+        let goes_on = self.take();
+        if !goes_on {
+            self.conclude(command);
+        }
+        goes_on
+    }
+
+    /// The same where the command has ended. A process that was forked beside it may still have the other end.
+    pub fn look_back(mut self, command: Pid) {
+        self.take();
+        self.conclude(command);
+    }
+
+    /// Whether more may come.
+    fn take(&mut self) -> bool {
         let mut ticks = [0u8; 256];
         loop {
             match rustix::io::read(&self.ticks, &mut ticks) {
-                Ok(0) => break,
+                Ok(0) => return false,
                 Ok(count) => {
                     self.told.steps(self.done, count);
                     self.done += count;
@@ -42,12 +57,14 @@ impl<'a> Progress<'a> {
                 Err(_) => return true,
             }
         }
+    }
+
+    fn conclude(&self, command: Pid) {
         let mut failure = [PollFd::new(self.failure, PollFlags::IN)];
         let _ = poll(&mut failure, Some(&Timespec::default()));
         if !failure[0].revents().contains(PollFlags::IN) {
             self.told.started(if self.has_init { first_child(command) } else { Some(command) });
         }
-        false
     }
 }
 

@@ -50,13 +50,18 @@ pub fn for_command(
             progress = None;
         }
         if let Some(end) = end {
+            if let Some(progress) = progress {
+                progress.look_back(command);
+            }
             end_namespace(command, usage);
             return end;
         }
         if is_news {
             if let Some(end) = reap(&mut command, reports, clock, usage) {
                 // It may have gone on, and ended, since that look.
-                progress.map(|mut progress| progress.look(command));
+                if let Some(progress) = progress {
+                    progress.look_back(command);
+                }
                 return end;
             }
         } else if has_terminal && arrived.signal == libc::SIGWINCH {
