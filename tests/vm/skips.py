@@ -51,6 +51,7 @@ _SKIPS = (
     Skip("mode root is root's", "each session of two: one is root's, one is a user's"),
     Skip("the suite was not started as root", "root's part of it; its sessions have it", _of_a_user),
     Skip("needs root to ", "root's sessions have it", _of_a_user),
+    Skip("the setuid helper is not installed", "root's sessions install one for the tests", _of_a_user),
     Skip("lets this user make no user namespace", "what the variant is for", _without_user_namespaces),
     Skip(
         "have one owner in a job of root's",
