@@ -128,8 +128,7 @@ def _fifos(launch, area, identities):
         os.mkfifo(where / name)
         os.chmod(where / name, 0o622)
         readers[f"{where}/{name}"] = os.open(where / name, os.O_RDONLY | os.O_NONBLOCK)
-    ids = {"user": who.uid, "group": who.gid, "extra_groups": []}
-    with subprocess.Popen(["sleep", "1000"], pass_fds=readers.values(), cwd="/", **ids) as service:
+    with subprocess.Popen(["sleep", "1000"], pass_fds=readers.values(), cwd="/", **who.popen_options()) as service:
         yield readers
         service.kill()
     for fd in readers.values():
