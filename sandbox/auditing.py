@@ -17,7 +17,7 @@ from sandbox.record import Record
 # linux/seccomp.h
 ACTION, _RET_DATA = 0xFFFF0000, 0xFFFF
 _NUMBERS = {"sendmsg": (46, 211), "execve": (59, 221)}
-_RET_ERRNO, _RET_USER_NOTIF, _RET_ALLOW = 0x00050000, 0x7FC00000, 0x7FFF0000
+_RET_USER_NOTIF = 0x7FC00000
 _NOTIF_RECV, _NOTIF_SEND = 0xC0502100, 0xC0182101
 # struct seccomp_notif: id, pid, flags, then struct seccomp_data: number, architecture, instruction pointer, arguments.
 _NOTIFICATION = struct.Struct("=QII")
@@ -64,11 +64,11 @@ def asking(words: tuple[int, ...]) -> tuple[int, ...]:
         code, jt, jf, k = bpf.unpacked(word)
         if code == _RET_A:
             raise UsageError("--audit: this filter computes its answers", hint="leave one of --audit and --seccomp out")
-        if code == bpf.RET_K and k & ACTION == _RET_ERRNO:
+        if code == bpf.RET_K and k & ACTION == bpf.RET_ERRNO:
             k = _RET_USER_NOTIF
         made.append(bpf.packed(code, jt, jf, k))
     # By which the asked end is handed over.
-    if judge(words, call("sendmsg")) & ACTION != _RET_ALLOW:
+    if judge(words, call("sendmsg")) & ACTION != bpf.RET_ALLOW:
         raise UsageError("--audit: this filter refuses sendmsg, which it is set up with", hint="allow sendmsg in it")
     return tuple(made)
 

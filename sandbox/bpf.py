@@ -3,8 +3,11 @@
 import struct
 
 INSTRUCTION = struct.Struct("<HBBI")
-# Return a constant, jump.
-RET_K, JA = 0x06, 0x05
+# Return a constant; load a word; jump: always, where it is equal, greater, at least.
+RET_K, LOAD, JA, JEQ, JGT, JGE = 0x06, 0x20, 0x05, 0x15, 0x25, 0x35
+# What a filter returns (linux/seccomp.h), and the offsets in struct seccomp_data (seccomp(2)).
+RET_ALLOW, RET_ERRNO = 0x7FFF0000, 0x00050000
+NUMBER, ARCHITECTURE = 0, 4
 # code, jt, jf, k
 Instruction = tuple[int, int, int, int]
 

@@ -15,11 +15,10 @@ from collections.abc import Mapping, Sequence
 
 from sandbox import bpf
 
-# linux/bpf_common.h, linux/filter.h
-_LOAD, _JEQ, _JGT, _AND = 0x20, 0x15, 0x25, 0x54
-_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
-# In struct seccomp_data (seccomp(2)); of the arguments the low halves.
-_NUMBER, _ARCHITECTURE, _ARGUMENTS, _HIGH = 0, 4, (16, 24, 32), 4
+# linux/filter.h
+_AND = 0x54
+# In struct seccomp_data (seccomp(2)): the low halves of the arguments, and from there to the high ones.
+_ARGUMENTS, _HIGH = (16, 24, 32), 4
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 # SOCK_STREAM, SOCK_DGRAM, SOCK_RAW are 1 to 3. Type 6 with protocol 0 is DCCP, and 10 makes AF_PACKET of AF_INET. Above
 # the mask are SOCK_NONBLOCK and SOCK_CLOEXEC: SOCK_TYPE_MASK, linux/net.h.
@@ -38,15 +37,15 @@ CALLS = ("ioctl", "socket", "socketpair", "setrlimit", "prlimit64")
 def instructions(architecture: int, numbers: Mapping[str, int]) -> tuple[int, ...]:
     """What refuses such calls, and allows all else. `numbers` are those of the calls to look at; others are allowed."""
     program = _Backwards()
-    allow = program.put(bpf.RET_K, _ALLOW)
+    allow = program.put(bpf.RET_K, bpf.RET_ALLOW)
     starts = _limits(program, allow) | _sockets(program, allow) | _ioctls(program, allow)
     if not numbers:
         return ()
     for place, (name, number) in enumerate(numbers.items()):
-        program.put(_JEQ, number, starts[name], None if place else allow)
-    program.put(_LOAD, _NUMBER)
-    program.put(_JEQ, architecture, None, allow)
-    program.put(_LOAD, _ARCHITECTURE)
+        program.put(bpf.JEQ, number, starts[name], None if place else allow)
+    program.put(bpf.LOAD, bpf.NUMBER)
+    program.put(bpf.JEQ, architecture, None, allow)
+    program.put(bpf.LOAD, bpf.ARCHITECTURE)
     return tuple(reversed(program.made))
 
 
@@ -69,10 +68,10 @@ class _Backwards:
     def one_of(self, values: Sequence[int], yes: int, no: int) -> None:
         """Where to go with what is loaded."""
         for value in reversed(values):
-            self.put(_JEQ, value, yes, no if value == values[-1] else None)
+            self.put(bpf.JEQ, value, yes, no if value == values[-1] else None)
 
     def answer(self, number: int) -> int:
-        return self.put(bpf.RET_K, _ERRNO | number)
+        return self.put(bpf.RET_K, bpf.RET_ERRNO | number)
 
 
 def _sockets(program: _Backwards, allow: int) -> dict[str, int]:
@@ -80,24 +79,24 @@ def _sockets(program: _Backwards, allow: int) -> dict[str, int]:
     no_family = program.answer(errno.EAFNOSUPPORT)
     family, kind, protocol = _ARGUMENTS
     program.one_of(_INTERNET, allow, no_protocol)
-    program.put(_LOAD, protocol)
-    program.put(_JGT, _LAST_TYPE, no_protocol)
-    program.put(_JEQ, 0, no_protocol)
+    program.put(bpf.LOAD, protocol)
+    program.put(bpf.JGT, _LAST_TYPE, no_protocol)
+    program.put(bpf.JEQ, 0, no_protocol)
     program.put(_AND, _TYPE_MASK)
-    internet = program.put(_LOAD, kind)
+    internet = program.put(bpf.LOAD, kind)
     program.one_of(_NETLINK, allow, no_protocol)
-    netlink = program.put(_LOAD, protocol)
+    netlink = program.put(bpf.LOAD, protocol)
     program.one_of((_AF_INET, _AF_INET6), internet, no_family)
-    program.put(_JEQ, _AF_NETLINK, netlink)
-    program.put(_JEQ, _AF_UNIX, allow)
-    start = program.put(_LOAD, family)
+    program.put(bpf.JEQ, _AF_NETLINK, netlink)
+    program.put(bpf.JEQ, _AF_UNIX, allow)
+    start = program.put(bpf.LOAD, family)
     return {"socket": start, "socketpair": start}
 
 
 def _ioctls(program: _Backwards, allow: int) -> dict[str, int]:
     denied = program.answer(errno.EPERM)
     program.one_of(_IOCTLS, denied, allow)
-    return {"ioctl": program.put(_LOAD, _ARGUMENTS[1])}
+    return {"ioctl": program.put(bpf.LOAD, _ARGUMENTS[1])}
 
 
 def _limits(program: _Backwards, allow: int) -> dict[str, int]:
@@ -106,12 +105,12 @@ def _limits(program: _Backwards, allow: int) -> dict[str, int]:
     but for 1: core(5).
     """
     done = program.answer(0)
-    program.put(_JEQ, resource.RLIMIT_CORE, done, allow)
-    setrlimit = program.put(_LOAD, _ARGUMENTS[0])
+    program.put(bpf.JEQ, resource.RLIMIT_CORE, done, allow)
+    setrlimit = program.put(bpf.LOAD, _ARGUMENTS[0])
     # Who only asks gives no new limit: a null pointer.
-    program.put(_JEQ, 0, allow, done)
-    program.put(_LOAD, _ARGUMENTS[2])
-    program.put(_JEQ, 0, None, done)
-    program.put(_LOAD, _ARGUMENTS[2] + _HIGH)
-    program.put(_JEQ, resource.RLIMIT_CORE, None, allow)
-    return {"setrlimit": setrlimit, "prlimit64": program.put(_LOAD, _ARGUMENTS[1])}
+    program.put(bpf.JEQ, 0, allow, done)
+    program.put(bpf.LOAD, _ARGUMENTS[2])
+    program.put(bpf.JEQ, 0, None, done)
+    program.put(bpf.LOAD, _ARGUMENTS[2] + _HIGH)
+    program.put(bpf.JEQ, resource.RLIMIT_CORE, None, allow)
+    return {"setrlimit": setrlimit, "prlimit64": program.put(bpf.LOAD, _ARGUMENTS[1])}

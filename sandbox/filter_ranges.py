@@ -7,13 +7,10 @@ translates and compiles every instruction (bpf_prog_create_from_user, kernel/sec
 from collections.abc import Iterator
 
 from sandbox import bpf
-from sandbox.bpf import JA, RET_K, Instruction
+from sandbox.bpf import ARCHITECTURE, JA, JEQ, JGE, JGT, LOAD, NUMBER, RET_K, Instruction
 
-# linux/filter.h, and the offsets in struct seccomp_data (seccomp(2)).
-_LOAD, _JEQ, _JGT, _JGE = 0x20, 0x15, 0x25, 0x35
-_NUMBER, _ARCHITECTURE = 0, 4
 _MOST, _FURTHEST = 0xFFFFFFFF, 0xFF
-_COMPARED = {_JEQ: lambda a, k: a == k, _JGT: lambda a, k: a > k, _JGE: lambda a, k: a >= k}
+_COMPARED = {JEQ: lambda a, k: a == k, JGT: lambda a, k: a > k, JGE: lambda a, k: a >= k}
 
 # Of the new program: an instruction of the old one by its index, or one that is not there yet.
 _Label = tuple[str, int]
@@ -40,7 +37,7 @@ class _Ranges:
     def __init__(self, program: list[Instruction]) -> None:
         self.program = program
         # Load the architecture, jump where it is another, go on with the number: how libseccomp begins.
-        if [step[:2] for step in program[:3]] != [(_LOAD, 0), (_JEQ, 0), (_LOAD, 0)] or program[0][3] != _ARCHITECTURE:
+        if [step[:2] for step in program[:3]] != [(LOAD, 0), (JEQ, 0), (LOAD, 0)] or program[0][3] != ARCHITECTURE:
             raise _NotKnownError
         self.returns: dict[int, int] = {}
         for index, (code, _, _, k) in enumerate(program):
@@ -53,7 +50,7 @@ class _Ranges:
         foreign = self._target(2 + self.program[1][2])
         self._emit(self.program[0])
         self._emit(self.program[1], ("new", 2), ("old", foreign))
-        self._emit((_LOAD, 0, 0, _NUMBER))
+        self._emit((LOAD, 0, 0, NUMBER))
         if len(ranges) == 1:
             raise _NotKnownError
         self._search(ranges)
@@ -84,9 +81,9 @@ class _Ranges:
             code, jt, jf, k = self.program[at]
             if code == RET_K:
                 return self.returns[k]
-            if code == _LOAD and k == _NUMBER:
+            if code == LOAD and k == NUMBER:
                 known, at = True, at + 1
-            elif code == _LOAD and k > _ARCHITECTURE and known:
+            elif code == LOAD and k > ARCHITECTURE and known:
                 return at
             elif code == JA:
                 at += 1 + k
@@ -101,7 +98,7 @@ class _Ranges:
             return "old", ranges[0][1]
         middle = len(ranges) // 2
         here = len(self.made)
-        self._emit((_JGE, 0, 0, ranges[middle][0]))
+        self._emit((JGE, 0, 0, ranges[middle][0]))
         low, high = self._search(ranges[:middle]), self._search(ranges[middle:])
         self.made[here] = (self.made[here][0], (high, low))
         return "new", here

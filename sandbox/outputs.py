@@ -17,6 +17,11 @@ def place_of(keep: Keep) -> tuple[bytes, bytes]:
     return parent, name or os.path.basename(keep.source.rstrip(b"/"))
 
 
+def is_descriptor(text: bytes) -> bool:
+    """Whether what an option takes beside names is one: - or fd:N."""
+    return text == b"-" or text.startswith(b"fd:")
+
+
 def refuse_shared(spec: Spec, cwd: bytes = b"", junit: bytes | None = None) -> None:
     """Before any is opened. Raises UsageError for two of one name in one directory, however that is spelled.
 
@@ -43,6 +48,5 @@ def _places(spec: Spec, cwd: bytes, junit: bytes | None) -> Iterator[tuple[str, 
         yield "--log", parent, name
         yield "--log", parent, name + OLD_LOG
     for option, text in (("--trace", spec.trace), ("--report", spec.report), ("--junit", junit)):
-        # The others name descriptors.
-        if text is not None and text != b"-" and not text.startswith(b"fd:"):
+        if text is not None and not is_descriptor(text):
             yield option, *os.path.split(text)

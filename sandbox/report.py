@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from sandbox import __version__, fsops
 from sandbox.errors import EXIT_LAUNCHER_FAILED, SandboxError, UsageError, line, printable, reason
 from sandbox.level_steps import Bind, Text
+from sandbox.outputs import is_descriptor
 from sandbox.plan import Attach, Erofs, Extract, Fuse, Image, Overlay, Part, Plan, Scratch, Stack, Tmpfs, Tree
 from sandbox.plan_types import Attr, Base
 from sandbox.sources import Opened
@@ -298,7 +299,7 @@ def open_target(text: bytes, option: str, kind: Kind = Kind.REPORT) -> Target:
     """
     if not text:
         raise UsageError(f"{option}: the value is empty", hint="FILE, -, or as in fd:3")
-    if text == b"-" or text.startswith(b"fd:"):
+    if is_descriptor(text):
         digits = b"1" if text == b"-" else text[3:]
         try:
             if not digits.isdigit():

@@ -57,7 +57,7 @@ _NAMESPACES = 0x7E020080
 # What personality(2) may be asked for: Linux, with 32 bit addresses or without randomisation, and what is there now.
 _PERSONALITIES = (0x0, 0x0008, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 # linux/filter.h
-_RET_ALLOW, _RET_LOG = 0x7FFF0000, 0x7FFC0000
+_RET_LOG = 0x7FFC0000
 
 
 def compile_filter(allowed: tuple[bytes, ...]) -> tuple[int, ...]:
@@ -189,7 +189,7 @@ def _check_starts(words: tuple[int, ...], path: bytes) -> None:
             f"--seccomp: {printable(path)} is not a filter that the kernel takes",
             hint="every way must end with a return",
         ) from None
-    if action not in (_RET_ALLOW, _RET_LOG):
+    if action not in (bpf.RET_ALLOW, _RET_LOG):
         raise UsageError(
             f"--seccomp: {printable(path)} refuses execve, by which the command is started", hint="allow execve in it"
         )
@@ -204,6 +204,6 @@ def joined(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
     made = []
     for index, word in enumerate(first):
         code, _, _, k = bpf.unpacked(word)
-        is_allowed = (code, k) == (bpf.RET_K, _RET_ALLOW)
+        is_allowed = (code, k) == (bpf.RET_K, bpf.RET_ALLOW)
         made.append(bpf.packed(bpf.JA, 0, 0, len(first) - index - 1) if is_allowed else word)
     return (*made, *second)

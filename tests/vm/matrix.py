@@ -1,6 +1,6 @@
 """The variants of `make test-vm`: data. Kernel, boot options, what is run in the machine, what must hold in it."""
 
-from tests.vm.variant import EXPECTATIONS, INSTALL, MODULES, Session, Variant, lanes
+from tests.vm.variant import EXPECTATIONS, INSTALL, MODULES, Session, Variant, halves, lanes
 
 # Name of a kernel here: the suite whose linux-image-amd64 it is.
 KERNELS = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "newest": "sid"}
@@ -158,10 +158,7 @@ _PROVEN = (
     Variant(
         "containers",
         "in podman's containers: what works, and the flag for what does not",
-        sessions=(
-            Session("containers", ("tests/vm/containers.py", "-k", "native")),
-            Session("containers-python", ("tests/vm/containers.py", "-k", "python"), lane=1),
-        ),
+        sessions=halves("containers", "tests/vm/containers.py", "python", "python"),
     ),
     Variant(
         "apparmor",
@@ -254,10 +251,7 @@ _BY_NAME = (
     Variant(
         "homes",
         "homes on tmpfs, ext4, xfs, btrfs and overlay, noexec and nosuid",
-        sessions=(
-            Session("homes", ("tests/vm/homes.py", "-k", "not setuid")),
-            Session("homes-setuid", ("tests/vm/homes.py", "-k", "setuid"), lane=1),
-        ),
+        sessions=halves("homes", "tests/vm/homes.py", "setuid", "setuid"),
     ),
     *(
         Variant(

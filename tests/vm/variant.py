@@ -33,14 +33,18 @@ def lanes(name: str, *args: str, by: str = "test") -> tuple[Session, Session]:
     return Session(name, first), Session(f"{name}-beside", second, lane=1)
 
 
+def halves(name: str, file: str, words: str, beside: str) -> tuple[Session, Session]:
+    """A file's tests for both lanes: those that the words do not select, and as NAME-BESIDE those that they do."""
+    return (
+        Session(name, (file, "-k", f"not ({words})")),
+        Session(f"{name}-{beside}", (file, "-k", words), lane=1),
+    )
+
+
 # `sandbox setuid install`, in `Variant.fails`.
 INSTALL = "install"
 # The table's own lines; every variant begins with them.
-_LINES = "tests/vm/expectations.py"
-EXPECTATIONS = (
-    Session("expectations", (_LINES, "-k", "not setuid and not install")),
-    Session("expectations-setuid", (_LINES, "-k", "setuid or install"), lane=1),
-)
+EXPECTATIONS = halves("expectations", "tests/vm/expectations.py", "setuid or install", "setuid")
 
 
 class Variant(NamedTuple):
