@@ -45,7 +45,7 @@ _USERS = tuple(
     Session(name, args, as_user=True, lane=lane)
     for lane, name, args in (
         (0, "conformance", ("tests/conformance", "-k", f"userns and ({_CASES})")),
-        (1, "attacks", (_ESCAPES, "tests/attack/test_job_kernel.py", "-k", "native-userns")),
+        (0, "attacks", (_ESCAPES, "tests/attack/test_job_kernel.py", "-k", "native-userns")),
         (
             1,
             "e2e",
@@ -61,13 +61,13 @@ _USERS = tuple(
 # Of every part of the suite what takes no longer than a variant may.
 _CORE = (
     *EXPECTATIONS,
-    Session("conformance", ("tests/conformance", "-k", f"native and ({_CASES})")),
+    Session("conformance", ("tests/conformance", "-k", f"native and ({_CASES})"), lane=1),
     Session(
         "conformance-python",
         ("tests/conformance", "-k", f"python and ({_CASES}) and not (dynamic or absolute)"),
         lane=1,
     ),
-    Session("attacks", (*_ATTACKS, "-k", "cgroups or rules or (native and (within_reach or dies))"), lane=1),
+    Session("attacks", (*_ATTACKS, "-k", "cgroups or rules or (native and (within_reach or dies))")),
     Session(
         "e2e",
         (
@@ -76,7 +76,6 @@ _CORE = (
             "-k",
             "native and (hog or detached or masked or sandbox_in)",
         ),
-        lane=1,
     ),
 )
 
