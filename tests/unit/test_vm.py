@@ -144,9 +144,11 @@ _TABLES = b"""<testsuites><testsuite name="x"><testcase classname="tests.vm.home
 <testcase classname="tests.vm.homes" name="test_job[tmpfs-userns]"/>
 <testcase classname="tests.vm.homes" name="test_job_that_writes[tmpfs]">
 <properties><property name="line" value="sandbox: cannot show /var/tmp/x as"/></properties></testcase>
-<testcase classname="tests.vm.containers" name="test_container[user-native]">
-<properties><property name="scratch" value="works"/>
-<property name="job" value="sandbox: /var/tmp/sbx-tests-0123abcd/0123abcd/x: no"/></properties></testcase>
+<testcase classname="tests.vm.containers" name="test_container[user]">
+<properties><property name="python scratch" value="works"/><property name="native scratch" value="works"/>
+<property name="python image" value="works"/>
+<property name="python job" value="sandbox: /var/tmp/sbx-tests-0123abcd/0123abcd/x: no"/>
+<property name="native job" value="sandbox: /var/tmp/sbx-tests-0123abcd/0123abcd/x: no"/></properties></testcase>
 </testsuite></testsuites>"""
 
 
@@ -160,7 +162,7 @@ def test_the_tables_of_homes_and_containers():
     assert "| tmpfs | not run | not run | not run | works | one line |" in page
     assert "- tmpfs: `sandbox: cannot show DIR as`" in page
     assert (
-        "| user | podman's default, as a user | works | not run | not run | not run | one line | not run | not" in page
+        "| user | podman's default, as a user | works | differs | not run | not run | one line | not run | not" in page
     )
     assert "- user, job: `sandbox: DIR/x: no`" in page
 

@@ -3,6 +3,7 @@
 Each container says what works in it and, of what does not, which flag the one line must name.
 """
 
+import itertools
 import json
 import os
 import shlex
@@ -49,8 +50,11 @@ FEATURES = {
 }
 
 
+ENGINES = ("python", "native")
+
+
 class Container(NamedTuple):
-    """`fails`: features that are refused, with words of the line. `before`: what a shell does in it first."""
+    """`fails`: features that are refused, with words of the line. `before`: what a shell does before each engine."""
 
     why: str
     flags: tuple[str, ...] = ()
@@ -132,18 +136,19 @@ def podman() -> Iterator[tuple[list[str], Path]]:
     where.rmdir()
 
 
-@pytest.mark.parametrize("engine", ["python", "native"])
 @pytest.mark.parametrize("name", CONTAINERS)
-def test_container(name, engine, podman, inputs, installed, record_property):
-    """All features in one container, one after the other: starting it costs more than they do."""
+def test_container(name, podman, inputs, installed, record_property):
+    """All features by both engines in one container, one after the other: starting it costs more than they do."""
     container, (start, bound) = CONTAINERS[name], podman
     if name == "apparmor" and not _apparmor():
         pytest.skip("AppArmor does not run here")
-    lines = [container.before]
-    for feature, (options, script) in FEATURES.items():
-        command = ["run", "--engine", engine, *options, "--", "sh", "-c", script]
-        lines.append(f"echo '== {feature}'; {{s}} {shlex.join(command)} 2>&1; echo \"exit $?\"")
-    text = "\n".join(lines).replace("{d}", str(inputs)).replace("{s}", str(installed)).replace("{e}", engine)
+    lines = []
+    for engine in ENGINES:
+        lines.append(container.before)
+        for feature, (options, script) in FEATURES.items():
+            command = shlex.join(["run", "--engine", engine, *options, "--", "sh", "-c", script.replace("{e}", engine)])
+            lines.append(f"echo '== {engine} {feature}'; {{s}} {command} 2>&1; echo \"exit $?\"")
+    text = "\n".join(lines).replace("{d}", str(inputs)).replace("{s}", str(installed))
     flags = [flag.replace("{seccomp}", f"{inputs}/seccomp.json") for flag in container.flags]
     places = [f"--volume={place}:{place}:ro" for place in (REPOSITORY, inputs)]
     rootfs = ["--workdir", "/tmp", "--rootfs", container.rootfs.replace("{b}", str(bound))]
@@ -152,13 +157,15 @@ def test_container(name, engine, podman, inputs, installed, record_property):
     env = {"PATH": os.environ["PATH"], "HOME": "/root"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    wrong = {}
+    tried, wrong = [], {}
     for part in done.stdout.split("== ")[1:]:
-        feature, *printed = part.splitlines()
-        record_property(feature, "works" if printed == ["hello", "exit 0"] else printed[0])
-        if not _as_said(printed, container.fails.get(feature)):
-            wrong[feature] = printed
+        case, *printed = part.splitlines()
+        tried.append(case)
+        record_property(case, "works" if printed == ["hello", "exit 0"] else printed[0])
+        if not _as_said(printed, container.fails.get(case.partition(" ")[2])):
+            wrong[case] = printed
     assert not wrong
+    assert tried == [f"{engine} {feature}" for engine, feature in itertools.product(ENGINES, FEATURES)]
 
 
 def _apparmor() -> bool:

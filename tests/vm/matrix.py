@@ -112,6 +112,8 @@ def _no_images(words: str) -> dict[str | tuple[str, str], str]:
     return {**root, INSTALL: words, "setuid": "the setuid helper is not installed"}
 
 
+# Half of the containers: those that are given a right or a device by name.
+_NAMED_FLAGS = "admin or control or nodes or devices or rule"
 # The helper for the user of the machine, where the tests' own private system cannot be had.
 _INSTALLED = ("/srv/sandbox/.venv/bin/sandbox setuid install", "usermod -aG sandbox tester")
 # Debian 12's parser knows no rules for user namespaces; Debian 13's comes with its loader.
@@ -157,7 +159,7 @@ _PROVEN = (
     Variant(
         "containers",
         "in podman's containers: what works, and the flag for what does not",
-        sessions=halves("containers", "tests/vm/containers.py", "python", "python"),
+        sessions=halves("containers", "tests/vm/containers.py", _NAMED_FLAGS, "flags"),
     ),
     Variant(
         "apparmor",

@@ -154,16 +154,17 @@ def _containers(found: Mapping[str, Found]) -> str:
         return ""
     rows, lines = [], []
     for name, container in containers.CONTAINERS.items():
-        both = [
-            cases[key] for key in (f"test_container[{name}-native]", f"test_container[{name}-python]") if key in cases
-        ]
+        case = cases.get(f"test_container[{name}]")
         cells = []
         for feature in containers.FEATURES:
-            said = [case.properties.get(feature, "not run") for case in both] or ["not run"]
+            said = [
+                case.properties.get(f"{engine} {feature}", "not run") if case else "not run"
+                for engine in containers.ENGINES
+            ]
             refused = {*said}.isdisjoint(("works", "not run"))
             cells.append("one line" if refused else said[0] if len({*said}) == 1 else "differs")
             lines += [f"- {name}, {feature}: `{_PLACE.sub('DIR', said[0])}`\n"] if refused else []
-        state = "" if all(case.state == "passed" for case in both) else " FAILS"
+        state = "" if case is None or case.state == "passed" else " FAILS"
         rows.append([name + state, container.why, *cells])
     return _CONTAINERS_HEAD + _table(["container", "what", *containers.FEATURES], rows) + "\n" + "".join(lines)
 
