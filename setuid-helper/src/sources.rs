@@ -117,12 +117,22 @@ fn shown(slot: Slot, plan: &Plan) -> Outcome<Slot> {
     Err(Failure::new(format!("slot {slot} is attached nowhere, and cannot be handed out")))
 }
 
+/// Who can have the same file, and so share a loop device with this run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// It lies on a disk.
+    Everybody,
+    /// An image of the user's store: his other runs.
+    User,
+    /// It is in memory.
+    Run,
+}
+
 /// The open files, by index. A directory is opened where it is used; one that was handed over is only held, for the
 /// lock that its descriptor carries.
 pub struct Sources {
     files: Vec<Option<OwnedFd>>,
-    /// Whether it is this run's alone.
-    own: Vec<bool>,
+    whose: Vec<Whose>,
     /// Sockets that trees are handed out through, by slot.
     trees: Vec<(Slot, OwnedFd)>,
 }
@@ -148,8 +158,8 @@ impl Sources {
                 }
             }
         }
-        let own = plan.sources.iter().map(|source| source.kind == SourceKind::Memory).collect();
-        Ok(Sources { files: fds, own, trees })
+        let whose = |source: &Source| if source.kind == SourceKind::Memory { Whose::Run } else { Whose::Everybody };
+        Ok(Sources { files: fds, whose: plan.sources.iter().map(whose).collect(), trees })
     }
 
     /// The open file of a source.
@@ -175,15 +185,15 @@ impl Sources {
             .collect()
     }
 
-    /// Whether no other run can have the same file.
-    pub fn is_own(&self, index: u32) -> bool {
-        self.own.get(index as usize).is_some_and(|own| *own)
+    /// Who can have the same file.
+    pub fn whose(&self, index: u32) -> Whose {
+        self.whose.get(index as usize).copied().unwrap_or(Whose::Run)
     }
 
     /// Use another file instead.
-    pub fn replace(&mut self, index: u32, file: OwnedFd, is_own: bool) {
-        if let (Some(entry), Some(own)) = (self.files.get_mut(index as usize), self.own.get_mut(index as usize)) {
-            (*entry, *own) = (Some(file), is_own);
+    pub fn replace(&mut self, index: u32, file: OwnedFd, whose: Whose) {
+        if let (Some(entry), Some(old)) = (self.files.get_mut(index as usize), self.whose.get_mut(index as usize)) {
+            (*entry, *old) = (Some(file), whose);
         }
     }
 }

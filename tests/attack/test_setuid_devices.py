@@ -2,6 +2,9 @@
 nothing; and an image that somebody can write to is not root's.
 """
 
+import contextlib
+import ctypes
+import fcntl
 import mmap
 import os
 import subprocess
@@ -12,9 +15,13 @@ import pytest
 from sandbox.level_steps import Bind
 from sandbox.plan import Attach, Image, Mkdir
 from tests.attack.test_setuid_races import secret_tree
-from tests.support.helper import TRUSTED, settled
+from tests.support.helper import IMAGES, TRUSTED, settled
 from tests.support.launcher import at, below, squashfs
 
+WAYS = ("a descriptor", "a mapping")
+LIBC = ctypes.CDLL(None)
+LIBC.mmap.restype = ctypes.c_void_p
+LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
 SHOWN = (Image(1, 0), Mkdir(below("s"), 0o755), Attach(1, below("s"), 7))
 
 
@@ -76,24 +83,85 @@ def test_a_descriptor_that_reads_nothing(helper, how):
     assert settled(helper) == []
 
 
-@pytest.mark.parametrize("way", ["a descriptor", "a mapping"])
+@contextlib.contextmanager
+def written(helper, path, way):
+    """An image of root's that its former owner can still write to, by a descriptor or by a mapping that has none."""
+    os.chown(path, helper.uid, helper.gid)
+    fd, mapping = os.open(path, os.O_RDWR), None
+    if way == "a mapping":
+        # mmap.mmap keeps a descriptor.
+        length = os.fstat(fd).st_size
+        mapping = LIBC.mmap(None, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+        assert mapping != ctypes.c_void_p(-1).value
+        os.close(fd)
+    os.chown(path, 0, 0)
+    try:
+        yield
+    finally:
+        if mapping is None:
+            os.close(fd)
+        else:
+            assert LIBC.munmap(ctypes.c_void_p(mapping), ctypes.c_size_t(length)) == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_an_image_that_is_still_open_for_writing(helper, way):
     """A file that was given to root is no file of root's as long as its former owner can write to it."""
     helper.policy('images = "trusted"\n')
     path = helper.roots_image()
-    os.chown(path, helper.uid, helper.gid)
-    fd = os.open(path, os.O_RDWR)
-    mapping = mmap.mmap(fd, 0)
-    os.chown(path, 0, 0)
-    if way == "a descriptor":
-        mapping.close()
-    else:
-        os.close(fd)
-    plan = helper.plan(*SHOWN, sources=(helper.source(path),))
-    helper.refused(plan, TRUSTED)
-    if way == "a descriptor":
-        os.close(fd)
-    else:
-        mapping.close()
+    with written(helper, path, way):
+        plan = helper.plan(*SHOWN, sources=(helper.source(path),))
+        helper.refused(plan, TRUSTED)
     helper.check(plan, "cat $T/s/f", "hello\n")
+    assert settled(helper) == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_image_on_an_overlay(helper, way):
+    """A mapping of its file is one of the file below, of which the one above knows nothing."""
+    helper.policy('images = "trusted"\n')
+    place, lower = helper.roots_place("over"), helper.roots_place("lower")
+    inside = IMAGES / place.name
+    layers = f"lowerdir={IMAGES / lower.name},upperdir={inside}/upper,workdir={inside}/work"
+    make = f"mkdir {inside}/upper {inside}/work {inside}/seen; mount -t overlay -o {layers} overlay {inside}/seen"
+    assert helper.private.root("sh", "-ec", make).returncode == 0
+    try:
+        path = squashfs(helper.tree, place / "seen/root.sfs", "-noappend")
+        with written(helper, path, way):
+            helper.refused(helper.plan(*SHOWN, sources=(helper.source(path),)), TRUSTED)
+        # Nobody can say that there is no mapping.
+        helper.refused(helper.plan(*SHOWN, sources=(helper.source(path),)), TRUSTED)
+    finally:
+        assert helper.private.root("umount", f"{inside}/seen").returncode == 0
+
+
+def test_a_file_of_roots_that_is_no_image(helper):
+    """Whatever the kernel is asked of it, nothing is: a lease would be in the way of who writes to it."""
+    helper.policy('images = "trusted"\n')
+    path = helper.roots_image()
+    path.write_bytes(b"no image at all")
+    helper.refused(helper.plan(*SHOWN, sources=(helper.source(path),)), TRUSTED)
+
+
+def test_devices_of_images_of_roots_are_on_nobodys_account(helper):
+    """Else who goes on using one that somebody else had attached uses up what is that user's."""
+    helper.policy("loop_devices = 1\n")
+    images = [helper.source(helper.roots_image(name)) for name in ("one.sfs", "two.sfs", "three.sfs")]
+    plans = [helper.plan(*SHOWN, sources=(image,)) for image in images]
+    runs = [running(helper, image)[0] for image in images]
+    for run in runs:
+        run.communicate("\n")
+    # A launch that holds the lock of an image may be a stopped one: others get a device of their own, which counts.
+    locks = [os.open(path, os.O_RDONLY) for path in helper.private.inside("/run/sandbox/locks").iterdir()]
+    for lock in locks:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    first, device = running(helper, images[0])
+    second, same = running(helper, images[0])
+    assert device == same
+    helper.refused(plans[1], "all 1 loop devices")
+    for lock in locks:
+        os.close(lock)
+    helper.check(plans[1], "cat $T/s/f", "hello\n")
+    for run in (first, second):
+        run.communicate("\n")
     assert settled(helper) == []

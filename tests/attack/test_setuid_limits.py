@@ -15,6 +15,7 @@ import pytest
 from tests.attack.test_setuid_devices import SHOWN, running
 from tests.attack.test_setuid_races import LAUNCHES, SECONDS
 from tests.support.helper import can_raise_limits, settled
+from tests.support.launcher import source
 
 # Told a process, it lowers and raises limits of it and its children for a moment; then they are as they were. The pause
 # in between is the attacker's luck.
@@ -66,10 +67,10 @@ def disturb(limits, process, kind, low, *, needed, most_s):
 
 def test_devices_are_counted_while_opening_one_fails(helper, request):
     """RLIMIT_NOFILE of a process of the same user, which the helper's are, is everybody's to change."""
-    helper.policy("loop_devices = 1\n")
-    first, second = (helper.source(helper.roots_image(name)) for name in ("one.sfs", "two.sfs"))
-    process, _ = running(helper, first)
-    plan = helper.plan(*SHOWN, sources=(second,))
+    helper.policy('images = "any"\nloop_devices = 1\n')
+    image = source(helper.own_image())
+    process, _ = running(helper, image)
+    plan = helper.plan(*SHOWN, sources=(image,))
     helper.refused(plan, "all 1 loop devices")
     lock = os.open(helper.private.inside(f"/run/sandbox/{helper.uid}/loops"), os.O_RDWR)
     limits, seen, end = attacker(helper), Counter(), time.monotonic() + SECONDS
@@ -102,10 +103,10 @@ def test_a_record_that_has_no_room(helper):
 @pytest.mark.parametrize("kind", ["NOFILE", "NPROC", "FSIZE"])
 def test_limits_that_change_while_the_helper_works(helper, kind, request):
     """Whatever fails, a launch ends in one line, nothing is left, and no limit of the policy's is exceeded."""
-    helper.policy("loop_devices = 1\n")
-    image, other = (helper.source(helper.roots_image(name)) for name in ("one.sfs", "two.sfs"))
-    fine, too_many = (helper.image_plan(one) for one in (image, other))
-    process, _ = running(helper, image)
+    helper.policy('images = "any"\nloop_devices = 1\n')
+    own = source(helper.own_image())
+    fine, too_many = (helper.image_plan(one, dynamic=False) for one in (helper.roots_source(), own))
+    process, _ = running(helper, own)
     limits, seen, end = attacker(helper), Counter(), time.monotonic() + SECONDS
     while time.monotonic() < end and seen.total() < LAUNCHES:
         for name, plan in (("fine", fine), ("too many", too_many)):

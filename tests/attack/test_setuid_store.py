@@ -7,6 +7,7 @@ import re
 import resource
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -337,11 +338,30 @@ def test_loop_devices_of_a_user(helper):
     for run in runs:
         assert run.stdout.readline() == "\n"
     helper.refused(plans[2], "you have all 2 loop devices that the policy allows")
-    helper.refused(helper.image_plan(helper.roots_source()), "all 2 loop devices")
+    helper.check(helper.image_plan(helper.roots_source(), dynamic=False), "cat $T/s/f", "hello\n")
     for run in runs:
         run.communicate("\n")
     assert settled(helper) == []
     helper.check(plans[2], "true", "")
+
+
+THREADS = """import threading, sys
+for _ in range(600):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+print(flush=True)
+sys.stdin.read()"""
+
+
+def test_builders_of_others_take_nobodys_place(helper):
+    """The kernel counts the processes of a uid on the whole machine, and all builders have the same."""
+    others = subprocess.Popen(
+        [sys.executable, "-c", THREADS], user=BUILDER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/"
+    )
+    try:
+        assert others.stdout.readline() == b"\n"
+        helper.check(kept(helper, image_of(helper, "beside", "beside\n")), "cat $T/s/f", "beside\n")
+    finally:
+        others.communicate()
 
 
 @pytest.mark.skipif(not os.environ.get("SANDBOX_SOAK"), reason="waits for half a minute: make soak")

@@ -5,6 +5,7 @@ use super::mounts::{SAFE, new_mount};
 use crate::error::{Failure, Outcome};
 use crate::fsops::proc_fd;
 use crate::plan::{Slot, attr};
+use crate::sources::Whose;
 use rustix::mount::MountAttrFlags;
 
 impl Child<'_> {
@@ -12,8 +13,10 @@ impl Child<'_> {
         let fd = self.prepared.sources.file(source)?;
         let devices = self.prepared.devices.ok_or_else(|| Failure::new("there are no loop devices"))?;
         // The device, and the lock that keeps others from looking for one in vain, are held until it is mounted.
-        let is_own = self.prepared.sources.is_own(source);
-        let device = if is_own { devices.own(fd)? } else { devices.shared(&self.prepared.home.fd, fd)? };
+        let device = match self.prepared.sources.whose(source) {
+            Whose::Run => devices.own(fd)?,
+            whose => devices.shared(&self.prepared.home.fd, fd, whose)?,
+        };
         devices.check_path(&device)?;
         // Without `ro` before create the kernel asks for a writable device: EACCES.
         let options = [("ro", None), ("source", Some(device.path.as_str()))];

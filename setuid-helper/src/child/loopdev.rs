@@ -6,8 +6,8 @@ use crate::plan::{Plan, Step};
 use crate::prelude::*;
 use crate::procfs;
 use crate::setuid::{NODE, Rights, image_lock, lock, lock_file, refused};
-use crate::sources::Sources;
-use crate::sys;
+use crate::sources::{Sources, Whose};
+use crate::sys::{self, LoopStatus};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, flock, fstat, major, makedev, mknodat, openat, statat,
@@ -21,6 +21,8 @@ const IMAGE_PATIENCE: u32 = 50;
 /// The same for other launches of this user.
 const COUNT_PATIENCE: u32 = 2000;
 const LOOP_MAJOR: u32 = 7;
+/// On whose account the devices are that all share.
+const ROOT: u32 = 0;
 const LIST: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 const NO_LOOP: &str = "load the loop module (modprobe loop), give the container --device /dev/loop-control \
                        --device-cgroup-rule 'b 7:* rmw' --cap-add MKNOD, or use --mode userns";
@@ -76,7 +78,7 @@ impl Bounds {
         for step in &plan.steps {
             let Step::Image { source, .. } = *step else { continue };
             let image = identity(sources.file(source)?)?;
-            if !sources.is_own(source) && locks.iter().all(|(other, _)| *other != image) {
+            if sources.whose(source) != Whose::Run && locks.iter().all(|(other, _)| *other != image) {
                 locks.push((image, image_lock(image, rights)?));
             }
         }
@@ -97,29 +99,32 @@ impl Devices {
     }
 
     /// The device that all runs share for this file.
-    pub fn shared(&self, home: &OwnedFd, image: BorrowedFd) -> Outcome<Device> {
+    pub fn shared(&self, home: &OwnedFd, image: BorrowedFd, whose: Whose) -> Outcome<Device> {
         let wanted = identity(image)?;
         let held;
-        let file = match &self.bounds {
+        let (file, is_locked) = match &self.bounds {
             Some(bounds) => {
                 let found = bounds.locks.iter().find(|(other, _)| *other == wanted);
                 let file = &found.ok_or_else(|| Failure::new("an image has no lock"))?.1;
                 // Whoever has waited enough goes on: the price is a second device.
-                lock(file, IMAGE_PATIENCE);
-                file
+                (file, lock(file, IMAGE_PATIENCE))
             }
             None => {
                 let name = format!("loop-{}-{}", wanted.0, wanted.1);
                 held = own_lock(home, &name).doing("lock", name.as_bytes())?;
-                &held
+                (&held, true)
             }
         };
         let mut remembered = [0u8; 16];
         let length = rustix::io::pread(file, &mut remembered, 0).unwrap_or(0);
         let remembered = core::str::from_utf8(&remembered[..length]).ok().and_then(|text| text.trim().parse().ok());
         let (number, fd) = match self.find(remembered, wanted) {
-            Some(found) => found,
-            None => self.attach(image)?,
+            Ok(Some(found)) => found,
+            // Whoever comes first has it attached for all, and pays for none: there are as many of these as images of
+            // root's. Else he could be kept out by who goes on using what he paid for.
+            Ok(None) if is_locked && whose == Whose::Everybody => self.attach_for(ROOT, image)?,
+            // What cannot be looked for is attached once more, and counted.
+            Ok(None) | Err(_) => self.attach(image)?,
         };
         if Some(number) != remembered {
             remember(file, number);
@@ -158,19 +163,33 @@ impl Devices {
         if is_on { Ok(()) } else { Err(covered()) }
     }
 
-    fn find(&self, remembered: Option<usize>, wanted: (u64, u64)) -> Option<(usize, OwnedFd)> {
-        if let Some(found) = remembered.and_then(|number| self.open_if_it_backs(number, wanted)) {
-            return Some(found);
+    fn find(&self, remembered: Option<usize>, wanted: (u64, u64)) -> Result<Option<(usize, OwnedFd)>, Errno> {
+        if let Some(found) = remembered.and_then(|number| self.open_if_it_backs(number, wanted).ok().flatten()) {
+            return Ok(Some(found));
         }
-        // What cannot be looked for is attached once more, and counted.
-        self.numbers().ok()?.into_iter().find_map(|number| self.open_if_it_backs(number, wanted))
+        let mut unseen = None;
+        for number in self.numbers()? {
+            match self.open_if_it_backs(number, wanted) {
+                Ok(None) => {}
+                Err(error) => unseen = Some(error),
+                found => return found,
+            }
+        }
+        unseen.map_or(Ok(None), Err)
     }
 
-    /// It is asked after it was opened: what is open cannot be cleared and attached to another file.
-    fn open_if_it_backs(&self, number: usize, wanted: (u64, u64)) -> Option<(usize, OwnedFd)> {
-        let fd = self.open_device(number).ok()?;
-        let backs = sys::loop_status(fd.as_fd()).ok()?.backs(wanted.0, wanted.1);
-        backs.then_some((number, fd))
+    fn open_if_it_backs(&self, number: usize, wanted: (u64, u64)) -> Result<Option<(usize, OwnedFd)>, Errno> {
+        let is_it = |status: &LoopStatus| status.backs(wanted.0, wanted.1) && !status.is_of_another(getuid().as_raw());
+        Ok(self.look(number)?.and_then(|(status, fd)| is_it(&status).then_some((number, fd))))
+    }
+
+    /// What a device shows, or None: nothing, or a container has no node of it. It is asked after it was opened: what is
+    /// open cannot be cleared and attached to another file.
+    fn look(&self, number: usize) -> Result<Option<(LoopStatus, OwnedFd)>, Errno> {
+        match self.open_device(number).and_then(|fd| Ok((sys::loop_status(fd.as_fd())?, fd))) {
+            Err(Errno::NOENT | Errno::NXIO) => Ok(None),
+            looked => looked.map(Some),
+        }
     }
 
     fn open_device(&self, number: usize) -> Result<OwnedFd, Errno> {
@@ -229,39 +248,38 @@ impl Devices {
         Ok(numbers)
     }
 
-    /// How many are attached for this user, at most. He can have calls of this process fail, by its limits (prlimit(2)):
+    /// How many are on this user's account, at most. He can have calls of this process fail, by its limits (prlimit(2)):
     /// what cannot be looked at is not somebody else's, but counts. Nor is it a reason to refuse: of a device whose file
     /// is in somebody's FUSE mount the kernel tells nobody else anything.
     fn count(&self, uid: u32) -> Result<u64, Errno> {
-        let is_own = |number| match self.open_device(number).and_then(|fd| sys::loop_status(fd.as_fd())) {
-            Ok(status) => status.is_of(uid),
-            // A container may have no node of it; nothing is attached.
-            Err(Errno::NOENT | Errno::NXIO) => false,
-            Err(_) => true,
+        let counts = |looked: Result<Option<(LoopStatus, _)>, _>| {
+            looked.map_or(true, |found| found.is_some_and(|(status, _)| status.is_of(uid)))
         };
-        Ok(self.numbers()?.into_iter().filter(|number| is_own(*number)).count() as u64)
+        Ok(self.numbers()?.into_iter().filter(|number| counts(self.look(*number))).count() as u64)
     }
 
     fn attach(&self, image: BorrowedFd) -> Outcome<(usize, OwnedFd)> {
-        let Some(bounds) = &self.bounds else { return self.attach_any(image) };
+        let uid = getuid().as_raw();
+        let Some(bounds) = &self.bounds else { return self.attach_for(uid, image) };
         let locked = lock(&bounds.own, COUNT_PATIENCE);
-        if !locked || self.count(getuid().as_raw()).doing("count", b"your loop devices")? >= bounds.most {
+        if !locked || self.count(uid).doing("count", b"your loop devices")? >= bounds.most {
             let message = format!("you have all {} loop devices that the policy allows", bounds.most);
             return Err(refused(message).hint("end other sandboxes; a stopped launch is in the way, too"));
         }
-        let attached = self.attach_any(image);
+        let attached = self.attach_for(uid, image);
         let _ = flock(&bounds.own, FlockOperation::Unlock);
         attached
     }
 
-    fn attach_any(&self, image: BorrowedFd) -> Outcome<(usize, OwnedFd)> {
+    /// On this user's account.
+    fn attach_for(&self, uid: u32, image: BorrowedFd) -> Outcome<(usize, OwnedFd)> {
         let control = self.control()?;
         for _ in 0..ATTEMPTS {
             let number = sys::get_free(control.as_fd()).doing("get a free loop device", b"")?;
             let path = path_of(number);
             let fd =
                 self.open_or_make(number).map_err(|error| Failure::os("open", path.as_bytes(), error).hint(NO_NODE))?;
-            match sys::loop_configure(fd.as_fd(), image, getuid().as_raw()) {
+            match sys::loop_configure(fd.as_fd(), image, uid) {
                 Ok(()) => return Ok((number, fd)),
                 Err(Errno::BUSY) => {} // somebody was faster
                 Err(error) => return Err(Failure::os("attach the image to", path.as_bytes(), error)),

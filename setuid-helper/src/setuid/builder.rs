@@ -19,12 +19,14 @@ use rustix::process::{
 use rustix::thread::{Gid, Timespec, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 const UNPACK: [&[u8]; 6] = [b"/usr/bin/sqfs2tar", b"-X", b"-s", b"-r", b".", b"/proc/self/fd/3"];
-const PACK: [&[u8]; 7] = [b"/usr/bin/tar2sqfs", b"-q", b"-f", b"-x", b"-c", b"lz4", b"/proc/self/fd/3"];
-/// What the builder may use at most, whatever the image says.
+/// A fixed number of threads: of all processors it would take one each, and the builders of all users are one user's.
+const PACK: [&[u8]; 9] = [b"/usr/bin/tar2sqfs", b"-q", b"-f", b"-x", b"-c", b"lz4", b"-j", b"4", b"/proc/self/fd/3"];
+/// What the builder may use at most, whatever the image says. The kernel counts the processes of all builders together,
+/// each of which has 8: what a crafted image starts ends with its pid namespace.
 const LIMITS: [(Resource, u64); 5] = [
     (Resource::As, 4 << 30),
     (Resource::Cpu, 1800),
-    (Resource::Nproc, 512),
+    (Resource::Nproc, 4096),
     (Resource::Nofile, 64),
     (Resource::Core, 0),
 ];

@@ -28,7 +28,7 @@ use crate::error::{Doing, Outcome, printable};
 use crate::messages::note;
 use crate::plan::{KEEP_IMAGES, Plan, SourceKind, Step};
 use crate::prelude::*;
-use crate::sources::Sources;
+use crate::sources::{Sources, Whose};
 use builders::Turn;
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::fstat;
@@ -56,26 +56,26 @@ pub fn admit_images(plan: &Plan, sources: &mut Sources, policy: &Policy, rights:
         if policy.images == Images::Trusted {
             return Err(trust::untrusted(source.path));
         }
-        let (image, is_own) = if plan.flags & KEEP_IMAGES != 0 && source.kind == SourceKind::File {
+        let (image, whose) = if plan.flags & KEEP_IMAGES != 0 && source.kind == SourceKind::File {
             kept(file, source.path, policy, budget, rights)?
         } else {
             let _turn = Turn::take(None, policy, rights)?;
-            (made(file, source.path, policy, budget, rights)?, true)
+            (made(file, source.path, policy, budget, rights)?, Whose::Run)
         };
-        if is_own {
+        if whose == Whose::Run {
             budget = budget.saturating_sub(copy::size(&image));
         }
-        sources.replace(index, image, is_own);
+        sources.replace(index, image, whose);
     }
     Ok(())
 }
 
-/// An image of the store, put there if it is not; and whether it stayed in memory instead.
-fn kept(file: BorrowedFd, path: &[u8], policy: &Policy, budget: u64, rights: Rights) -> Outcome<(OwnedFd, bool)> {
+/// An image of the store, put there if it is not; or one that stayed in memory, and is this run's.
+fn kept(file: BorrowedFd, path: &[u8], policy: &Policy, budget: u64, rights: Rights) -> Outcome<(OwnedFd, Whose)> {
     let status = fstat(file).doing("look at", path)?;
     let name = store::name(&status, policy.images);
     let store = Store::open(policy, rights);
-    let find = || store.as_ref().ok().and_then(|store| store.find(&name)).map(|image| (image, false));
+    let find = || store.as_ref().ok().and_then(|store| store.find(&name)).map(|image| (image, Whose::User));
     if let Some(found) = find() {
         return Ok(found);
     }
@@ -91,11 +91,11 @@ fn kept(file: BorrowedFd, path: &[u8], policy: &Policy, budget: u64, rights: Rig
     let image = made(file, path, policy, budget, rights)?;
     let unchanged = fstat(file).is_ok_and(|now| store::name(&now, policy.images) == name);
     if !turn.is_only || !unchanged {
-        return Ok((image, true));
+        return Ok((image, Whose::Run));
     }
-    store.and_then(|store| store.keep(&name, &image)).map(|image| (image, false)).or_else(|failure| {
+    store.and_then(|store| store.keep(&name, &image)).map(|image| (image, Whose::User)).or_else(|failure| {
         note(&format!("{} is not kept, but stays in memory: {}", printable(path), failure.text()));
-        Ok((image, true))
+        Ok((image, Whose::Run))
     })
 }
 

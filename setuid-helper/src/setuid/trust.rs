@@ -14,8 +14,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 /// `f_type` of filesystems that the kernel itself serves and that keep owners: statfs(2), linux/magic.h. FUSE and
-/// network filesystems show any owner that somebody else likes.
-const KERNEL_SERVED: [u64; 12] = [
+/// network filesystems show any owner that somebody else likes. No overlay: who mapped a file of one for writing has the
+/// file below it mapped, and the one above tells nobody.
+const KERNEL_SERVED: [u64; 11] = [
     0xEF53,      // ext2, ext3, ext4
     0x5846_5342, // xfs
     0x9123_683E, // btrfs
@@ -27,8 +28,9 @@ const KERNEL_SERVED: [u64; 12] = [
     0x7371_7368, // squashfs
     0xE0F5_E1E2, // erofs
     0x9660,      // iso9660
-    0x794C_7630, // overlay
 ];
+/// What a squashfs image begins with.
+const MAGIC: [u8; 4] = *b"hsqs";
 /// More directories than any path has.
 const DEEPEST: usize = 4096;
 
@@ -48,6 +50,10 @@ fn check(file: BorrowedFd, policy: &Policy, rights: Rights) -> Result<(), Errno>
     let status = fstat(file)?;
     let kind = fstatfs(file)?.f_type as u64 & 0xffff_ffff;
     (is_roots(&status) && KERNEL_SERVED.contains(&kind)).then_some(()).ok_or(Errno::PERM)?;
+    // A lease is in the way of root's own writers: none on what is no image.
+    let mut start = MAGIC.map(|_| 0);
+    let length = rustix::io::pread(file, &mut start, 0)?;
+    (length == MAGIC.len() && start == MAGIC).then_some(()).ok_or(Errno::INVAL)?;
     // The file may have been reached through /proc/PID/root, in a mount namespace whose mounts are the user's choice.
     // The name that it had there is worth nothing unless it leads to the same file here, without any link.
     let path = readlinkat(CWD, proc_fd(file), Vec::new())?.into_bytes();

@@ -66,16 +66,24 @@ impl LoopStatus {
         (info.device, info.inode) == (dev, ino) && whole && info.flags & wanted == wanted
     }
 
-    /// Whether it was attached for this user.
+    /// Whether it is on this user's account.
     pub fn is_of(&self, uid: u32) -> bool {
         self.0.name == tag(uid)
     }
+
+    /// Whether it is on another user's account, root's excepted: who shared it would use up what is that user's.
+    pub fn is_of_another(&self, uid: u32) -> bool {
+        self.0.name.starts_with(TAG) && !self.is_of(uid) && !self.is_of(0)
+    }
 }
 
-/// What stands in a device's name for the file (only root can set it): the user for whom it was attached.
+/// With it the name of a device begins that is on a user's account.
+const TAG: &[u8; 8] = b"sandbox:";
+
+/// What stands in a device's name for the file (only root can set it): on whose account it is.
 fn tag(uid: u32) -> [u8; 64] {
     let mut name = [0; 64];
-    name[..8].copy_from_slice(b"sandbox:");
+    name[..8].copy_from_slice(TAG);
     for digit in 0..8 {
         name[8 + digit] = b"0123456789abcdef"[(uid >> (28 - 4 * digit) & 15) as usize];
     }
@@ -96,7 +104,7 @@ pub fn get_free(control: BorrowedFd) -> Result<usize, Errno> {
     unsafe { syscall(libc::SYS_ioctl, [number(control), LOOP_CTL_GET_FREE]) }
 }
 
-/// Attach `backing`, whole, read-only, autoclear (Linux 5.8), for a user. EBUSY: somebody was faster.
+/// Attach `backing`, whole, read-only, autoclear (Linux 5.8), on a user's account. EBUSY: somebody was faster.
 pub fn loop_configure(device: BorrowedFd, backing: BorrowedFd, uid: u32) -> Result<(), Errno> {
     let info = LoopInfo64 { flags: READ_ONLY | AUTOCLEAR, name: tag(uid), ..EMPTY };
     let config = LoopConfig { fd: number(backing) as u32, block_size: 0, info, reserved: [0; 8] };

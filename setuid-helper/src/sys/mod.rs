@@ -31,7 +31,7 @@ pub use fd::{
 };
 pub use filter::{cut_bounding_set, install_filter};
 pub use landlock::{add_rule, forbid_changes, make_ruleset, restrict_self};
-pub use loopdev::{get_free, loop_configure, loop_status};
+pub use loopdev::{LoopStatus, get_free, loop_configure, loop_status};
 pub use mount::{add_attributes, make_device_mount, set_idmap, set_mount, set_propagation, set_read_only, unshare};
 pub use net::{loopback_up, make_tap, network_of};
 pub use process::{
