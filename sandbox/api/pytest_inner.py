@@ -24,6 +24,12 @@ class _Reports:
     def __init__(self, config: Any) -> None:
         self.config, self.data = config, list[Any]()
 
+    def pytest_sessionstart(self) -> None:
+        # What they write about this one test is the outer session's to write about all.
+        for name in ("lfplugin", "nfplugin"):
+            if self.config.pluginmanager.has_plugin(name):
+                self.config.pluginmanager.unregister(name=name)
+
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.data.append(self.config.hook.pytest_report_to_serializable(config=self.config, report=report))
 
@@ -40,6 +46,8 @@ def one() -> None:
     job = pickle.loads(mail.job())  # noqa: S301 (from outside, where this sandbox was made)
     sys.path[:] = job["path"]
     sys.argv = ["pytest"]
+    # It would be thrown away with the sandbox, which says what it throws away.
+    sys.dont_write_bytecode = True
     # What pytest-xdist uses for its workers.
     from _pytest.config import Config
 

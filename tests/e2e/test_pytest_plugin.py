@@ -34,9 +34,9 @@ def bench(run_sandbox, area, who):
     (where / "conftest.py").write_text(WITNESS)
     (where / "pytest.ini").write_text("[pytest]\naddopts = -s\n")
 
-    def run(source, *args):
+    def run(source, *args, cache=False):
         (where / "test_sample.py").write_text(source)
-        command = ["-m", "pytest", "-p", "no:cacheprovider", "--capture=fd", "-q", *args]
+        command = ["-m", "pytest", *([] if cache else ["-p", "no:cacheprovider"]), "--capture=fd", "-q", *args]
         env = {"PYTEST_DEBUG_TEMPROOT": str(where)}
         done = run_sandbox(command, as_user=who.as_user, env=env, timeout=200)
         lines = [line.partition("REPORT ")[2] for line in done.stdout.splitlines() if "REPORT " in line]
@@ -63,6 +63,15 @@ def test_reports_are_as_if_bare(bench):
 
     assert marked[0] == bare[0], marked[2]
     assert plain(marked[1]) == plain(bare[1])
+
+
+def test_nothing_is_said_of_what_pytest_itself_writes(bench):
+    """Bytecode and its cache go with the sandbox, which tells of changes to the working directory."""
+    code, _, out = bench(MARKED + "def test_it(cache): assert cache.get('a/b', 1) == 1\n", cache=True)
+    assert code == 0, out
+    assert "discarded" not in out
+    _, _, out = bench(MARKED + "def test_it(): open('x', 'w').close()\n")
+    assert out.count("1 changed file of the working directory was discarded") == 1
 
 
 INSIDE = """
