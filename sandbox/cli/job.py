@@ -71,8 +71,19 @@ def _judge(file: JobFile, job: Job, parser: argparse.ArgumentParser) -> None:
     """Note what a run with nothing but this job would be refused for."""
     try:
         validate(run.make_spec(parser.parse_args(job.words), tuple(map(os.fsencode, job.command))))
+    except UsageError as whole:
+        # It is the first mistake of the job: each option's own are more to the point.
+        errors = [error for word in job.words if (error := _refusal(parser, word))]
+        for error in errors or [whole]:
+            file.blame(job, error)
+
+
+def _refusal(parser: argparse.ArgumentParser, word: str) -> UsageError | None:
+    try:
+        run.make_spec(parser.parse_args([word]), ())
     except UsageError as error:
-        file.blame(job, error)
+        return error
+    return None
 
 
 def with_job(

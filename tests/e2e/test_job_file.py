@@ -177,6 +177,7 @@ def test_ls_and_check(run_sandbox, own, who):
 
 
 SOON = "'soon' is not a duration (seconds, or as in 90s, 20m, 1h30m; more than 0)"
+NO_SIZE = "'-1' is not a size (a number of bytes, or with K, M, G, T, as in 512M)"
 
 
 def test_check_names_every_mistake_and_does_nothing(run_sandbox, own, who):
@@ -188,6 +189,7 @@ def test_check_names_every_mistake_and_does_nothing(run_sandbox, own, who):
         trace = "made.trace"
         scratch = "made.d"
         timeout = "soon"
+        limits = { nofile = 1.5, memory = "-1" }
         [job.b]
         comand = ["touch", "made"]
         env-file = ["/proc/self/environ"]
@@ -199,10 +201,12 @@ def test_check_names_every_mistake_and_does_nothing(run_sandbox, own, who):
     assert (done.returncode, done.stdout) == (125, "")
     assert done.stderr.splitlines() == [
         f"sandbox: sandbox.toml:7: job a: --timeout: {SOON}",
-        "sandbox: sandbox.toml:9: job b: unknown key comand (did you mean command?)",
-        "sandbox: sandbox.toml:11: unknown key other (a job file has tables [job.NAME] and nothing else)",
+        "sandbox: sandbox.toml:8: job a: --nofile: '1.5' is not a number from 1 to 2147483648",
+        f"sandbox: sandbox.toml:8: job a: --memory: {NO_SIZE}",
+        "sandbox: sandbox.toml:10: job b: unknown key comand (did you mean command?)",
+        "sandbox: sandbox.toml:12: unknown key other (a job file has tables [job.NAME] and nothing else)",
     ]
     told = json.loads(run_sandbox(["job", "check", "--json"], as_user=who.as_user).stdout)
-    assert [problem["line"] for problem in told["problems"]] == [7, 9, 11]
-    assert "sandbox.toml:9: " in refusal(run_sandbox(["job", "ls"], as_user=who.as_user))
+    assert [problem["line"] for problem in told["problems"]] == [7, 8, 8, 10, 12]
+    assert "sandbox.toml:10: " in refusal(run_sandbox(["job", "ls"], as_user=who.as_user))
     assert sorted(os.listdir(own)) == before
