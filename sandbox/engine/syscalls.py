@@ -351,17 +351,22 @@ def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) ->
 class LoopStatus:
     """What LOOP_GET_STATUS64 says of a device (loop(4))."""
 
-    __slots__ = ("dev", "flags", "ino", "offset", "size_limit")
+    __slots__ = ("dev", "flags", "ino", "name", "offset", "size_limit")
 
     def __init__(self, raw: bytes) -> None:
         fields = _LOOP_INFO64.unpack(raw)
-        self.dev, self.ino, self.offset, self.size_limit, self.flags = (*fields[:2], *fields[3:5], fields[8])
+        self.dev, self.ino, self.offset, self.size_limit, self.flags, self.name = (
+            *fields[:2],
+            *fields[3:5],
+            *fields[8:10],
+        )
 
     def backs(self, dev: int, ino: int) -> bool:
-        """Whether the device shows this whole file, read-only, and goes away by itself."""
+        """Whether the device shows this whole file, read-only, goes away by itself, and is on no user's account."""
         wanted = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR
         whole = self.offset == 0 and self.size_limit == 0
-        return (self.dev, self.ino) == (dev, ino) and whole and self.flags & wanted == wanted
+        is_somebodys = self.name.startswith(b"sandbox:") and not self.name.startswith(b"sandbox:00000000")
+        return (self.dev, self.ino) == (dev, ino) and whole and self.flags & wanted == wanted and not is_somebodys
 
 
 def loop_status(loop_fd: int) -> LoopStatus:

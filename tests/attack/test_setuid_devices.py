@@ -143,7 +143,7 @@ def test_a_file_of_roots_that_is_no_image(helper):
     helper.refused(helper.plan(*SHOWN, sources=(helper.source(path),)), TRUSTED)
 
 
-def test_devices_of_images_of_roots_are_on_nobodys_account(helper):
+def test_devices_of_images_of_roots_are_on_nobodys_account(helper, run_sandbox):
     """Else who goes on using one that somebody else had attached uses up what is that user's."""
     helper.policy("loop_devices = 1\n")
     images = [helper.source(helper.roots_image(name)) for name in ("one.sfs", "two.sfs", "three.sfs")]
@@ -151,6 +151,7 @@ def test_devices_of_images_of_roots_are_on_nobodys_account(helper):
     runs = [running(helper, image)[0] for image in images]
     for run in runs:
         run.communicate("\n")
+    assert settled(helper) == []
     # A launch that holds the lock of an image may be a stopped one: others get a device of their own, which counts.
     locks = [os.open(path, os.O_RDONLY) for path in helper.private.inside("/run/sandbox/locks").iterdir()]
     for lock in locks:
@@ -159,6 +160,13 @@ def test_devices_of_images_of_roots_are_on_nobodys_account(helper):
     second, same = running(helper, images[0])
     assert device == same
     helper.refused(plans[1], "all 1 loop devices")
+    # What is on a user's account is his alone.
+    for engine in ("native", "python"):
+        mounted = ("sh", "-c", "grep -o '/dev/loop[0-9]*' /proc/self/mountinfo")
+        options = ["--mode", "root", "--engine", engine, "-s", f"t:{helper.images / 'one.sfs'}"]
+        others = run_sandbox(["run", *options, "--", *mounted], as_user=False).stdout.split()
+        assert others
+        assert str(device) not in others
     for lock in locks:
         os.close(lock)
     helper.check(plans[1], "cat $T/s/f", "hello\n")
