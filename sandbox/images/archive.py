@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from sandbox.errors import ArchiveError, printable
-from sandbox.images.reader import Blocks, Raw
-from sandbox.units import size
+from sandbox.images.reader import Blocks, Raw, too_large
 
 MAX_ENTRIES = 5_000_000
 _MAX_NAME = 4095  # PATH_MAX without its NUL
@@ -134,7 +133,7 @@ class Guard:
         size = raw.size if kind is Type.FILE else 0
         claimed = sum(length for _, length in raw.data_map) if raw.data_map else size
         if claimed and self.unpacked + claimed > self.max_unpacked:
-            raise self._too_large()
+            raise too_large(self.max_unpacked)
         return Entry(name, kind, mode, raw.mtime_ns, size, target, raw.data_map, replaces)
 
     def _claim(self, name: bytes, kind: Type | None, raw_name: bytes) -> bool:
@@ -171,13 +170,8 @@ class Guard:
         for block in blocks:
             self.unpacked += len(block[1])
             if self.unpacked > self.max_unpacked:
-                raise self._too_large()
+                raise too_large(self.max_unpacked)
             yield block
-
-    def _too_large(self) -> ArchiveError:
-        return ArchiveError(
-            f"it unpacks to more than {size(self.max_unpacked)}", hint="raise --max-unpacked if it is to be trusted"
-        )
 
 
 def unpack(source: Source, sink: Sink, max_unpacked: int, *, whiteouts: bool = False) -> Guard:

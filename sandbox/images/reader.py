@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 from sandbox.errors import ArchiveError, DamagedError, printable, reason
 from sandbox.images import tarscan, zipdir
 from sandbox.images.formats import Kind
+from sandbox.units import size
 
 _CHUNK = 1 << 18
 _EOF, _OK, _WARN = 1, 0, -20
 _SONAME = "libarchive.so.13"
 _FILTERS = ("bzip2", "xz", "zstd")
 _GZIP = b"\x1f\x8b"
+_LONGEST_RECORD = 16 << 20  # tar pads to a whole one (tar -b), however little the archive holds
 
 
 class Raw(NamedTuple):
@@ -146,8 +148,8 @@ class _Handle:
 
     def blocks(self, name: bytes = b"") -> Iterator[tuple[int, memoryview]]:
         """The entry's data as (offset, bytes). A view is valid until the next is asked for."""
-        buffer, size, offset = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_int64()
-        references = ctypes.byref(buffer), ctypes.byref(size), ctypes.byref(offset)
+        buffer, length, offset = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_int64()
+        references = ctypes.byref(buffer), ctypes.byref(length), ctypes.byref(offset)
         library, archive = self.library, self.archive
         while True:
             result = library.data_block(archive, *references)
@@ -155,8 +157,8 @@ class _Handle:
                 return
             if result != _OK:  # a warning here is a wrong checksum or size
                 raise self.error(name)
-            if size.value:
-                yield offset.value, library.view(buffer, size.value, 0x100)  # PyBUF_READ
+            if length.value:
+                yield offset.value, library.view(buffer, length.value, 0x100)  # PyBUF_READ
 
 
 def _refusal(said: str, name: bytes = b"") -> ArchiveError:
@@ -167,25 +169,34 @@ def _refusal(said: str, name: bytes = b"") -> ArchiveError:
     return DamagedError(f"{where}is damaged or truncated: {printable(said)}")
 
 
+def too_large(max_unpacked: int) -> ArchiveError:
+    return ArchiveError(
+        f"it unpacks to more than {size(max_unpacked)}", hint="raise --max-unpacked if it is to be trusted"
+    )
+
+
 class Reader:
     """The entries of the zip or tar in the regular file `fd`, in order.
 
-    Raises ArchiveError without the source's name.
+    Raises ArchiveError without the source's name, also when more than `max_unpacked` bytes follow a tar's end.
     """
 
-    def __init__(self, fd: int, kind: Kind, *, stream: Iterator[bytes] | None = None) -> None:
+    def __init__(self, fd: int, kind: Kind, *, max_unpacked: int, stream: Iterator[bytes] | None = None) -> None:
         # libarchive converts the names that a zip marks as UTF-8 to the locale's charset.
         locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
         self._library = _Library()
         self._handle = _Handle(self._library)
         self._zip: list[zipdir.Record] | None = None
         self._fd = fd
+        self._max_unpacked = max_unpacked
+        self._packed: Iterator[bytes] | None = None  # what a compressed tar unpacks to
         if kind is Kind.ZIP:
             self._open_zip()
         else:
             self._library.read_tar(self._handle.archive)
             self._library.read_empty(self._handle.archive)
-            self._handle.open_stream(_watched(stream or _plain_tar(fd, self._library)))
+            self._packed = None if stream else _decompressed(fd, self._library)
+            self._handle.open_stream(_watched(stream or self._packed or file_chunks(fd)))
 
     def close(self) -> None:
         self._handle.close()
@@ -213,12 +224,21 @@ class Reader:
         if self._zip is None:
             while self._handle.next():
                 yield self._entry(None)
+            self._read_rest()
             return
         for record in self._zip:
             # libarchive's order is that of the offsets, too.
             if not self._handle.next():
                 raise DamagedError(f"entry '{printable(record.name)}' is damaged or missing")
             yield self._entry(record)
+
+    def _read_rest(self) -> None:
+        """libarchive stops at the mark at a tar's end, and the last checksum of what is compressed comes later."""
+        left = max(self._max_unpacked, _LONGEST_RECORD)
+        for chunk in self._packed or ():
+            left -= len(chunk)
+            if left < 0:
+                raise too_large(self._max_unpacked)
 
     def _entry(self, record: zipdir.Record | None) -> Raw:
         library, entry = self._library, self._handle.entry
@@ -231,13 +251,13 @@ class Reader:
             raise ArchiveError(f"entry '{printable(name)}' is encrypted")
         mode = library.mode(entry)
         hardlink = library.hardlink(entry)
-        size = library.size(entry) if library.size_is_set(entry) else None
+        length = library.size(entry) if library.size_is_set(entry) else None
         return Raw(
             name,
             mode & 0o170000,
             mode & 0o7777,
             library.mtime(entry) * 1_000_000_000 + library.mtime_nsec(entry),
-            size,
+            length,
             library.symlink(entry) or b"",
             hardlink,
             record is None or record.has_mode,
@@ -269,13 +289,14 @@ def _watched(chunks: Iterator[bytes]) -> Iterator[bytes]:
         raise DamagedError("it is truncated: the mark at the end of a tar is missing")
 
 
-def _plain_tar(fd: int, library: _Library) -> Iterator[bytes]:
+def _decompressed(fd: int, library: _Library) -> Iterator[bytes] | None:
+    """What the file unpacks to, all checksums checked once it is read to its end; None where it is not compressed."""
     head = os.pread(fd, 512, 0)
     if head.startswith(_GZIP):
         return _gunzip(fd)
     if head.startswith((b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")):
         return _filtered(fd, library)
-    return file_chunks(fd)
+    return None
 
 
 def file_chunks(fd: int) -> Iterator[bytes]:

@@ -133,12 +133,12 @@ def _unpack(options: argparse.Namespace) -> int:
     )
     try:
         if options.two_passes:
-            with _source(kind, options.source) as source:
+            with _source(kind, options.source, options.max_unpacked) as source:
                 versions = archive.last_versions(source, options.max_unpacked, whiteouts=options.whiteouts)
-            with _source(kind, options.source) as source:
+            with _source(kind, options.source, options.max_unpacked) as source:
                 archive.unpack_last(source, sink, options.max_unpacked, versions, whiteouts=options.whiteouts)
         else:
-            with _source(kind, options.source) as source:
+            with _source(kind, options.source, options.max_unpacked) as source:
                 archive.unpack(source, sink, options.max_unpacked, whiteouts=options.whiteouts)
     except sinks.NeedsTwoPassesError:
         return TWO_PASSES
@@ -157,7 +157,8 @@ def _stacked(options: argparse.Namespace) -> int:
 
     gc.disable()
     kinds = [(fd, _kind_of(fd)) for fd in map(int, filter(None, options.layers.split(",")))]
-    below: list[layers.Layer] = [lambda fd=fd, kind=kind: _source(kind, fd) for fd, kind in kinds]  # type: ignore[misc]
+    limit = options.max_unpacked
+    below: list[layers.Layer] = [lambda fd=fd, kind=kind: _source(kind, fd, limit) for fd, kind in kinds]  # type: ignore[misc]
     sink: Sink = (
         sinks.ListSink(options.out)
         if options.sink == "list"
@@ -165,7 +166,7 @@ def _stacked(options: argparse.Namespace) -> int:
     )
 
     def beneath() -> layers.Stacked:
-        return layers.Stacked(below, options.max_unpacked)
+        return layers.Stacked(below, limit)
 
     def upper() -> "Source":
         if options.job == "compare":
@@ -176,10 +177,10 @@ def _stacked(options: argparse.Namespace) -> int:
         if options.see_all:
             _see_all()
         if options.job != "flatten":
-            archive.unpack(upper(), sink, options.max_unpacked, whiteouts=True)
+            archive.unpack(upper(), sink, limit, whiteouts=True)
             return 0
         shown: list[layers.Layer] = [*below, lambda: contextlib.nullcontext(upper())] if options.opaque else below
-        layers.Stacked(shown, options.max_unpacked).write(sink)
+        layers.Stacked(shown, limit).write(sink)
     except SandboxError as error:
         raise ArchiveError(f"cannot read {options.label}: {error.message}", hint=error.hint) from None
     return 0
@@ -202,7 +203,7 @@ def _kind_of(fd: int) -> Kind | None:
 
 
 @contextlib.contextmanager
-def _source(kind: Kind | None, fd: int) -> "Iterator[Source]":
+def _source(kind: Kind | None, fd: int, max_unpacked: int) -> "Iterator[Source]":
     if kind is None:
         from sandbox.images.tree import TreeSource
 
@@ -212,7 +213,7 @@ def _source(kind: Kind | None, fd: int) -> "Iterator[Source]":
 
     if kind is Kind.SQUASHFS:
         with _sqfs2tar(fd) as stream:
-            reader = Reader(fd, Kind.TAR, stream=stream)
+            reader = Reader(fd, Kind.TAR, max_unpacked=max_unpacked, stream=stream)
             with contextlib.closing(reader):
                 yield reader
         return
@@ -222,7 +223,7 @@ def _source(kind: Kind | None, fd: int) -> "Iterator[Source]":
             hint="an erofs image is mounted as it is, by root: -s NAME:FILE",
         )
     os.lseek(fd, 0, os.SEEK_SET)
-    with contextlib.closing(Reader(fd, kind)) as reader:
+    with contextlib.closing(Reader(fd, kind, max_unpacked=max_unpacked)) as reader:
         yield reader
 
 

@@ -50,6 +50,12 @@ def test_gzip_of_several_members(unpack: Unpack, tmp_path: Path) -> None:
     assert unpack(gzip.compress(data[:3000]) + gzip.compress(data[3000:]), tmp_path / "out")[b"a"].size == 5000
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress, zst])
+def test_padding_does_not_count_as_content(unpack: Unpack, tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    data = pack(tar(member("a", b"1")) + bytes(10 << 20))
+    assert unpack(data, tmp_path / "out", 10)[b"a"].content == b"1"
+
+
 def test_zip_with_and_without_unix_modes(unpack: Unpack, tmp_path: Path) -> None:
     def change(info: zipfile.ZipInfo) -> None:
         if info.filename.startswith("dos"):

@@ -115,12 +115,26 @@ def test_truncated_zips_are_refused(unpack: Unpack, tmp_path: Path, keep: float)
         unpack(data[: int(len(data) * keep)], tmp_path / "out")
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
-def test_flipped_bits_are_noticed(unpack: Unpack, tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
-    data = bytearray(pack(tar(member("a", os.urandom(100_000)))))
-    data[len(data) // 2] ^= 0x10
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zst])
+@pytest.mark.parametrize("length", [100_000, 124_000, 128_000])
+@pytest.mark.parametrize("padding", [0, 3 << 20])
+def test_flipped_bits_are_noticed(
+    unpack: Unpack, tmp_path: Path, pack: Callable[[bytes], bytes], length: int, padding: int
+) -> None:
+    data = bytearray(pack(tar(member("a", os.urandom(length))) + bytes(padding)))
+    data[length // 2] ^= 0x10
     with pytest.raises(SandboxError, match="damaged"):
         unpack(bytes(data), tmp_path / "out")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zst])
+@pytest.mark.parametrize("cut", [1, 4, 8, 12])
+def test_tars_cut_in_their_last_checksum_are_refused(
+    unpack: Unpack, tmp_path: Path, pack: Callable[[bytes], bytes], cut: int
+) -> None:
+    data = pack(tar(member("a", os.urandom(124_000))))
+    with pytest.raises(SandboxError, match="truncated"):
+        unpack(data[:-cut], tmp_path / "out")
 
 
 def test_flipped_bits_in_a_zip_are_noticed(unpack: Unpack, tmp_path: Path) -> None:
@@ -134,6 +148,14 @@ def test_flipped_bits_in_a_zip_are_noticed(unpack: Unpack, tmp_path: Path) -> No
 def test_bombs_are_refused(unpack: Unpack, tmp_path: Path, make: Callable[[bytes], bytes]) -> None:
     with pytest.raises(SandboxError, match="--max-unpacked"):
         unpack(make(bytes(50 << 20)), tmp_path / "out", 10 << 20)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zst])
+def test_bombs_behind_the_end_of_a_tar_are_refused(
+    unpack: Unpack, tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    with pytest.raises(SandboxError, match="--max-unpacked"):
+        unpack(pack(tar(member("a", b"1")) + bytes(50 << 20)), tmp_path / "out", 10 << 20)
 
 
 def test_bombs_that_lie_about_their_size_are_refused(unpack: Unpack, tmp_path: Path) -> None:
