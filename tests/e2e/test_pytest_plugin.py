@@ -101,6 +101,10 @@ def test_after(shared, sandbox):
 def test_given(sandbox):
     assert sandbox.run(["hostname"], capture_output=True).stdout == b"other\\n"
 
+@pytest.mark.sandbox(level="strict")
+def test_strict():
+    assert not os.path.exists("/boot")
+
 @pytest.mark.sandbox(isolation="nonsense")
 def test_wrong():
     pass
@@ -125,7 +129,7 @@ def test_marked_tests_run_inside(bench, how):
         assert "nonsense" in failed["test_wrong"]
         assert failed["test_dies"] == "sandbox: the test's process ended with 5 before it could report"
         assert "ended with 124" in failed["test_is_too_slow"]
-    assert "3 failed, 5 passed" in output
+    assert "3 failed, 6 passed" in output
 
 
 def test_a_session_inside(bench, who):

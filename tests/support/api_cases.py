@@ -5,10 +5,13 @@ It imports nothing of the tests. Each case is a function; after each, the proces
 
 import asyncio
 import contextlib
+import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
@@ -239,6 +242,39 @@ def case_executor():
         assert "lambda" in str(pool.submit(lambda: 1).exception())
         done = pool.submit_command(["sh", "-c", "echo $((6 * 7)); exit 2"]).result()
         assert (done.returncode, done.stdout) == (2, b"42\n")
+
+
+def case_executor_of_level_strict():
+    with SandboxExecutor(1, isolation="strict", **HOW) as pool:
+        assert pool.submit(inside, "add", 1, 10).result() == 11
+        assert not set(pool.submit(os.listdir, "/").result()) & {"boot", "opt", "srv"}
+
+
+def case_executor_with_odd_paths():
+    top = Path(tempfile.mkdtemp(dir="/tmp"))
+    top.chmod(0o755)
+    (top / "link").symlink_to(".")
+    for number, where in enumerate((top / "a:b", top / "link" / "plain")):
+        where.mkdir()
+        (where / f"from_there{number}.py").write_text("def found():\n    return __file__\n")
+        sys.path.append(str(where))
+        found = importlib.import_module(f"from_there{number}").found
+        for level in ("job", "strict"):
+            with SandboxExecutor(1, isolation=level, **HOW) as pool:
+                assert pool.submit(found).result() == f"{where}/from_there{number}.py"
+    del sys.path[-2:]
+    shutil.rmtree(top)
+
+
+def case_executor_from_the_root_directory():
+    here = os.getcwd()
+    os.chdir("/")
+    try:
+        for level in ("job", "strict"):
+            with SandboxExecutor(1, isolation=level, **HOW) as pool:
+                assert pool.submit(len, "abc").result() == 3
+    finally:
+        os.chdir(here)
 
 
 def case_files_of_an_account():
