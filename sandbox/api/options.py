@@ -128,7 +128,7 @@ def _words(name: str, value: Any, known: Mapping[str, option_file.Key]) -> list[
         return [f"--{key.name}"] if value else []
     if key.pairs and isinstance(value, Mapping):
         value = [f"{_text(name, variable)}={_text(name, text)}" for variable, text in value.items()]
-    if key.kind != "list" or isinstance(value, str | bytes | os.PathLike | int):
+    if key.kind != "list" or isinstance(value, str | bytes | os.PathLike | int | Mapping):
         value = [value]
     # As one word, so that no value can be taken for an option.
     return [f"--{key.name}={_text(name, item)}" for item in value]

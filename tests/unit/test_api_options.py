@@ -74,6 +74,8 @@ def test_values():
         ({"job": "x"}, "job: there is no such option"),
         ({"cache": 1}, "cache: 1 is neither True nor False"),
         ({"static": [None]}, "static: None is not a string, path or number"),
+        ({"static": {"a": "x.zip"}}, "static: {'a': 'x.zip'} is not a string, path or number"),
+        ({"chdir": {"a": "b"}}, "chdir: {'a': 'b'} is not a string, path or number"),
         ({"chdir": ["a"]}, "chdir: ['a'] is not a string, path or number"),
         ({"memory": "x"}, "--memory: 'x' is not a size"),
         ({"env": {"A": "x\0B=y"}}, "env: x\\x00B=y holds a NUL byte"),
