@@ -275,7 +275,7 @@ class Store:
         return HostError(f"cannot change the image store: {reason(error)}", hint=remedy(error))
 
 
-ROOM_HINT = "free some with: sandbox cache clean --now, or image rm"
+ROOM_HINT = "free some with: sandbox cache rm --all, or sandbox image rm NAME"
 
 
 def room(directory: int, error: OSError | None = None) -> str:

@@ -212,6 +212,19 @@ $S image verify --all; $S image ls; ls -A /mnt/home/cache | grep -c .tmp"""
 
 
 @root_only
+def test_the_hint_about_a_full_disk_makes_room(run_sandbox: Runner, area: Area) -> None:
+    for name in ("one", "two"):
+        archives.make_tar(area.dir(False) / f"{name}.tar", [Entry("f", os.urandom(3 << 20))])
+    script = """
+$S run --cache -s one.tar -- true; $S image build two.tar -t b; echo $?
+$S cache rm --all; $S image build two.tar -t b; echo $?"""
+    done = mounted(area, "-t tmpfs -o size=6m tmpfs", script, run_sandbox.command)
+    assert "(free some with: sandbox cache rm --all, or sandbox image rm NAME" in done.stderr
+    codes = [line for line in done.stdout.splitlines() if line.isdigit()]
+    assert codes == ["125", "0"], (done.stdout, done.stderr)
+
+
+@root_only
 @pytest.mark.parametrize("uid", [0, 12345])
 def test_a_quota_is_told_apart_from_a_full_disk(run_sandbox: Runner, area: Area, uid: int) -> None:
     """A subvolume of btrfs with a limit: there is room, but not for it. Others' quotas need what kernels may lack."""
