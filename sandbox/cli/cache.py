@@ -18,7 +18,7 @@ from sandbox.units import age, size
 def register(subparsers: Any) -> None:
     """Add the command and its options."""
     parser = subparsers.add_parser("cache", help="list and clean converted images")
-    commands = parser.add_subparsers(dest="cache_command", required=True)
+    commands = parser.add_subparsers(dest="cache_command", metavar="ACTION", required=True)
     listing = commands.add_parser("ls", help="what is in the cache: age, last use, size, uses, source")
     listing.add_argument("--json", action="store_true", help="print it as JSON")
     removing = commands.add_parser("rm", help="remove images")

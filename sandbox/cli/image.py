@@ -24,7 +24,7 @@ _IMAGE = {"metavar": "IMAGE", "help": "NAME, @NAME or @sha256:PREFIX"}
 def register(subparsers: Any) -> None:
     """Add the command and its options."""
     parser = subparsers.add_parser("image", help="build, name, verify and carry images", epilog=_EPILOG)
-    commands = parser.add_subparsers(dest="image_command", required=True)
+    commands = parser.add_subparsers(dest="image_command", metavar="ACTION", required=True)
 
     def command(name: str, about: str, *, listing: bool = False) -> Any:
         added = commands.add_parser(name, help=about, description=about)

@@ -146,6 +146,8 @@ _WRONG = (
     (["inspect", "a", "b"], "sandbox inspect: unrecognized arguments: b (see sandbox inspect --help)"),
     (["ps", "x"], "(see sandbox ps --help)"),
     (["cache", "ls", "x"], "(see sandbox cache ls --help)"),
+    (["cache"], "arguments are required: ACTION (see sandbox cache --help)"),
+    (["image"], "arguments are required: ACTION (see sandbox image --help)"),
     (["exec", "--nosuch", "ID"], "(see sandbox exec --help)"),
     ([], "there is no command (sandbox --help lists them)"),
     ([""], "there is no command ''"),
