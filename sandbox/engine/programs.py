@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sandbox import fsops
 from sandbox.engine import syscalls as sys
 from sandbox.engine import trouble
-from sandbox.errors import StepError
+from sandbox.errors import StepError, printable
 from sandbox.plan import Extract, Fuse
 from sandbox.plan_types import SourceKind
 
@@ -52,10 +52,14 @@ def extract(child: "Child", step: Extract) -> None:
         )
         status = os.waitpid(_spawn(list(step.argv), {0: source, 1: output, 3: root}), 0)[1]
         if status:
-            message = os.pread(output, 4096, 0).decode("utf-8", "replace").strip()
-            code = os.waitstatus_to_exitcode(status)
-            ended = f"exit code {code}" if code >= 0 else f"signal {-code}"
-            raise StepError(message or f"unpacking {trouble.label(child, step)} failed: its program ended with {ended}")
+            raise _failed(trouble.label(child, step), os.pread(output, 4096, 0).strip(), status)
+
+
+def _failed(label: str, said: bytes, status: int) -> StepError:
+    """What the program says of itself is the whole line."""
+    if os.WIFSIGNALED(status):
+        return StepError(f"cannot unpack {label}: its program was killed by signal {os.WTERMSIG(status)}")
+    return StepError(printable(said) or f"cannot unpack {label}: its program failed without a word")
 
 
 @contextlib.contextmanager

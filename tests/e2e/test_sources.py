@@ -135,6 +135,15 @@ def test_hostile_archives_are_refused(run_sandbox, who, area, name, cache):
     assert not [p for p in home.glob("cache/*") if p.suffix != ".lock"], "nothing half-built stays"
 
 
+def test_both_engines_say_once_what_is_wrong_with_an_archive(run_sandbox, user, area):
+    """This user cannot open /dev/fuse: the archive is unpacked within the launch."""
+    archives.make_tar(area.dir(as_user=True) / "up.tar", [Entry("../f", b"x")])
+    for engine in ENGINES:
+        done = run_sandbox(["run", "--mode", "userns", "--engine", engine, "-s", "up.tar", "--", "true"], as_user=True)
+        said = "sandbox: cannot unpack up.tar: entry '../f' would leave the tree with '..'\n"
+        assert (done.returncode, done.stderr) == (125, said)
+
+
 def test_a_tmpfs_that_is_too_small_is_said_before(run_sandbox, user, area):
     where = area.dir(as_user=True)
     archives.make_zip(where / "a.zip", [Entry("big", bytes(8 << 20))])

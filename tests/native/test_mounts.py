@@ -67,7 +67,10 @@ def test_extract(native):
     native.check(native.plan(*steps, sources=(source(archive),)), "cat $T/t/f", "hello\n")
     steps[1] = Extract(1, 0, (b"/bin/sh", b"-c", b"echo no such thing; exit 3"))
     ended = native.run(native.plan(*steps, sources=(source(archive),)), "true")
-    assert ended == (125, "", f"sandbox: Extract: cannot unpack {archive}: no such thing\n")
+    assert ended == (125, "", "sandbox: no such thing\n")
+    steps[1] = Extract(1, 0, (b"/bin/sh", b"-c", b"echo half a line; kill -9 $$"))
+    ended = native.run(native.plan(*steps, sources=(source(archive),)), "true")
+    assert ended == (125, "", f"sandbox: cannot unpack {archive}: its program was killed by signal 9\n")
 
 
 def test_handed_over(native):

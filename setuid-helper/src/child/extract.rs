@@ -42,12 +42,13 @@ impl Child<'_> {
     }
 }
 
+/// What the program says of itself is the whole line.
 fn failed(label: &[u8], output: &impl AsFd, signal: Option<i32>) -> Failure {
     let said = last_words(output, MESSAGE);
     let why = match signal {
         Some(signal) => format!("its program was killed by signal {signal}"),
         None if said.is_empty() => "its program failed without a word".to_owned(),
-        None => said,
+        None => return Failure::new(said),
     };
     Failure::new(format!("cannot unpack {}: {why}", printable(label)))
 }

@@ -213,7 +213,7 @@ pub fn become_command(prepared: Prepared, environment: Environment, argv: &[&CSt
     child.run_command()
 }
 
-/// A failure of a step names the step and what the user can do.
+/// A failure of a step names the step, unless what it started speaks for itself, and what the user can do.
 fn explained(step: &Step, mut failure: Failure, plan: &Plan) -> Failure {
     let image = match *step {
         Step::Image { source, .. } | Step::Erofs { source, .. } | Step::Fuse { source, .. } => {
@@ -222,7 +222,9 @@ fn explained(step: &Step, mut failure: Failure, plan: &Plan) -> Failure {
         _ => b"",
     };
     let what = if image.is_empty() { String::new() } else { format!("{}: ", printable(image)) };
-    failure.message.insert_str(0, &format!("{}: {what}", step.name()));
+    if !matches!(step, Step::Extract { .. }) {
+        failure.message.insert_str(0, &format!("{}: {what}", step.name()));
+    }
     let hint = failure.errno.map_or("", |errno| remedy::remedy(step, errno));
     failure.hint(hint)
 }
