@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from sandbox.engine import Launch, Result
 from sandbox.engine.attendance import ENDED, LISTENER, LONGEST_ANSWER, ROOT, TERMINAL
 from sandbox.errors import EXIT_LAUNCHER_FAILED, TIMED_OUT, SandboxError, complain, note, reason, warn
+from sandbox.home import Home
 from sandbox.keeping import Destination, Kept
 from sandbox.level_steps import Identity, Timeout, UserNamespace, mapped
 from sandbox.plan import Plan
@@ -40,6 +41,7 @@ class Wanted(Record):
     words: tuple[int, ...]
     umask: int
     limit: int
+    home: Home
 
 
 class Attendant:
@@ -145,7 +147,7 @@ class Attendant:
         wanted = self.wanted
 
         def copy() -> Kept:
-            return keeping.copy_out(destination, root, directory, reader, wanted.limit, wanted.umask)
+            return keeping.copy_out(destination, root, directory, reader, wanted.limit, wanted.umask, wanted.home)
 
         kept = keeping.as_root_inside(mounts, copy) if inside is not None and ids is None else copy()
         wanted = wanted.replace(limit=max(wanted.limit - kept.size, 0))

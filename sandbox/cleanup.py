@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 
-from sandbox import fsops, records
+from sandbox import copies, fsops, records
 from sandbox.engine import syscalls as sys
 from sandbox.errors import printable, reason
 from sandbox.home import Home
@@ -37,17 +37,19 @@ def clean(where: Home, *, dry: bool) -> Iterator[Finding]:
 
 
 def _runs(where: Home, *, dry: bool) -> Iterator[Finding]:
-    """Dead runs: their processes, scratch directories, cgroups, procdirs, and last their records."""
+    """Dead runs: their processes, scratch directories, cgroups, procdirs, and last their records; unfinished copies."""
     for name in sorted(fsops.names(where.records_fd)):
         if name.startswith(fsops.TEMPORARY):
             continue
-        shown, failure = "", ""
+        kind, shown, failure = "run", printable(name), ""
         try:
             with records.dead_record(where, name) as facts:
                 if facts is None:
                     continue
                 words = facts.get("command")
-                shown = " ".join(map(str, words)) if isinstance(words, list) else "damaged record"
+                shown += " " + printable(" ".join(map(str, words)) if isinstance(words, list) else "damaged record")
+                if (copy := copies.path(facts)) is not None:
+                    kind, shown = "copy", printable(copy)
                 if not dry:
                     records.clean_after(where, name, facts)
         except FileNotFoundError:
@@ -55,7 +57,7 @@ def _runs(where: Home, *, dry: bool) -> Iterator[Finding]:
             continue
         except OSError as error:
             failure = reason(error)
-        yield Finding("run", f"{printable(name)} {printable(shown)}".strip(), failure)
+        yield Finding(kind, shown.strip(), failure)
 
 
 def _procdirs(where: Home, *, dry: bool) -> Iterator[Finding]:

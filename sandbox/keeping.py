@@ -8,9 +8,10 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from sandbox import fsops, outputs
+from sandbox import copies, fsops, outputs
 from sandbox.engine.syscalls import CLONE_NEWUSER, setns, syncfs
 from sandbox.errors import SandboxError, UsageError, printable, reason
+from sandbox.home import Home
 from sandbox.record import Record
 from sandbox.spec import Keep, Spec
 
@@ -91,9 +92,12 @@ def _open_destination(keep: Keep, cwd: bytes, stack: contextlib.ExitStack) -> De
 
 
 def copy_out(
-    destination: Destination, root: int, directory: int, reader: "fsops.Reader", limit: int, umask: int
+    destination: Destination, root: int, directory: int, reader: "fsops.Reader", limit: int, umask: int, home: Home
 ) -> Kept:
-    """One artefact, complete or not at all. Relative sources are beneath the command's working `directory`."""
+    """One artefact, complete or not at all. Relative sources are beneath the command's working `directory`.
+
+    What is half done is recorded in the `home`.
+    """
     source = destination.keep.source
     kept = Kept(os.fsdecode(source), os.fsdecode(destination.keep.target))
     copy = fsops.Copy(reader, limit, umask)
@@ -102,11 +106,9 @@ def copy_out(
             reader.check(os.fstat(found), source)
             with fsops.closing(fsops.open_readable(found)) as opened:
                 if stat.S_ISDIR(os.fstat(opened).st_mode):
-                    _publish_tree(copy, opened, destination)
+                    _publish_tree(copy, opened, destination, home)
                 else:
-                    with fsops.Draft(destination.parent) as draft:
-                        copy.file(opened, draft.fd, source)
-                        draft.publish(destination.name)
+                    _publish_file(copy, opened, destination, home)
     except OSError as error:
         return kept.replace(error=_why(error, source))
     return kept.replace(files=copy.files, size=copy.taken, skipped=copy.skipped)
@@ -133,17 +135,35 @@ def as_root_inside(mount_namespace: int, copy: "Callable[[], Kept]") -> Kept:
     return Kept(*json.loads(data))
 
 
-def _publish_tree(copy: "fsops.Copy", opened: int, destination: Destination) -> None:
-    parent, temporary = destination.parent, fsops.temporary_name()
-    copy.own_name = temporary
-    with fsops.closing(fsops.make_new_dir(parent, temporary)) as made:
-        try:
-            copy.tree(opened, made, destination.keep.source)
-            syncfs(made)
-            fsops.publish_dir(parent, temporary, destination.name)
-        except BaseException:
-            fsops.remove_tree(parent, temporary)
-            raise
+def _publish_tree(copy: "fsops.Copy", opened: int, destination: Destination, home: Home) -> None:
+    parent, source = destination.parent, destination.keep.source
+    with copies.claimed(home, parent, source) as claim:
+        copy.own_name = claim.name
+        with fsops.closing(fsops.make_new_dir(parent, claim.name)) as made:
+            try:
+                claim.made(os.fstat(made))
+                copy.tree(opened, made, source)
+                syncfs(made)
+                fsops.publish_dir(parent, claim.name, destination.name)
+            except BaseException:
+                fsops.remove_tree(parent, claim.name)
+                raise
+
+
+def _publish_file(copy: "fsops.Copy", opened: int, destination: Destination, home: Home) -> None:
+    parent, source = destination.parent, destination.keep.source
+    claims = []
+    with contextlib.ExitStack() as stack:
+
+        def called() -> bytes:
+            claims.append(stack.enter_context(copies.claimed(home, parent, source)))
+            return claims[0].name
+
+        draft = stack.enter_context(fsops.Draft(parent, called=called))
+        for claim in claims:
+            claim.made(os.fstat(draft.fd))
+        copy.file(opened, draft.fd, source)
+        draft.publish(destination.name)
 
 
 def _why(error: OSError, source: bytes) -> str:

@@ -100,7 +100,7 @@ def prepare(
 
         surroundings = enclosing.surroundings(spec, mode, maker, tuple(opened), roots, given, cwd, stack, say)
         command_env |= surroundings.variables(spec)
-    wanted = _wanted(spec, cwd, stack)
+    wanted = _wanted(spec, cwd, where, stack)
     maker.show_hint()
     draft = _draft(spec, mode, where, stack)
     recompile = _compiler(spec, maker, materials, targets, surroundings, cwd, draft, stack, say=say, build=build)
@@ -210,7 +210,7 @@ def _open_trees(
     return where, opened, opened_roots
 
 
-def _wanted(spec: Spec, cwd: bytes, stack: contextlib.ExitStack) -> "attending.Wanted | None":
+def _wanted(spec: Spec, cwd: bytes, where: Home, stack: contextlib.ExitStack) -> "attending.Wanted | None":
     """What the run is attended for; a place for artefacts is looked at before anything is done. Raises UsageError."""
     if not needs_attendant(spec):
         return None
@@ -218,7 +218,7 @@ def _wanted(spec: Spec, cwd: bytes, stack: contextlib.ExitStack) -> "attending.W
 
     if spec.tty:
         terminal.check()
-    return attending.Wanted(tuple(keeping.open_destinations(spec, cwd, stack)), (), 0, 0)
+    return attending.Wanted(tuple(keeping.open_destinations(spec, cwd, stack)), (), 0, 0, where)
 
 
 def _require_mounts(spec: Spec) -> None:

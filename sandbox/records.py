@@ -110,6 +110,18 @@ class RunRecord:
         os.close(self.fd)
 
 
+def here() -> dict[str, Any]:
+    """What a record says of the process that makes it."""
+    return {
+        "host": os.uname().nodename,
+        "boot_id": boot_id(),
+        "pid_namespace": os.stat("/proc/self/ns/pid").st_ino,
+        "pid": os.getpid(),
+        # As field 22 of /proc/PID/stat counts (proc(5)): hundredths of a second since boot.
+        "start_time": time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 10_000_000,
+    }
+
+
 def new_record(home: Home, command: tuple[bytes, ...], plan: Plan, scratch_parents: list[bytes]) -> RunRecord:
     """A locked record and an empty procdir for this process; the scratch directories have names, but are not made.
 
@@ -121,12 +133,7 @@ def new_record(home: Home, command: tuple[bytes, ...], plan: Plan, scratch_paren
     names = [os.fsdecode(step.name) for step in plan.steps if isinstance(step, Name)]
     label = next((step for step in plan.steps if isinstance(step, Label)), Label(b"", ()))
     facts = {
-        "host": os.uname().nodename,
-        "boot_id": boot_id(),
-        "pid_namespace": os.stat("/proc/self/ns/pid").st_ino,
-        "pid": os.getpid(),
-        # As field 22 of /proc/PID/stat counts (proc(5)): hundredths of a second since boot.
-        "start_time": time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 10_000_000,
+        **here(),
         "command": [os.fsdecode(word) for word in command],
         "mode": plan.mode.name.lower(),
         "engine": "python",
@@ -250,6 +257,10 @@ def clean_after(home: Home, name: bytes, facts: dict[str, Any]) -> None:
     scratch = facts.get("scratch")
     for path in scratch if isinstance(scratch, list) else ():
         remove_scratch(os.fsencode(str(path)), run_id)
+    if "copy" in facts:
+        from sandbox import copies
+
+        copies.remove(facts)
     fsops.remove_dir(home.procdirs_fd, name)
     fsops.delete_file(home.records_fd, name)
 

@@ -130,7 +130,9 @@ def _read(fd: int, name: bytes, where: bytes, supervisor: Callable[[dict[str, An
     """The run of a record; `supervisor` tells from its facts which pid is to be believed."""
     line, plan = records.read_record(fd)
     facts = records.parse_record(line)
-    return Running(name, where, os.fstat(fd).st_uid, supervisor(facts), facts, plan) if facts.get("id") else None
+    # An artefact that is being copied out has a record as well (copies.py).
+    is_run = facts.get("id") and "copy" not in facts
+    return Running(name, where, os.fstat(fd).st_uid, supervisor(facts), facts, plan) if is_run else None
 
 
 def _here() -> tuple[str, int]:

@@ -10,8 +10,8 @@ from sandbox.home import Home
 
 _DESCRIPTION = """\
 Removes what sandboxes left that were killed: their processes, records, run directories, scratch directories and
-cgroups, half-built images, loop devices that nobody uses. Found by the records in your home; what lives is not
-touched. Every sandbox run does the first part of it for the runs of its home."""
+cgroups, unfinished copies of --keep, half-built images, loop devices that nobody uses. Found by the records in your
+home; what lives is not touched. Every sandbox run does the first part of it for the runs of its home."""
 
 
 def register(subparsers: Any) -> None:

@@ -16,9 +16,12 @@ _CHUNK = 1 << 30
 
 
 class Draft:
-    """A file that nobody can see yet. `publish` gives it its name; without that it never existed."""
+    """A file that nobody can see yet. `publish` gives it its name; without that it never existed.
 
-    def __init__(self, parent: int, mode: int = 0o600) -> None:
+    `called` is asked for a temporary name where a file has to have one.
+    """
+
+    def __init__(self, parent: int, mode: int = 0o600, called: Callable[[], bytes] = temporary_name) -> None:
         self.parent = parent
         self.temporary: bytes | None = None
         try:
@@ -26,7 +29,7 @@ class Draft:
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
-            self.temporary = temporary_name()
+            self.temporary = called()
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             self.fd = open_new(self.temporary, flags, mode, parent=parent)
 

@@ -84,6 +84,11 @@ pub struct Level {
 /// Remove a tree of this user's, depth first. A directory that is not there is fine, one of somebody else's is EPERM,
 /// a mount inside is EXDEV.
 pub fn remove_tree(parent: BorrowedFd, name: &CStr) -> Result<(), Errno> {
+    remove_tree_if(parent, name, |_| true)
+}
+
+/// The same of one that is, when it is open, what is `meant`; ESTALE if it is not.
+pub fn remove_tree_if(parent: BorrowedFd, name: &CStr, meant: impl Fn(&Stat) -> bool) -> Result<(), Errno> {
     let root = match open_unlocked(parent, name) {
         Err(Errno::NOENT) => return Ok(()),
         other => other?,
@@ -91,6 +96,9 @@ pub fn remove_tree(parent: BorrowedFd, name: &CStr) -> Result<(), Errno> {
     let status = fstat(&root)?;
     if status.st_uid != rustix::process::getuid().as_raw() {
         return Err(Errno::PERM);
+    }
+    if !meant(&status) {
+        return Err(Errno::STALE);
     }
     // A stack of our own: a tree may be deeper than the stack of this process.
     let mut stack = vec![level(root, name)?];

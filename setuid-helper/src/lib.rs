@@ -10,6 +10,7 @@ mod attendance;
 mod cgroup;
 mod child;
 mod cli;
+mod copies;
 mod environment;
 mod errno;
 mod error;

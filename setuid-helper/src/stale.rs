@@ -1,5 +1,6 @@
 //! What the dead left behind. Only who holds the lock of a record may clean up after its run.
 
+use crate::copies;
 use crate::fsops::{read_all, remove_dir, same_inode};
 use crate::home::Home;
 use crate::json::{self, Value};
@@ -68,6 +69,7 @@ fn clean_one(home: &Home, name: &CStr) -> Result<bool, Errno> {
     for path in &run.scratch {
         scratch::remove(path, &run.id)?;
     }
+    copies::remove(&run.copy)?;
     match remove_dir(&home.procdirs, name.to_bytes()) {
         Ok(()) | Err(Errno::NOENT) => unlinkat(&home.records, name, AtFlags::empty()).map(|()| true),
         Err(error) => Err(error),
@@ -80,6 +82,7 @@ struct Run {
     host: Vec<u8>,
     boot_id: Vec<u8>,
     scratch: Vec<Vec<u8>>,
+    copy: Vec<Vec<u8>>,
 }
 
 fn read_record(fd: &OwnedFd) -> Result<Option<Run>, Errno> {
@@ -87,13 +90,15 @@ fn read_record(fd: &OwnedFd) -> Result<Option<Run>, Errno> {
     // An encoded plan follows the line.
     let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let Some(members) = json::parse(line) else { return Ok(None) };
-    let mut run = Run { id: String::new(), host: Vec::new(), boot_id: Vec::new(), scratch: Vec::new() };
+    let mut run =
+        Run { id: String::new(), host: Vec::new(), boot_id: Vec::new(), scratch: Vec::new(), copy: Vec::new() };
     for (name, value) in members {
         match (name.as_slice(), value) {
             (b"id", Value::Text(text)) => run.id = String::from_utf8(text).unwrap_or_default(),
             (b"host", Value::Text(text)) => run.host = text,
             (b"boot_id", Value::Text(text)) => run.boot_id = text,
             (b"scratch", Value::List(list)) => run.scratch = list,
+            (b"copy", Value::List(list)) => run.copy = list,
             _ => {}
         }
     }
