@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import IO, Any, Literal, Self, TypedDict, Unpack, overload
 
 from sandbox import environment
+from sandbox.api import shielded
 from sandbox.api import start as starting
 from sandbox.api.options import CommonOptions, Options, Text, command_words, make_spec, variables
 from sandbox.api.process import AsyncProcess, Process
@@ -102,8 +103,14 @@ class Sandbox:
         found or cannot be executed, another SandboxError when the sandbox could not be made.
         """
         where, check, timeout = _streams(how, input)
-        with self._spawn(argv, text, where) as process, self._forgetting():
-            result = process.result(input, timeout)
+        made: list[Process[Any]] = []
+        try:
+            self._spawn(argv, text, where, made)
+            with self._forgetting():
+                result = made[0].result(input, timeout)
+        finally:
+            for process in made:
+                process.close()
         if check:
             result.check_returncode()
         return result
@@ -116,11 +123,26 @@ class Sandbox:
 
     def spawn(self, argv: Sequence[Text], *, text: bool = False, **how: Unpack[Where]) -> Process[Any]:
         """Start a command, as subprocess.Popen does. Raises SandboxError when the sandbox cannot be prepared."""
-        return self._spawn(argv, text, dict(how))
+        made: list[Process[Any]] = []
+        try:
+            self._spawn(argv, text, dict(how), made)
+            return made[0]
+        except BaseException:
+            for process in made:
+                process.close()
+            raise
 
-    def _spawn(self, argv: Sequence[Text], text: bool, how: dict[str, Any]) -> Process[Any]:
-        start = self._begin(command_words(argv), how.pop("env", None), how.pop("cwd", None))
-        return Process(start, text=text, streams=how)
+    def _spawn(self, argv: Sequence[Text], text: bool, how: dict[str, Any], made: list[Process[Any]]) -> None:
+        """The process goes into `made`, where it is found whatever is raised meanwhile."""
+        words, env, cwd = command_words(argv), how.pop("env", None), how.pop("cwd", None)
+        if not self._ready and words and words[0]:
+            # It may convert an archive, which can be interrupted.
+            self.prepare(env=env, cwd=cwd)
+
+        def launch() -> None:
+            made.append(Process(self._begin(words, env, cwd), text=text, streams=how))
+
+        shielded.call(launch)
 
     async def run_async(
         self,
