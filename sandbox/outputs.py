@@ -27,6 +27,7 @@ def refuse_shared(spec: Spec, cwd: bytes = b"", junit: bytes | None = None) -> N
 
     Artefacts are relative to `cwd` (default: this process's). Who opens a file says what is wrong with its directory.
     """
+    _refuse_passed_on(spec)
     taken: dict[tuple[int, int, bytes], str] = {}
     for option, parent, name in _places(spec, cwd, junit):
         with contextlib.suppress(OSError, ValueError):
@@ -36,6 +37,16 @@ def refuse_shared(spec: Spec, cwd: bytes = b"", junit: bytes | None = None) -> N
                 text = f"{taken[place]} and {option} name one and the same file, {printable(name)}"
                 raise UsageError(text, hint="give each a file of its own")
             taken[place] = option
+
+
+def _refuse_passed_on(spec: Spec) -> None:
+    """What sandbox itself writes to is closed for the command, which would miss it."""
+    status = None if spec.status_fd is None else b"%d" % spec.status_fd
+    for option, text in (("--status-fd", status), ("--report", spec.report), ("--trace", spec.trace)):
+        digits = (text or b"") if text is status else (text or b"").partition(b"fd:")[2]
+        if digits.isdigit() and int(digits) in spec.pass_fds:
+            what = f"{option} and --pass-fd name the same descriptor"
+            raise UsageError(what, hint="give each a descriptor of its own")
 
 
 def _places(spec: Spec, cwd: bytes, junit: bytes | None) -> Iterator[tuple[str, bytes, bytes]]:

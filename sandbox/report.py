@@ -362,5 +362,7 @@ def write_target(target: Target, data: bytes, mode: int) -> None:
         while data:
             data = data[os.write(target.fd, data) :]
     except OSError as error:
-        hint = "the command has ended as it has; only its report is missing"
-        raise SandboxError(f"cannot write the report {printable(target.name)}: {reason(error)}", hint=hint) from None
+        what = "trace" if target.kind is Kind.TRACE else "report"
+        hint = f"the command has ended as it has; only its {what} is missing"
+        where = f"the {what} {printable(target.name)}".rstrip()
+        raise SandboxError(f"cannot write {where}: {reason(error)}", hint=hint) from None

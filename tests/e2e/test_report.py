@@ -166,3 +166,24 @@ def test_each_file_has_a_place_of_its_own(run_sandbox, who, area, options):
     early = run_sandbox(["run", "--timeout", "soon", *options, "--", "true"], as_user=who.as_user)
     assert (early.returncode, early.stderr.count("\n")) == (125, 1), early.stderr
     assert (where / "same").read_text() == "from before\n"
+
+
+@pytest.mark.parametrize("engine", ["python", "native"])
+@pytest.mark.parametrize("what", ["report", "trace"])
+def test_what_cannot_be_written_is_called_by_its_name(run_sandbox, user, engine, what):
+    with open("/dev/full", "w") as full:
+        options = ["--engine", engine, f"--{what}", f"fd:{full.fileno()}"]
+        done = run_sandbox(["run", *options, "true"], as_user=user.as_user, pass_fds=[full.fileno()])
+    assert f"cannot write the {what}: No space left on device" in done.stderr
+    assert f"only its {what} is missing" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--status-fd", "--report", "--trace"])
+def test_a_descriptor_that_is_passed_on_as_well(run_sandbox, user, option):
+    with open("/dev/null", "w") as null:
+        number = str(null.fileno())
+        options = ["--isolation", "job", option, number if option == "--status-fd" else f"fd:{number}"]
+        words = ["run", *options, "--pass-fd", number, "true"]
+        done = run_sandbox(words, as_user=user.as_user, pass_fds=[null.fileno()])
+    assert done.returncode == 125
+    assert f"{option} and --pass-fd name the same descriptor" in done.stderr

@@ -101,8 +101,12 @@ impl Reports {
             let mut text = report.start.clone();
             text.extend(text::rest(account, report.origin_ns, report.kind).as_bytes());
             let written = if report.name.is_empty() { write_all(&report.out, &text) } else { publish(report, &text) };
-            let hint = "the command has ended as it has; only its report is missing";
-            written.doing("write the report", &report.name).map_err(|failure| failure.hint(hint))
+            let (doing, hint) = if report.kind == Kind::Trace {
+                ("write the trace", "the command has ended as it has; only its trace is missing")
+            } else {
+                ("write the report", "the command has ended as it has; only its report is missing")
+            };
+            written.doing(doing, &report.name).map_err(|failure| failure.hint(hint))
         };
         all.map(write).fold(Ok(()), Outcome::and)
     }
