@@ -41,10 +41,11 @@ def refuse_shared(spec: Spec, cwd: bytes = b"", junit: bytes | None = None) -> N
 
 def _refuse_passed_on(spec: Spec) -> None:
     """What sandbox itself writes to is closed for the command, which would miss it."""
-    status = None if spec.status_fd is None else b"%d" % spec.status_fd
-    for option, text in (("--status-fd", status), ("--report", spec.report), ("--trace", spec.trace)):
-        digits = (text or b"") if text is status else (text or b"").partition(b"fd:")[2]
-        if digits.isdigit() and int(digits) in spec.pass_fds:
+    taken = {"--status-fd": b"" if spec.status_fd is None else b"fd:%d" % spec.status_fd}
+    taken |= {"--report": spec.report or b"", "--trace": spec.trace or b""}
+    passed = {b"fd:%d" % number for number in spec.pass_fds}
+    for option, target in taken.items():
+        if target in passed:
             what = f"{option} and --pass-fd name the same descriptor"
             raise UsageError(what, hint="give each a descriptor of its own")
 
