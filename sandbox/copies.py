@@ -10,18 +10,15 @@ import errno
 import fcntl
 import json
 import os
+import re
 import stat
-from collections.abc import Iterator
 from typing import Any
 
 from sandbox import fsops, records
 from sandbox.engine import syscalls as sys
 from sandbox.home import Home
 
-_AT_FDCWD = -100
-_LINKS = sys.RESOLVE_NO_SYMLINKS | sys.RESOLVE_NO_MAGICLINKS
-_DIGITS = frozenset(b"0123456789abcdef")
-_RANDOM = 16
+_NAME = re.compile(re.escape(fsops.TEMPORARY) + rb"[0-9a-f]{16}")
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -59,13 +56,6 @@ class Claim:
             os.close(self._fd)
 
 
-@contextlib.contextmanager
-def claimed(home: Home, parent: int, source: bytes) -> Iterator[Claim]:
-    """A claim, closed after the block."""
-    with contextlib.closing(Claim(home, parent, source)) as claim:
-        yield claim
-
-
 def _numbers(status: os.stat_result | None) -> tuple[str, str]:
     """Device and inode, always of one length; zeros for what is not made yet."""
     dev, ino = (0, 0) if status is None else (status.st_dev, status.st_ino)
@@ -92,11 +82,10 @@ def remove(facts: dict[str, Any]) -> None:
     if (place := _place(facts)) is None:
         return
     where, dev, ino, name, *made = place
-    random = name.removeprefix(fsops.TEMPORARY)
-    if not where.startswith(b"/") or len(random) != _RANDOM or not _DIGITS.issuperset(random) or random == name:
+    if not where.startswith(b"/") or not _NAME.fullmatch(name):
         return
     try:
-        parent = sys.openat2(_AT_FDCWD, where, os.O_PATH | os.O_DIRECTORY, resolve=_LINKS)
+        parent = sys.openat2(sys.AT_FDCWD, where, os.O_PATH | os.O_DIRECTORY, resolve=sys.RESOLVE_NO_LINKS)
     except OSError as error:
         if error.errno in _GONE:
             return

@@ -137,7 +137,7 @@ def as_root_inside(mount_namespace: int, copy: "Callable[[], Kept]") -> Kept:
 
 def _publish_tree(copy: "fsops.Copy", opened: int, destination: Destination, home: Home) -> None:
     parent, source = destination.parent, destination.keep.source
-    with copies.claimed(home, parent, source) as claim:
+    with contextlib.closing(copies.Claim(home, parent, source)) as claim:
         copy.own_name = claim.name
         with fsops.closing(fsops.make_new_dir(parent, claim.name)) as made:
             try:
@@ -156,7 +156,7 @@ def _publish_file(copy: "fsops.Copy", opened: int, destination: Destination, hom
     with contextlib.ExitStack() as stack:
 
         def called() -> bytes:
-            claims.append(stack.enter_context(copies.claimed(home, parent, source)))
+            claims.append(stack.enter_context(contextlib.closing(copies.Claim(home, parent, source))))
             return claims[0].name
 
         draft = stack.enter_context(fsops.Draft(parent, called=called))

@@ -14,14 +14,12 @@ from sandbox.plan_types import Place
 if TYPE_CHECKING:
     from sandbox.engine.steps import Child
 
-_HOST = sys.RESOLVE_NO_SYMLINKS | sys.RESOLVE_NO_MAGICLINKS
-
 
 def bind(child: "Child", step: Bind) -> None:
     from sandbox.engine.steps import check_identity
 
     place = step.place
-    with fsops.closing(sys.openat2(sys.AT_FDCWD, place.path, os.O_PATH, resolve=_HOST)) as fd:
+    with fsops.closing(sys.openat2(sys.AT_FDCWD, place.path, os.O_PATH, resolve=sys.RESOLVE_NO_LINKS)) as fd:
         check_identity(fd, place.dev, place.ino, place.path)
         child.mounts[step.slot] = child.clone(fd, recursive=True)
 

@@ -34,6 +34,7 @@ MNT_DETACH = 2
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_NO_LINKS = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 RENAME_NOREPLACE = 1
@@ -354,11 +355,8 @@ class LoopStatus:
     __slots__ = ("dev", "flags", "ino", "name", "offset", "size_limit")
 
     def __init__(self, raw: bytes) -> None:
-        fields = _LOOP_INFO64.unpack(raw)
-        self.dev, self.ino, self.offset, self.size_limit, self.flags, self.name = (
-            *fields[:2],
-            *fields[3:5],
-            *fields[8:10],
+        self.dev, self.ino, _, self.offset, self.size_limit, *_, self.flags, self.name, _, _, _, _ = (
+            _LOOP_INFO64.unpack(raw)
         )
 
     def backs(self, dev: int, ino: int) -> bool:

@@ -8,7 +8,7 @@ from sandbox.engine import syscalls as sys
 from sandbox.fsops.handles import closing, make_new_dir, names, new_file, new_symlink, set_mode_and_time
 from sandbox.record import Record
 
-_INSIDE = sys.RESOLVE_BENEATH | sys.RESOLVE_NO_SYMLINKS | sys.RESOLVE_NO_MAGICLINKS | sys.RESOLVE_NO_XDEV
+_INSIDE = sys.RESOLVE_BENEATH | sys.RESOLVE_NO_LINKS | sys.RESOLVE_NO_XDEV
 _DEEPEST = 128
 _CHUNK = 1 << 20
 # What an entry costs beside its content, or a tree of empty files would be free.
@@ -110,9 +110,8 @@ class Copy:
 
 def open_found(start: int, path: bytes) -> int:
     """What a path leads to, to be looked at: absolute ones in the root `start`, others beneath it; through no link."""
-    links = sys.RESOLVE_NO_SYMLINKS | sys.RESOLVE_NO_MAGICLINKS
     where = sys.RESOLVE_IN_ROOT if path.startswith(b"/") else sys.RESOLVE_BENEATH
-    return sys.openat2(start, path, os.O_PATH, resolve=links | where)
+    return sys.openat2(start, path, os.O_PATH, resolve=sys.RESOLVE_NO_LINKS | where)
 
 
 def open_readable(found: int) -> int:

@@ -75,7 +75,7 @@ def open_new(name: bytes, flags: int, mode: int, *, parent: int) -> int:
 
 def open_path(parent: int, path: bytes) -> int:
     """An O_PATH handle of a directory beneath `parent`: no symlink, no way out, mounts may be crossed."""
-    resolve = sys.RESOLVE_BENEATH | sys.RESOLVE_NO_SYMLINKS | sys.RESOLVE_NO_MAGICLINKS
+    resolve = sys.RESOLVE_BENEATH | sys.RESOLVE_NO_LINKS
     return sys.openat2(parent, path, os.O_PATH | os.O_DIRECTORY, resolve=resolve)
 
 

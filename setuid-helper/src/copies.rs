@@ -1,14 +1,13 @@
 //! Artefacts that were being copied out when the process that copied was killed (sandbox/copies.py records them).
 
-use crate::fsops::{remove_dir, remove_tree_if};
+use crate::fsops::{NO_LINKS, TEMPORARY, remove_dir, remove_tree_if};
 use crate::prelude::*;
 use crate::procfs;
 use alloc::ffi::CString;
 use rustix::fd::AsFd;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat2, statat, unlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat2, statat, unlinkat};
 use rustix::io::Errno;
 
-const PREFIX: &[u8] = b".tmp-";
 const RANDOM: usize = 16;
 
 /// Remove the copy that a dead one's record names: directory, its device and inode, name, device and inode of what was
@@ -21,8 +20,7 @@ pub fn remove(words: &[Vec<u8>]) -> Result<(), Errno> {
         return Ok(());
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let links = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let found = openat2(CWD, parent.as_slice(), flags, Mode::empty(), links).and_then(|parent| {
+    let found = openat2(CWD, parent.as_slice(), flags, Mode::empty(), NO_LINKS).and_then(|parent| {
         let above = fstat(&parent)?;
         if (above.st_dev, above.st_ino) == (dev, ino) { exactly(parent, name, made_dev, made_ino) } else { Ok(()) }
     });
@@ -35,7 +33,7 @@ pub fn remove(words: &[Vec<u8>]) -> Result<(), Errno> {
 /// Whether it is a name that only we give.
 fn is_ours(name: &[u8]) -> bool {
     let is_hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    name.strip_prefix(PREFIX).is_some_and(|random| random.len() == RANDOM && random.iter().all(is_hex))
+    name.strip_prefix(TEMPORARY.as_bytes()).is_some_and(|random| random.len() == RANDOM && random.iter().all(is_hex))
 }
 
 fn exactly(parent: impl AsFd, name: &[u8], dev: u64, ino: u64) -> Result<(), Errno> {

@@ -4,11 +4,17 @@ use crate::prelude::*;
 use alloc::ffi::CString;
 use core::ffi::CStr;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, chmod, fstat, mkdirat, openat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, chmod, fstat, mkdirat, openat, statat, unlinkat,
+};
 use rustix::io::Errno;
 
 /// How directories of ours are opened.
 pub const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// Through no link, wherever it stands.
+pub const NO_LINKS: ResolveFlags = ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_MAGICLINKS);
+/// With it a name begins that is another one's until all is there.
+pub const TEMPORARY: &str = ".tmp-";
 
 /// The path that means an open descriptor, in one short string.
 pub fn proc_fd(fd: impl AsFd) -> String {

@@ -260,9 +260,7 @@ def test_a_file_without_o_tmpfile_is_recorded_as_well(tmp_path):
             no_tmpfile.forbid()
             fd = os.open(tmp_path / "home", os.O_RDONLY)
             with contextlib.ExitStack() as stack:
-                claim = stack.enter_context(
-                    copies.claimed(Home(b"", fd, b"", fd, fd, fd), _open(tmp_path / "own"), b"x")
-                )
+                claim = copies.Claim(Home(b"", fd, b"", fd, fd, fd), _open(tmp_path / "own"), b"x")
                 draft = stack.enter_context(fsops.Draft(_open(tmp_path / "own"), called=lambda: claim.name))
                 claim.made(os.fstat(draft.fd))
                 os.write(draft.fd, b"half")

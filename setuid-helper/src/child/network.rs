@@ -6,6 +6,7 @@ use super::rtnetlink::{LOOPBACK, Netlink, Network};
 use super::world::check_device;
 use crate::attendance::send_fds;
 use crate::error::{Doing, Failure, Outcome, printable};
+use crate::fsops::NO_LINKS;
 use crate::plan::{Step, Words};
 use crate::prelude::*;
 use crate::setuid::{NETWORK, OVERLAY, PORT, refused};
@@ -13,7 +14,7 @@ use crate::sys;
 use core::net::{Ipv4Addr, SocketAddrV4};
 use core::time::Duration;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Stat, fstat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, openat2};
 use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
 use rustix::net::sockopt::{Timeout, set_socket_reuseaddr, set_socket_timeout};
@@ -123,8 +124,7 @@ impl Child<'_> {
 /// With the caller's rights. It belongs to the network namespace of who opens it.
 fn open_tun() -> Outcome<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let links = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let tun = openat2(CWD, TUN, flags, Mode::empty(), links).doing("open", TUN.as_bytes())?;
+    let tun = openat2(CWD, TUN, flags, Mode::empty(), NO_LINKS).doing("open", TUN.as_bytes())?;
     check_device(&tun, TUN_NUMBER, TUN)?;
     Ok(tun)
 }

@@ -2,9 +2,9 @@
 
 use super::Child;
 use super::mounts::{clone_mount, kernel_attributes, move_onto};
-use super::place::{NO_LINKS, resolve};
+use super::place::resolve;
 use crate::error::{Doing, Failure, Outcome};
-use crate::fsops::open_path;
+use crate::fsops::{NO_LINKS, open_path};
 use crate::plan::{Place, Slot, Step, attr};
 use crate::prelude::*;
 use crate::setuid::MOUNT;

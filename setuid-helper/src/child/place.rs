@@ -2,7 +2,7 @@
 
 use super::Child;
 use crate::error::{Doing, Failure, Outcome, printable};
-use crate::fsops::{open_path, same_inode};
+use crate::fsops::{NO_LINKS, open_path, same_inode};
 use crate::plan::{Base, Place};
 use crate::prelude::*;
 use crate::sources::same_directory;
@@ -11,7 +11,6 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fs
 use rustix::io::Errno;
 
 pub const PATH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-pub const NO_LINKS: ResolveFlags = ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_MAGICLINKS);
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(NO_LINKS);
 /// RESOLVE_BENEATH and RESOLVE_IN_ROOT answer EAGAIN when a rename ran beside them: openat2(2), "try again".
 const ATTEMPTS: u32 = 100;

@@ -2,9 +2,9 @@
 
 use super::Child;
 use super::mounts::{SAFE, clone_mount, copy_mount, kernel_attributes, move_onto, new_mount};
-use super::place::{NO_LINKS, PATH};
+use super::place::PATH;
 use crate::error::{Doing, Failure, Outcome, printable};
-use crate::fsops::{make_new_dir, open_path};
+use crate::fsops::{NO_LINKS, make_new_dir, open_path};
 use crate::plan::{Mode as LaunchMode, Place};
 use crate::prelude::*;
 use crate::setuid::{MOUNT, check_target, is_proc, refused};

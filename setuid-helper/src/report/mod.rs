@@ -9,7 +9,7 @@ pub use account::{Account, Ending, Marks, Peaks, Usage};
 pub use text::iso;
 
 use crate::error::{Doing, Failure, Outcome};
-use crate::fsops::{proc_fd, write_all};
+use crate::fsops::{TEMPORARY, proc_fd, write_all};
 use crate::messages;
 use crate::prelude::*;
 use crate::sys;
@@ -101,12 +101,9 @@ impl Reports {
             let mut text = report.start.clone();
             text.extend(text::rest(account, report.origin_ns, report.kind).as_bytes());
             let written = if report.name.is_empty() { write_all(&report.out, &text) } else { publish(report, &text) };
-            let (doing, hint) = if report.kind == Kind::Trace {
-                ("write the trace", "the command has ended as it has; only its trace is missing")
-            } else {
-                ("write the report", "the command has ended as it has; only its report is missing")
-            };
-            written.doing(doing, &report.name).map_err(|failure| failure.hint(hint))
+            let what = if report.kind == Kind::Trace { "trace" } else { "report" };
+            let hint = format!("the command has ended as it has; only its {what} is missing");
+            written.doing(&format!("write the {what}"), &report.name).map_err(|failure| failure.hint(&hint))
         };
         all.map(write).fold(Ok(()), Outcome::and)
     }
@@ -134,7 +131,7 @@ fn parse(meta: &[u8], out: OwnedFd) -> Option<Report> {
 fn publish(report: &Report, text: &[u8]) -> Result<(), Errno> {
     let mut random = [0u8; 8];
     getrandom(&mut random, GetRandomFlags::empty())?;
-    let temporary = format!(".tmp-{:016x}", u64::from_le_bytes(random));
+    let temporary = format!("{TEMPORARY}{:016x}", u64::from_le_bytes(random));
     let directory = &report.out;
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let unnamed = openat(directory, ".", flags | OFlags::TMPFILE, report.mode);

@@ -3,13 +3,12 @@
 use super::policy::is_roots;
 use super::{Policy, Rights, refused};
 use crate::error::{Failure, printable};
-use crate::fsops::{proc_fd, same_inode};
+use crate::fsops::{NO_LINKS, proc_fd, same_inode};
 use crate::prelude::*;
 use crate::sys;
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, fstat, fstatfs, open, openat, openat2, readlinkat, statat,
-    statx,
+    AtFlags, CWD, Mode, OFlags, StatxFlags, fstat, fstatfs, open, openat, openat2, readlinkat, statat, statx,
 };
 use rustix::io::Errno;
 
@@ -59,8 +58,8 @@ fn check(file: BorrowedFd, policy: &Policy, rights: Rights) -> Result<(), Errno>
     let path = readlinkat(CWD, proc_fd(file), Vec::new())?.into_bytes();
     let cut = path.iter().rposition(|byte| *byte == b'/').ok_or(Errno::INVAL)?;
     let (parent, name) = (&path[..cut.max(1)], &path[cut + 1..]);
-    let how = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let directory = openat2(CWD, parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), how)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = openat2(CWD, parent, flags, Mode::empty(), NO_LINKS)?;
     let is_there = same_inode(&statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?, &status);
     (parent.starts_with(b"/") && is_there).then_some(()).ok_or(Errno::PERM)?;
     is_roots_way(directory, policy)?;
